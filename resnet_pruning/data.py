@@ -1,0 +1,204 @@
+"""CIFAR-10 and the digits that come with scikit-learn, as tensors on a device, cut into augmented batches there."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import calculate_md5
+
+from .files import ROOT
+
+DATASETS = ("cifar10", "digits")
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Labelled images of one split, on one device.
+
+    Attributes
+    ----------
+    pixels : uint8 tensor of shape (N, 3, 32, 32)
+    labels : int64 tensor of shape (N,)
+    dataset : name of the data set, one of `DATASETS`
+    classes : names of the classes, by label
+    mean, std : per colour channel, of pixels scaled to [0, 1]; what the network sees is (pixel - mean) / std
+    flips : whether a mirrored image still shows its class (not so for digits)
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    dataset: str
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    flips: bool
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index) -> "Images":
+        """The images at `index` (a slice, or an integer or boolean tensor), as `Images`."""
+        return dataclasses.replace(self, pixels=self.pixels[index], labels=self.labels[index])
+
+    def to(self, device: torch.device | str) -> "Images":
+        return dataclasses.replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels (B, 3, H, W) as the float32, channels-last batch that the network takes."""
+        mean, std = (torch.tensor(c, device=pixels.device).view(1, 3, 1, 1) * 255 for c in (self.mean, self.std))
+        return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def batches(self, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images in order, unaugmented: (inputs of shape (B, 3, 32, 32), labels of shape (B,))."""
+        for pixels, labels in zip(self.pixels.split(batch_size), self.labels.split(batch_size), strict=True):
+            yield self.normalised(pixels), labels
+
+
+def load(name: str, root: str | Path | None = None, device: torch.device | str = "cpu") -> tuple[Images, Images]:
+    """The training and the test images of a data set.
+
+    Parameters
+    ----------
+    name : "cifar10" (Krizhevsky 2009: 50,000 and 10,000 images; downloaded if absent) or "digits" (scikit-learn's
+        1,797 handwritten digits, enlarged from 8×8 to 32×32×3: 1,437 and 360 images; nothing to download)
+    root : folder that holds ``cifar-10-batches-py``; else ``$CIFAR10_ROOT``, else ``data/`` of the repository
+
+    Raises
+    ------
+    ValueError : unknown `name`, or a file of the archive that is truncated or altered
+    FileNotFoundError : CIFAR-10 is not there and cannot be downloaded
+    """
+    if name not in DATASETS:
+        raise ValueError(f"data set is {name!r}, expected one of {', '.join(DATASETS)}")
+    train, test = _cifar10(Path(root or os.environ.get("CIFAR10_ROOT") or ROOT / "data")) if name == "cifar10" else _digits()
+    return train.to(device), test.to(device)
+
+
+def _cifar10(root: Path) -> tuple[Images, Images]:
+    folder = root / CIFAR10.base_folder
+    files = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
+    # Checked before anything is read: the files are pickles, which only their MD5 makes safe to open.
+    for file, md5 in files:
+        path = folder / file
+        if path.exists() and (found := calculate_md5(path)) != md5:
+            raise ValueError(
+                f"{path} is truncated or altered: its MD5 is {found}, expected {md5}. "
+                f"Delete it and run again to download CIFAR-10 anew, or put a good copy in its place."
+            )
+    try:
+        parts = [CIFAR10(root, train=train, download=not all((folder / f).exists() for f, _ in files)) for train in (True, False)]
+    except (URLError, RuntimeError, OSError) as error:
+        raise FileNotFoundError(
+            f"CIFAR-10 is not in {folder} and could not be downloaded ({error}). Put the unpacked archive "
+            f"(folder {CIFAR10.base_folder}) into {root}, or point the variable CIFAR10_ROOT at the folder that "
+            f'holds it; or use the data set "digits", which needs no download.'
+        ) from error
+    return tuple(
+        Images(
+            torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
+            torch.tensor(part.targets),
+            "cifar10",
+            tuple(part.classes),
+            # of the 50,000 training images
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2470, 0.2435, 0.2616),
+            flips=True,
+        )
+        for part in parts
+    )
+
+
+def _digits() -> tuple[Images, Images]:
+    digits = load_digits()
+    grey = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / 16)
+    pixels = F.interpolate(grey, size=(32, 32), mode="bilinear").round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    labels = torch.from_numpy(digits.target).long()
+    indices = train_test_split(np.arange(len(labels)), test_size=360, stratify=digits.target, random_state=0)
+    names = tuple(str(n) for n in digits.target_names)
+    everything = Images(pixels, labels, "digits", names, mean=(0.3054,) * 3, std=(0.3237,) * 3, flips=False)
+    return tuple(everything[torch.from_numpy(np.sort(index))] for index in indices)
+
+
+def hold_out(images: Images, n: int, seed: int = 0) -> tuple[Images, Images]:
+    """Split training images into (the rest, `n` held-out ones), the same way for the same seed.
+
+    Raises
+    ------
+    ValueError : `n` leaves one of the two parts empty
+    """
+    if not 0 < n < len(images):
+        raise ValueError(f"{n} images to hold out, expected from 1 to {len(images) - 1}, of {len(images)} images")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).to(images.device)
+    return images[order[n:].sort().values], images[order[:n].sort().values]
+
+
+class Batches:
+    """Augmented training batches, cut on the device that holds the images.
+
+    Random crop after zero padding, horizontal flip where the data set allows it, and optional cutout (DeVries and
+    Taylor 2017, one square per image). All random choices of an epoch are drawn at once, from `seed` and the
+    epoch's number alone: any epoch can be replayed, on any device, without replaying those before it.
+
+    Parameters
+    ----------
+    images : what to draw from; each epoch visits every image once, but for the last incomplete batch
+    batch_size : images per batch
+    padding : pixels by which an image may be shifted in each direction
+    cutout : side in pixels of the square that is blanked, 0 for none
+    seed : of order and augmentation
+    """
+
+    def __init__(self, images: Images, batch_size: int, *, padding: int = 4, cutout: int = 0, seed: int = 0):
+        if not 1 <= batch_size <= len(images):
+            raise ValueError(f"batch_size is {batch_size}, expected from 1 to the number of images, {len(images)}")
+        self.images, self.batch_size, self.padding, self.cutout, self.seed = images, batch_size, padding, cutout, seed
+
+    def __len__(self) -> int:
+        return len(self.images) // self.batch_size
+
+    def epoch(self, number: int, size: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch: inputs of shape (batch_size, 3, size, size), and labels.
+
+        A `size` below 32 crops more, from less padding, so that shifts keep their range: a cheaper epoch.
+        """
+        images, n, device = self.images, len(self.images), self.images.device
+        padding = max(0, self.padding - (32 - size) // 2)
+        # CPU generator on purpose: the same choices on every device, moved there once per epoch.
+        generator = torch.Generator().manual_seed(int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0]))
+        order = torch.randperm(n, generator=generator).to(device)
+        corners = torch.randint(32 + 2 * padding - size + 1, (2, n), generator=generator).to(device)
+        flips = (torch.rand(n, generator=generator) < 0.5).to(device) & images.flips
+        holes = torch.randint(size, (2, n), generator=generator).to(device)
+        each = torch.arange(self.batch_size, device=device)
+        for i in range(len(self)):
+            part = slice(i * self.batch_size, (i + 1) * self.batch_size)
+            picked = order[part]
+            padded = F.pad(images.pixels[picked], [padding] * 4)
+            windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # (B, 3, shifts, shifts, size, size), a view
+            pixels = windows[each, :, corners[0, part], corners[1, part]]
+            pixels = torch.where(flips[part].view(-1, 1, 1, 1), pixels.flip(3), pixels)
+            inputs = images.normalised(pixels)
+            if self.cutout:
+                inputs = inputs * ~_squares(holes[:, part], self.cutout, size)
+            yield inputs, images.labels[picked]
+
+
+def _squares(centres: Tensor, side: int, size: int) -> Tensor:
+    """Boolean mask (B, 1, size, size) of squares with the given side, cut off at the border; centres is (2, B)."""
+    position = torch.arange(size, device=centres.device)
+    distance = position - centres.unsqueeze(-1) + side // 2  # (2, B, size): from the upper left corner
+    rows, columns = (distance >= 0) & (distance < side)
+    return (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)

@@ -1,0 +1,42 @@
+"""What a network answers on images, and how often it is right."""
+
+import torch
+from torch import Tensor, nn
+
+from .data import Images
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images: Images, *, amp: bool = False) -> Tensor:
+    """Logits of shape (N, n_classes), float32 on the CPU, in evaluation mode.
+
+    `amp` computes in bfloat16, which is for watching a training: reported accuracies are float32's.
+    """
+    training = model.training
+    model.eval()
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+        logits = torch.cat([model(inputs).float() for inputs, _ in images.batches()])
+    model.train(training)
+    return logits.cpu()
+
+
+def accuracy(model: nn.Module, images: Images, *, amp: bool = False) -> float:
+    """Top-1 accuracy in %."""
+    return accuracy_of(predict(model, images, amp=amp), images.labels.cpu())
+
+
+def accuracy_of(logits: Tensor, labels: Tensor) -> float:
+    """Top-1 accuracy in % of logits (N, n_classes) for labels (N,)."""
+    return 100 * (logits.argmax(1) == labels).double().mean().item()
+
+
+def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
+    """Counts of shape (n_classes, n_classes): the row is the true class, the column the predicted one."""
+    n = logits.shape[1]
+    return torch.bincount(labels * n + logits.argmax(1), minlength=n * n).view(n, n)
+
+
+def per_class_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Accuracy in % of each class, shape (n_classes,)."""
+    counts = confusion_matrix(logits, labels)
+    return 100 * counts.diag() / counts.sum(1)

@@ -1,0 +1,38 @@
+"""Files that are either whole or not there, and where the results of a run belong."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; move it to `path` when the block ends without an error.
+
+    A process killed in between leaves the old file, or none, but never half of the new one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def results_folder(dataset: str, profile: str) -> Path:
+    """Where figures, checkpoints and executed notebooks of a run go.
+
+    The real thing, CIFAR-10 at ``full``, refreshes what the repository holds; any other run is kept apart
+    in ``build/``, so that trying something out never replaces a committed result.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile is {profile!r}, expected one of {', '.join(PROFILES)}")
+    return ROOT if (dataset, profile) == ("cifar10", "full") else ROOT / "build" / f"{dataset}-{profile}"
+
+
+PROFILES = ("quick", "full")

@@ -1,0 +1,62 @@
+"""What the machine at hand can do, asked once and said once."""
+
+import ctypes
+import functools
+import platform
+import warnings
+
+import torch
+
+
+def default_device() -> torch.device:
+    """A CUDA GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def machine() -> str:
+    """The processor or GPU that timings were taken on, for tables."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        with open("/proc/cpuinfo") as lines:
+            name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def has_fast_bfloat16(device: torch.device | str) -> bool:
+    """Whether bfloat16 is faster than float32 there: CPUs without the instructions only emulate it."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+@functools.cache
+def can_compile(device_type: str) -> bool:
+    """Whether torch.compile works, found out by compiling one small function; a warning says it if not.
+
+    On a CPU it needs a C++ compiler and Python's headers, on CUDA Triton: no error here, training runs eagerly.
+    """
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device_type))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        warnings.warn(f"torch.compile does not work here, training runs uncompiled ({reason})", stacklevel=2)
+        return False
+    return True
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Have glibc reuse freed buffers instead of returning them to the kernel after each operation.
+
+    Activations are some megabytes each, above glibc's threshold for mmap, so by default every one of them is
+    mapped, page-faulted in and unmapped again: 20 to 25 % of a training step on a CPU. Does nothing where the C
+    library has no mallopt. (man 3 mallopt: M_MMAP_THRESHOLD is -3, M_TRIM_THRESHOLD is -1.)
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.libc_ver()[0] == "glibc" else None
+    if mallopt is not None:
+        mallopt(-3, 1 << 30)
+        mallopt(-1, 1 << 30)

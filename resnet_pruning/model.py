@@ -1,0 +1,187 @@
+"""The CIFAR ResNet of He et al. 2015, section 4.2, at any depth and width; saving and loading it."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .files import written_whole
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions and an identity shortcut: with stride 2 it takes every other pixel and pads channels with
+    zeros, He et al.'s option A, so that it has no parameters."""
+
+    def __init__(self, in_channels: int, inner_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, inner_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner_channels)
+        self.conv2 = nn.Conv2d(inner_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.stride = stride
+        self.missing_channels = out_channels - in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.stride > 1:
+            x = x[:, :, :: self.stride, :: self.stride]
+        if self.missing_channels:
+            before = self.missing_channels // 2
+            x = F.pad(x, (0, 0, 0, 0, before, self.missing_channels - before))
+        return F.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """Residual network for 32×32 images: 3×3 stem, three stages of n blocks, global average pooling, one linear layer.
+
+    Depth 20 at the standard widths has 269,722 parameters and 40,551,040 MACs.
+
+    Parameters
+    ----------
+    depth : 6n + 2 for n = 1, 2, …: 8, 14, 20, …, 56, 110
+    stage_widths : channels of the residual stream in the three stages, none smaller than the one before;
+        the stem has the first
+    inner_widths : number of filters of a block's first convolution, by that convolution's name, such as
+        ``{"layer1.0.conv1": 9}``; those not named have their stage's width. Pruned networks are of this class.
+    n_classes : outputs of the linear layer
+
+    Raises
+    ------
+    ValueError : a depth that is not 6n + 2, a width below 1 or of a layer that does not exist
+    """
+
+    def __init__(
+        self,
+        depth: int = 20,
+        stage_widths: tuple[int, int, int] = (16, 32, 64),
+        inner_widths: Mapping[str, int] | None = None,
+        n_classes: int = 10,
+    ):
+        super().__init__()
+        n_blocks, remainder = divmod(depth - 2, 6)
+        if n_blocks < 1 or remainder:
+            raise ValueError(f"depth is {depth}, expected 6n + 2 for n ≥ 1: 8, 14, 20, 26, …")
+        if len(stage_widths) != 3 or not 1 <= stage_widths[0] <= stage_widths[1] <= stage_widths[2]:
+            raise ValueError(f"stage_widths is {tuple(stage_widths)}, expected three channel counts, none below the one before")
+        names = [f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in range(n_blocks)]
+        inner_widths = dict(inner_widths or {})
+        for name, width in inner_widths.items():
+            if name not in names:
+                raise ValueError(f"inner_widths names {name!r}, expected one of {', '.join(names)}")
+            if width < 1:
+                raise ValueError(f"inner_widths[{name!r}] is {width}, expected at least 1")
+        self.config = {
+            "depth": depth,
+            "stage_widths": tuple(stage_widths),
+            "inner_widths": inner_widths,
+            "n_classes": n_classes,
+        }
+
+        channels = stage_widths[0]
+        self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        for stage, width in enumerate(stage_widths, start=1):
+            blocks = []
+            for block in range(n_blocks):
+                inner = inner_widths.get(f"layer{stage}.{block}.conv1", width)
+                blocks.append(Block(channels, inner, width, stride=2 if stage > 1 and block == 0 else 1))
+                channels = width
+            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(channels, n_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # He et al. 2015b
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inputs (B, 3, 32, 32) to logits (B, n_classes)."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """The convolutions of a model by name, front to back."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+
+
+def save_checkpoint(path: str | Path, model: ResNet, facts: Mapping[str, Any]) -> None:
+    """Write a model and what is known about it (plain values only) to `path`, whole or not at all."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with written_whole(path) as partial:
+        torch.save({"config": model.config, "state_dict": state, "facts": dict(facts)}, partial)
+
+
+def load_checkpoint(path: str | Path) -> tuple[ResNet, dict[str, Any]]:
+    """Read a model, in evaluation mode on the CPU, and its facts.
+
+    Reads what `save_checkpoint` wrote, and published checkpoints of the same network: a state dict, or a dict with one
+    under ``state_dict``, with ``module.`` prefixes or with ``linear`` for ``fc``. Nothing in the file is executed.
+
+    Raises
+    ------
+    FileNotFoundError : no such file
+    ValueError : a file that is truncated, holds anything but tensors and plain values, or fits no `ResNet`
+    """
+    path = Path(path)
+    content = read_tensors(path)
+    try:
+        if "config" in content:
+            model = ResNet(**content["config"])
+            model.load_state_dict(content["state_dict"])
+            facts = content["facts"]
+        else:
+            model = from_state_dict(content.get("state_dict", content))
+            facts = {}
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is no checkpoint of a ResNet of this package: {error}") from error
+    return model.eval(), facts
+
+
+def read_tensors(path: str | Path) -> Any:
+    """``torch.load`` that never runs code, with a sentence instead of a stack of causes.
+
+    Raises
+    ------
+    FileNotFoundError : no such file
+    ValueError : a file that is truncated, or that holds anything but tensors and plain values
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} was refused: it is damaged, or holds more than tensors and plain values (code, maybe)") from error
+    except (EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is truncated or no PyTorch file") from error
+
+
+def from_state_dict(state: Mapping[str, Tensor]) -> ResNet:
+    """The `ResNet` with these weights; depth and widths are read off the tensors.
+
+    Raises
+    ------
+    ValueError : names or shapes that are not those of a `ResNet`
+    """
+    renamed = {}
+    for name, tensor in state.items():
+        name = name.removeprefix("module.")
+        renamed["fc." + name.removeprefix("linear.") if name.startswith("linear.") else name] = tensor
+    try:
+        widths = {name.removesuffix(".weight"): len(t) for name, t in renamed.items() if "conv" in name}
+        stages = tuple(widths[f"layer{stage}.0.conv2"] for stage in (1, 2, 3))
+        inner = {name: width for name, width in widths.items() if name.endswith(".conv1") and width != stages[int(name[5]) - 1]}
+        n_blocks = sum(name.startswith("layer1.") and name.endswith(".conv1") for name in widths)
+        model = ResNet(6 * n_blocks + 2, stages, inner, len(renamed["fc.weight"]))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no tensor {error} among {', '.join(map(str, list(renamed)[:5]))}, …") from error
+    # Checkpoints older than PyTorch 0.4.1 lack batch norm's counters, which evaluation does not need.
+    counters = {name: tensor for name, tensor in model.state_dict().items() if name.endswith("num_batches_tracked")}
+    try:
+        model.load_state_dict(counters | renamed)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    return model

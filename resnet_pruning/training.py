@@ -1,0 +1,292 @@
+"""One training function, for training and fine-tuning alike: fast on CPU and GPU, interruptible, resumable."""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from .data import Batches, Images
+from .evaluation import accuracy
+from .files import written_whole
+from .hardware import can_compile, has_fast_bfloat16, keep_freed_memory
+from .model import read_tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The hyper-parameters of a training. The defaults are what the committed checkpoint was trained with; how they
+    were chosen is in ``figures/training_trials.csv``.
+
+    Attributes
+    ----------
+    epochs : passes over the training images
+    batch_size : images per step
+    learning_rate : its peak, reached after `warmup_epochs` (linear), followed by a cosine to zero
+    momentum : of SGD with Nesterov momentum
+    weight_decay : of weights; batch norm and biases have none
+    label_smoothing : share of the target that is spread evenly over the classes
+    ema : decay per step of the exponential moving average of weights and batch-norm statistics that the training
+        ends with; 0 for none
+    padding, cutout : augmentation, see `data.Batches`
+    small_epochs, small_size : the first `small_epochs` see crops of `small_size` pixels, which cost fewer MACs
+    distillation : weight of the teacher's part of the loss, where there is a teacher; the labels have the rest
+    temperature : by which both logits are divided in the teacher's part (Hinton et al. 2015)
+    """
+
+    epochs: int = 100
+    batch_size: int = 128
+    learning_rate: float = 0.2
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 3
+    label_smoothing: float = 0.0
+    ema: float = 0.999
+    padding: int = 4
+    cutout: int = 0
+    small_epochs: int = 66
+    small_size: int = 24
+    distillation: float = 0.9
+    temperature: float = 4.0
+
+    def __post_init__(self):
+        def check(name: str, fits: bool, expected: str):
+            if not fits:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+
+        for name in ("epochs", "batch_size"):
+            check(name, isinstance(getattr(self, name), int) and getattr(self, name) >= 1, "an integer of at least 1")
+        check("learning_rate", self.learning_rate > 0, "a positive number")
+        check("temperature", self.temperature > 0, "a positive number")
+        for name in ("weight_decay", "warmup_epochs", "padding", "cutout"):
+            check(name, getattr(self, name) >= 0, "zero or a positive number")
+        for name in ("momentum", "label_smoothing", "ema"):
+            check(name, 0 <= getattr(self, name) < 1, "a number in [0, 1)")
+        check("distillation", 0 <= self.distillation <= 1, "a number in [0, 1]")
+        check("small_epochs", 0 <= self.small_epochs <= self.epochs, f"0 to epochs, {self.epochs}")
+        check("small_size", 8 <= self.small_size <= 32, "8 to 32 pixels")
+
+    def size(self, epoch: int) -> int:
+        """Side in pixels of the images of an epoch, counted from 0."""
+        return self.small_size if epoch < self.small_epochs else 32
+
+    def learning_rate_at(self, epoch: float) -> float:
+        """Linear from 0 to the peak during warm-up, then a half cosine to 0 at the end."""
+        if epoch < self.warmup_epochs:
+            return self.learning_rate * epoch / self.warmup_epochs
+        progress = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1e-9)
+        return self.learning_rate * (1 + math.cos(math.pi * min(progress, 1))) / 2
+
+
+def train(
+    model: nn.Module,
+    images: Images,
+    recipe: Recipe = Recipe(),
+    *,
+    seed: int = 0,
+    held_out: Images | None = None,
+    teacher: nn.Module | None = None,
+    folder: str | Path | None = None,
+    amp: bool | None = None,
+    channels_last: bool = True,
+    compile: bool | None = None,
+    reuse_memory: bool = True,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train `model` in place, on the device that holds `images`, and return the history.
+
+    The caller's parametrizations and frozen parameters are respected: what has no ``requires_grad`` is left alone, and
+    the forward pass is the model's own, so that fine-tuning under a constraint is a training like any other.
+
+    Parameters
+    ----------
+    model : maps (B, 3, 32, 32) to logits (B, n_classes); ends up with the averaged weights, in evaluation mode
+    images : training images
+    recipe : hyper-parameters
+    seed : of the batches' order and augmentation (the model was initialised by the caller)
+    held_out : images whose accuracy is recorded after each epoch; never trained on
+    teacher : a model with the same classes whose outputs are imitated
+    folder : where the state is kept after each epoch. A call with the same arguments goes on from there, and returns at
+        once where the training is complete; on one machine and thread count the result is the same, bit for bit.
+    amp : bfloat16 autocast; None uses it where the hardware has it
+    channels_last : memory format of the weights and activations
+    compile : torch.compile; None uses it where it works and the training is long enough to win the compilation back
+    reuse_memory : on a CPU, keep freed buffers in the process, see `hardware.keep_freed_memory`
+    progress : show a bar
+
+    Returns
+    -------
+    DataFrame with a row per epoch: epoch, learning_rate, loss, train_accuracy (%, augmented images, before averaging),
+    held_out_accuracy (%, averaged weights; NaN without `held_out`), seconds, images_per_second
+
+    Raises
+    ------
+    ValueError : `folder` holds another training, a teacher of other classes, a loss that is not finite
+    KeyboardInterrupt : after setting `model` back to the last complete epoch, which `folder` keeps, too
+    """
+    device = images.device
+    n_classes = len(images.classes)
+    batches = Batches(images, recipe.batch_size, padding=recipe.padding, cutout=recipe.cutout, seed=seed)
+    n_steps = len(batches) * recipe.epochs
+    amp = has_fast_bfloat16(device) if amp is None else amp
+    if device.type == "cpu" and reuse_memory:
+        keep_freed_memory()
+    model.to(device)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    if teacher is not None:
+        teacher = teacher.to(device).eval()
+        if (n := teacher(images.normalised(images.pixels[:1])).shape[1]) != n_classes:
+            raise ValueError(f"the teacher has {n} classes, expected the data set's {n_classes}")
+
+    run = _Run(model, recipe)
+    identity = {
+        "recipe": dataclasses.asdict(recipe),
+        "seed": seed,
+        "dataset": images.dataset,
+        "n_images": len(images),
+        "shapes": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
+        "distilled": teacher is not None,
+    }
+    path = None if folder is None else Path(folder) / "state.pt"
+    if path is not None and path.exists():
+        state = read_tensors(path)
+        if differing := [key for key in identity if state["identity"].get(key) != identity[key]]:
+            raise ValueError(f"{path} holds another training: {', '.join(differing)} differ. Choose another folder, or delete it.")
+        run.load(state)
+
+    n_done = len(run.history) * len(batches)
+    if compile is None:  # it takes up to a minute and saves a tenth or more of each step
+        compile = n_steps - n_done >= 2000 and can_compile(device.type)
+    forward = torch.compile(model, dynamic=False) if compile else model
+    imitate = torch.compile(teacher, dynamic=False) if compile and teacher is not None else teacher
+    bar = tqdm(total=n_steps, initial=n_done, unit="step", disable=not progress, mininterval=1)
+    keep_up = max(1, 2000 // recipe.batch_size)  # reading a loss waits for the GPU: not at each step
+    try:
+        for epoch in range(len(run.history), recipe.epochs):
+            start = time.perf_counter()
+            model.train()
+            totals = torch.zeros(2, device=device)  # loss, right answers
+            for step, (inputs, labels) in enumerate(batches.epoch(epoch, recipe.size(epoch)), start=1):
+                rate = recipe.learning_rate_at(epoch + step / len(batches))
+                with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                    logits = forward(inputs).float()
+                    with torch.no_grad():
+                        targets = imitate(inputs).float() if teacher is not None else None
+                loss = _loss(logits, labels, targets, recipe)
+                run.step(loss, rate)
+                totals += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
+                if step % keep_up == 0 or step == len(batches):
+                    mean_loss, mean_right = (totals / step).tolist()
+                    if not math.isfinite(mean_loss):
+                        raise ValueError(
+                            f"the loss is {mean_loss} in epoch {epoch + 1}; a lower learning rate than {recipe.learning_rate} may help"
+                        )
+                    speed = step * recipe.batch_size / (time.perf_counter() - start)
+                    bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}", refresh=False)
+                    bar.set_postfix_str(f"loss {mean_loss:.3f}, accuracy {100 * mean_right:.1f} %, {speed:.0f} images/s", refresh=False)
+                    bar.update(step - (bar.n - epoch * len(batches)))
+            seconds = time.perf_counter() - start
+            row = {
+                "epoch": epoch + 1,
+                "learning_rate": rate,
+                "loss": mean_loss,
+                "train_accuracy": 100 * mean_right,
+                "held_out_accuracy": math.nan if held_out is None else accuracy(run.averaged(), held_out, amp=amp),
+                "seconds": seconds,
+                "images_per_second": len(batches) * recipe.batch_size / seconds,
+            }
+            run.complete_epoch(row, path, identity)
+    except KeyboardInterrupt:
+        run.load(run.last_complete)
+        raise
+    finally:
+        bar.close()
+    run.finish()
+    return pd.DataFrame(run.history)
+
+
+class _Run:
+    """Everything that changes during a training, so that it is saved, restored and averaged in one place."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe):
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.model = model
+        self.optimizer = torch.optim.SGD(
+            [
+                {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
+                {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.momentum > 0,
+            foreach=True,
+        )
+        self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
+        self.history: list[dict[str, float]] = []
+        self.last_complete = self._state()
+
+    def step(self, loss: Tensor, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+
+    def averaged(self) -> nn.Module:
+        return self.model if self.ema is None else self.ema.module
+
+    def complete_epoch(self, row: dict[str, float], path: Path | None, identity: dict) -> None:
+        self.history.append(row)
+        self.last_complete = self._state()
+        if path is not None:
+            with written_whole(path) as partial:
+                torch.save({**self.last_complete, "identity": identity}, partial)
+
+    def load(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.history = list(state["history"])
+        self.last_complete = self._state()
+
+    def finish(self) -> None:
+        """Put the averaged weights and statistics into the model itself."""
+        if self.ema is not None:
+            self.model.load_state_dict(self.ema.module.state_dict())
+        self.model.eval()
+
+    def _state(self) -> dict:
+        def copied(value):
+            if isinstance(value, Tensor):
+                return value.detach().clone()
+            if isinstance(value, dict):
+                return {key: copied(item) for key, item in value.items()}
+            return [copied(item) for item in value] if isinstance(value, list) else value
+
+        return {
+            "model": copied(dict(self.model.state_dict())),
+            "optimizer": copied(self.optimizer.state_dict()),
+            "ema": copied(dict(self.ema.state_dict())) if self.ema is not None else None,
+            "history": copied(self.history),
+        }
+
+
+def _loss(logits: Tensor, labels: Tensor, targets: Tensor | None, recipe: Recipe) -> Tensor:
+    """Cross-entropy with the labels; with a teacher's logits, mixed with the divergence from them (Hinton et al. 2015)."""
+    loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    if targets is None:
+        return loss
+    t = recipe.temperature
+    # t² keeps the gradient's size independent of the temperature.
+    divergence = t * t * F.kl_div(F.log_softmax(logits / t, 1), F.log_softmax(targets / t, 1), reduction="batchmean", log_target=True)
+    return (1 - recipe.distillation) * loss + recipe.distillation * divergence

@@ -1,0 +1,32 @@
+import pandas as pd
+import pytest
+import torch
+
+from resnet_pruning import benchmark
+
+
+def test_the_first_loop_sees_what_training_sees(small_images):
+    """Same normalisation and same augmentation: only the way to get there differs."""
+    x, label = benchmark.PILImages(small_images)[3]
+    assert x.shape == (3, 32, 32) and label == small_images.labels[3]
+    padded = torch.nn.functional.pad(small_images.pixels[3], [4] * 4)
+    windows = padded.unfold(1, 32, 1).unfold(2, 32, 1)
+    found = [torch.allclose(x, small_images.normalised(windows[None, :, dy, dx])[0], atol=1e-5) for dy in range(9) for dx in range(9)]
+    assert any(found)
+
+
+def test_the_loops_take_turns_and_are_compared_with_the_first(monkeypatch):
+    monkeypatch.setattr(benchmark, "STEPS", {"data as one tensor on the device": benchmark.STEPS["data as one tensor on the device"]})
+    table = benchmark.benchmark_training("digits", batch_size=8, n_steps=2, rounds=2)
+    assert table.loop.tolist() == [benchmark.FIRST, "data as one tensor on the device"]
+    assert (table.lowest <= table.images_per_second).all() and (table.images_per_second <= table.highest).all()
+    assert table.ratio[0] == 1 and table.ratio[1] > 0
+
+
+def test_a_new_timing_replaces_only_that_of_the_same_machine_and_batch_size(tmp_path):
+    def table(machine, ratio):
+        return pd.DataFrame({"machine": [machine], "batch_size": [128], "ratio": [ratio]})
+
+    for machine, ratio in [("a", 1.0), ("b", 2.0), ("a", 3.0)]:
+        benchmark.record(table(machine, ratio), tmp_path / "t.csv")
+    assert pd.read_csv(tmp_path / "t.csv").set_index("machine").ratio.to_dict() == pytest.approx({"b": 2.0, "a": 3.0})

@@ -1,0 +1,46 @@
+"""What is committed is the real thing, whole, and says of itself what is so."""
+
+import subprocess
+
+import nbformat
+import pytest
+
+from resnet_pruning import cost, evaluation, model
+from resnet_pruning.files import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FIGURES = sorted((ROOT / "figures").glob("*.png"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_ran_in_order_without_errors_or_warnings(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert outputs and not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    parameters = next(cell for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    values = {}
+    exec(parameters.source, values)
+    assert (values["dataset"], values["profile"]) == ("cifar10", "full")
+
+
+@pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.stem)
+def test_each_figure_has_its_numbers(path):
+    assert path.with_suffix(".csv").stat().st_size > 0
+
+
+def test_the_checkpoint_has_the_accuracy_that_it_claims(cifar10):
+    network, facts = model.load_checkpoint(ROOT / "checkpoints" / "resnet20.pt")
+    assert cost.parameters(network) == 269_722
+    accuracy = evaluation.accuracy(network, cifar10[1])
+    assert accuracy == pytest.approx(facts["test_accuracy"], abs=0.05)
+    assert accuracy >= 92.0
+
+
+def test_no_data_set_is_committed():
+    tracked = subprocess.run(["git", "ls-files", "data", "build"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    assert tracked.stdout.split() in ([], ["data/README.md"])

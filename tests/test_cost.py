@@ -1,0 +1,26 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resnet_pruning import cost
+from resnet_pruning.model import ResNet
+
+
+@given(widths=st.tuples(st.integers(1, 4), st.integers(4, 8), st.integers(8, 12)), inner=st.integers(1, 9))
+@settings(max_examples=15, deadline=None)
+def test_macs_and_parameters_are_those_counted_by_hand(widths, inner):
+    a, b, c = widths
+    model = ResNet(8, widths, {"layer2.0.conv1": inner})
+    convolutions = [(3, a, 32), (a, a, 32), (a, a, 32), (a, inner, 16), (inner, b, 16), (b, c, 8), (c, c, 8)]
+    assert cost.macs(model) == sum(9 * i * o * side**2 for i, o, side in convolutions) + 10 * c
+    channels = sum(o for _, o, _ in convolutions)
+    assert cost.parameters(model) == sum(9 * i * o for i, o, _ in convolutions) + 2 * channels + 10 * c + 10
+    # float32, and batch norm stores a mean, a variance and a 64-bit counter besides
+    assert cost.size_in_bytes(model) == 4 * (cost.parameters(model) + 2 * channels) + 8 * len(convolutions)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_counting_leaves_the_mode_as_it_was(training):
+    model = ResNet(8).train(training)
+    cost.macs(model)
+    assert model.training == training

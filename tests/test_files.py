@@ -1,0 +1,22 @@
+import pytest
+
+from resnet_pruning.files import ROOT, results_folder, written_whole
+
+
+def test_an_error_while_writing_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "new" / "table.csv"
+    with written_whole(path) as partial:
+        partial.write_text("old")
+    with pytest.raises(RuntimeError), written_whole(path) as partial:
+        partial.write_text("ne")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_only_the_real_thing_writes_into_the_repository():
+    assert results_folder("cifar10", "full") == ROOT
+    for run in [("digits", "full"), ("digits", "quick"), ("cifar10", "quick")]:
+        assert results_folder(*run).parent == ROOT / "build"
+    with pytest.raises(ValueError, match=r"'fast', expected one of quick, full"):
+        results_folder("digits", "fast")

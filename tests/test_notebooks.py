@@ -1,0 +1,22 @@
+import papermill
+import pytest
+from nbformat import v4, write
+
+from resnet_pruning import notebooks
+from resnet_pruning.files import ROOT
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in notebooks.NOTEBOOKS.glob("*.ipynb")))
+def test_each_notebook_runs_quickly_on_digits(name):
+    target = notebooks.run_notebook(notebooks.NOTEBOOKS / name, "digits", "quick")
+    assert target.parent == ROOT / "build" / "digits-quick" / "notebooks" and target.exists()
+
+
+def test_a_failing_notebook_names_its_error_and_replaces_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+    bad = v4.new_notebook(cells=[v4.new_code_cell("raise RuntimeError('on purpose')")])
+    write(bad, tmp_path / "99_bad.ipynb")
+    before = (tmp_path / "99_bad.ipynb").read_bytes()
+    with pytest.raises(papermill.PapermillExecutionError, match="on purpose"):
+        notebooks.run_notebook(tmp_path / "99_bad.ipynb", "cifar10", "full")
+    assert (tmp_path / "99_bad.ipynb").read_bytes() == before

@@ -1,0 +1,269 @@
+import copy
+import math
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from resnet_pruning import data, evaluation, training
+from resnet_pruning.model import ResNet, read_tensors
+from resnet_pruning.training import Recipe, train
+
+QUICK = Recipe(epochs=3, batch_size=32, warmup_epochs=1, ema=0.9, small_epochs=1)
+EAGER = {"amp": False, "compile": False, "progress": False}
+
+
+def weights(model):
+    return torch.cat([t.flatten().float() for t in model.state_dict().values()])
+
+
+def trained(images, recipe=QUICK, **settings):
+    torch.manual_seed(0)
+    model = ResNet(8, (4, 8, 8))
+    history = train(model, images, recipe, **EAGER | settings)
+    return model, history
+
+
+def test_digits_are_learnt(digits):
+    torch.manual_seed(0)
+    model = ResNet(8, (8, 16, 16))
+    recipe = Recipe(epochs=6, batch_size=64, warmup_epochs=1, ema=0.9, small_epochs=0)
+    history = train(model, digits[0], recipe, held_out=digits[1], **EAGER)
+    assert not model.training
+    assert evaluation.accuracy(model, digits[1]) > 90
+    assert history.held_out_accuracy.iloc[-1] == pytest.approx(evaluation.accuracy(model, digits[1]))
+    assert history.loss.iloc[-1] < history.loss.iloc[0] / 2
+    assert history.epoch.tolist() == [1, 2, 3, 4, 5, 6] and (history.images_per_second > 0).all()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(small_images):
+    a, b, c = (trained(small_images, seed=seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(weights(a), weights(b)) and not torch.equal(weights(a), weights(c))
+
+
+@pytest.mark.parametrize("setting", [{"channels_last": False}, {"compile": True}, {"reuse_memory": False}])
+def test_what_makes_it_faster_changes_rounding_only(small_images, setting):
+    recipe = Recipe(epochs=1, batch_size=32, learning_rate=0.01, ema=0, small_epochs=0, warmup_epochs=0)
+    plain, fast = trained(small_images, recipe)[0], trained(small_images, recipe, **setting)[0]
+    torch.testing.assert_close(weights(fast), weights(plain), atol=1e-4, rtol=1e-4)
+
+
+def test_bfloat16_autocast_trains_about_as_well(digits):
+    recipe = Recipe(epochs=3, batch_size=64, warmup_epochs=1, ema=0.9, small_epochs=0)
+    losses = [trained(digits[0], recipe, amp=amp)[1].loss.iloc[-1] for amp in (False, True)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.15)
+
+
+CHILD = """
+import sys, torch
+from resnet_pruning import data, model, training
+torch.set_num_threads(1); torch.manual_seed(0)
+network = model.ResNet(8, (8, 16, 16))
+images = data.load("digits")[0][:640]
+recipe = training.Recipe(epochs=10, batch_size=32, warmup_epochs=1, ema=0.9, small_epochs=4)
+training.train(network, images, recipe, folder=sys.argv[1], amp=False, compile=False, progress=False)
+torch.save(network.state_dict(), sys.argv[1] + "/end.pt")
+"""
+
+
+def start(folder):
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(folder)])
+
+
+def epochs_done(folder):
+    return len(read_tensors(folder / "state.pt")["history"]) if (folder / "state.pt").exists() else 0
+
+
+def test_a_killed_training_resumes_and_ends_with_the_same_weights(tmp_path):
+    for kill, further_epochs in enumerate([1, 2, 2]):
+        process, before = start(tmp_path / "killed"), epochs_done(tmp_path / "killed")
+        while epochs_done(tmp_path / "killed") < before + further_epochs:
+            assert process.poll() is None, "it ended before it was killed"
+            time.sleep(0.003)
+        time.sleep(0.02 * kill)  # in another place of the epoch each time
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert before < epochs_done(tmp_path / "killed") < 10
+    assert start(tmp_path / "killed").wait() == 0
+    assert start(tmp_path / "uninterrupted").wait() == 0
+    a, b = (torch.load(tmp_path / run / "end.pt") for run in ("killed", "uninterrupted"))
+    assert all(torch.equal(a[name], b[name]) for name in b)
+    histories = [pd.DataFrame(read_tensors(tmp_path / run / "state.pt")["history"]) for run in ("killed", "uninterrupted")]
+    timing = ["seconds", "images_per_second"]
+    pd.testing.assert_frame_equal(*(history.drop(columns=timing) for history in histories))
+
+
+def test_ctrl_c_keeps_the_last_complete_epoch(small_images, tmp_path, monkeypatch):
+    epoch = data.Batches.epoch
+
+    def interrupted(self, number, size=32):
+        for i, batch in enumerate(epoch(self, number, size)):
+            if number == 2 and i == 1:
+                raise KeyboardInterrupt
+            yield batch
+
+    expected = {}
+    complete = training._Run.complete_epoch
+
+    def remembering(run, row, path, identity):
+        complete(run, row, path, identity)
+        expected[row["epoch"]] = weights(run.model).clone()
+
+    monkeypatch.setattr(training._Run, "complete_epoch", remembering)
+    with monkeypatch.context() as patch:
+        patch.setattr(data.Batches, "epoch", interrupted)
+        torch.manual_seed(0)
+        model = ResNet(8, (4, 8, 8))
+        with pytest.raises(KeyboardInterrupt):
+            train(model, small_images, QUICK, folder=tmp_path, **EAGER)
+    assert torch.equal(weights(model), expected[2])
+    assert epochs_done(tmp_path) == 2
+    history = train(model, small_images, QUICK, folder=tmp_path, **EAGER)
+    assert len(history) == 3
+    assert torch.equal(weights(model), weights(trained(small_images)[0]))
+
+
+def test_a_complete_training_is_returned_without_another_step(small_images, tmp_path, monkeypatch):
+    model, history = trained(small_images, folder=tmp_path)
+    monkeypatch.setattr(data.Batches, "epoch", None)
+    torch.manual_seed(1)
+    again = ResNet(8, (4, 8, 8))
+    pd.testing.assert_frame_equal(train(again, small_images, QUICK, folder=tmp_path, **EAGER), history)
+    assert torch.equal(weights(again), weights(model)) and not again.training
+
+
+def test_a_folder_of_another_training_is_refused_and_kept(small_images, tmp_path):
+    trained(small_images, folder=tmp_path)
+    before = (tmp_path / "state.pt").read_bytes()
+    with pytest.raises(ValueError, match="state.pt holds another training: recipe, seed differ"):
+        trained(small_images, Recipe(epochs=2, batch_size=32, small_epochs=0), seed=4, folder=tmp_path)
+    with pytest.raises(ValueError, match="n_images differ"):
+        trained(small_images[:64], folder=tmp_path)
+    assert (tmp_path / "state.pt").read_bytes() == before
+
+
+def test_a_damaged_state_is_refused_by_name(small_images, tmp_path):
+    trained(small_images, folder=tmp_path)
+    (tmp_path / "state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:500])
+    with pytest.raises(ValueError, match="state.pt is truncated"):
+        trained(small_images, folder=tmp_path)
+
+
+def test_one_step_is_that_of_sgd_without_decay_on_batch_norm_and_biases(small_images):
+    recipe = Recipe(
+        epochs=1, batch_size=96, learning_rate=0.1, weight_decay=0.1, ema=0, small_epochs=0, warmup_epochs=1, padding=0, label_smoothing=0.1
+    )
+    torch.manual_seed(0)
+    model = ResNet(8, (4, 8, 8))
+    expected = copy.deepcopy(model).train()
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [p], "weight_decay": 0.1 if name.endswith("weight") and "bn" not in name else 0.0}
+            for name, p in expected.named_parameters()
+        ],
+        lr=recipe.learning_rate_at(1),
+        momentum=0.9,
+        nesterov=True,
+    )
+    inputs, labels = next(data.Batches(small_images, 96, padding=0).epoch(0))
+    F.cross_entropy(expected(inputs), labels, label_smoothing=0.1).backward()
+    optimizer.step()
+    train(model, small_images, recipe, **EAGER)
+    torch.testing.assert_close(weights(model), weights(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_the_result_is_the_moving_average_of_the_steps(small_images, monkeypatch):
+    steps = []
+    step = training._Run.step
+
+    def remembering(run, *arguments):
+        step(run, *arguments)
+        steps.append(run.model.fc.weight.detach().clone())
+
+    monkeypatch.setattr(training._Run, "step", remembering)
+    model, _ = trained(small_images, Recipe(epochs=2, batch_size=32, ema=0.7, small_epochs=0))
+    average = steps[0]
+    for weight in steps[1:]:
+        average = 0.7 * average + 0.3 * weight
+    torch.testing.assert_close(model.fc.weight, average)
+
+
+def test_frozen_parameters_stay(small_images):
+    torch.manual_seed(0)
+    model = ResNet(8, (4, 8, 8))
+    model.conv1.weight.requires_grad_(False)
+    before = model.conv1.weight.clone(), model.fc.weight.clone()
+    train(model, small_images, QUICK, **EAGER)
+    assert torch.equal(model.conv1.weight, before[0]) and not torch.equal(model.fc.weight, before[1])
+
+
+def test_a_parametrization_is_trained_through(small_images):
+    class Doubled(torch.nn.Module):
+        def forward(self, weight):
+            return torch.cat([weight, weight])
+
+    model = ResNet(8, (4, 8, 8))
+    half = torch.nn.Parameter(model.conv1.weight[:2].detach().clone())
+    model.conv1.weight = half
+    torch.nn.utils.parametrize.register_parametrization(model.conv1, "weight", Doubled(), unsafe=True)
+    train(model, small_images, QUICK, **EAGER)
+    assert torch.equal(model.conv1.weight[:2], model.conv1.weight[2:])
+
+
+def test_distillation_is_hintons_loss():
+    logits, targets, labels = torch.randn(5, 10), torch.randn(5, 10), torch.arange(5)
+    recipe = Recipe(distillation=0.75, temperature=2.0)
+    p, q = F.softmax(targets / 2, 1), F.softmax(logits / 2, 1)
+    divergence = 4 * (p * (p / q).log()).sum(1).mean()
+    expected = 0.25 * F.cross_entropy(logits, labels) + 0.75 * divergence
+    torch.testing.assert_close(training._loss(logits, labels, targets, recipe), expected)
+    assert training._loss(targets, labels, targets, Recipe(distillation=1.0)).abs() < 1e-6
+    torch.testing.assert_close(training._loss(logits, labels, None, recipe), F.cross_entropy(logits, labels))
+
+
+def test_a_student_comes_nearer_to_its_teacher(small_images):
+    teacher, _ = trained(small_images)
+    torch.manual_seed(7)
+    student = ResNet(8, (4, 8, 8))
+    before = F.mse_loss(evaluation.predict(student, small_images), evaluation.predict(teacher, small_images))
+    recipe = Recipe(epochs=10, batch_size=32, distillation=1.0, learning_rate=0.05, ema=0, small_epochs=0)
+    state = weights(teacher).clone()
+    train(student, small_images, recipe, teacher=teacher, **EAGER)
+    assert F.mse_loss(evaluation.predict(student, small_images), evaluation.predict(teacher, small_images)) < before
+    assert torch.equal(weights(teacher), state)
+
+
+def test_a_teacher_of_other_classes_is_refused(small_images):
+    with pytest.raises(ValueError, match="the teacher has 7 classes, expected the data set's 10"):
+        train(ResNet(8), small_images, QUICK, teacher=ResNet(8, n_classes=7), **EAGER)
+
+
+def test_a_diverging_training_stops_with_a_sentence(small_images, tmp_path):
+    with pytest.raises(ValueError, match="the loss is nan in epoch"):
+        trained(small_images, Recipe(epochs=5, batch_size=32, learning_rate=1e20, ema=0, warmup_epochs=0, small_epochs=0), folder=tmp_path)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    recipe = Recipe(epochs=10, learning_rate=0.4, warmup_epochs=2, small_epochs=0)
+    assert [recipe.learning_rate_at(e) for e in (0, 1, 2, 6)] == pytest.approx([0, 0.2, 0.4, 0.2])
+    assert recipe.learning_rate_at(10) == pytest.approx(0) and recipe.learning_rate_at(10.5) == pytest.approx(0)
+    assert math.isfinite(Recipe(epochs=1, warmup_epochs=1, small_epochs=0).learning_rate_at(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0), ("epochs", -3), ("epochs", 2.5), ("batch_size", 0), ("learning_rate", 0), ("learning_rate", math.nan),
+        ("momentum", 1.0), ("weight_decay", -1e-4), ("label_smoothing", 1.0), ("ema", 1.5), ("cutout", -1), ("distillation", 1.1),
+        ("temperature", 0), ("small_epochs", 101), ("small_size", 40),
+    ],
+)  # fmt: skip
+def test_recipes_that_cannot_be_are_refused_by_name_and_value(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}, expected"):
+        Recipe(**{name: value})

@@ -1,0 +1,21 @@
+from dataclasses import replace
+
+import pandas as pd
+
+from resnet_pruning import data, trials
+from resnet_pruning.training import Recipe
+
+RECIPE = Recipe(epochs=1, batch_size=32, small_epochs=0, warmup_epochs=0, ema=0)
+
+
+def test_trials_add_a_row_each_and_are_run_once(small_images, tmp_path, monkeypatch):
+    one = {"base": RECIPE}
+    two = one | {"slower": replace(RECIPE, learning_rate=0.01)}
+    csv = tmp_path / "trials.csv"
+    first = trials.run_trials(small_images, csv, tmp_path / "states", one)
+    assert first.trial.tolist() == ["base"]
+    both = trials.run_trials(small_images, csv, tmp_path / "states", two)
+    assert sorted(both.trial) == ["base", "slower"] and both.held_out_accuracy.is_monotonic_decreasing
+    assert set(both.learning_rate) == {0.2, 0.01}
+    monkeypatch.setattr(data.Batches, "epoch", None)
+    pd.testing.assert_frame_equal(trials.run_trials(small_images, csv, tmp_path / "states", two), both)
