@@ -4,7 +4,6 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -100,7 +99,7 @@ def _cifar10(root: Path) -> tuple[Images, Images]:
             )
     try:
         parts = [CIFAR10(root, train=train, download=not all((folder / f).exists() for f, _ in files)) for train in (True, False)]
-    except (URLError, RuntimeError, OSError) as error:
+    except (RuntimeError, OSError) as error:
         raise FileNotFoundError(
             f"CIFAR-10 is not in {folder} and could not be downloaded ({error}). Put the unpacked archive "
             f"(folder {CIFAR10.base_folder}) into {root}, or point the variable CIFAR10_ROOT at the folder that "

@@ -20,6 +20,18 @@ def predict(model: nn.Module, images: Images, *, amp: bool = False) -> Tensor:
     return logits.cpu()
 
 
+@torch.inference_mode()
+def check_classes(model: nn.Module, images: Images, role: str) -> None:
+    """Raise a ValueError that names the `role` of a model that does not have one output per class of `images`."""
+    training = model.training
+    n_outputs = model.eval()(images.normalised(images.pixels[:1])).shape[1]
+    model.train(training)
+    if n_outputs != len(images.classes):
+        raise ValueError(
+            f"the {role} has {n_outputs} outputs, expected one for each of the {len(images.classes)} classes of {images.dataset}"
+        )
+
+
 def accuracy(model: nn.Module, images: Images, *, amp: bool = False) -> float:
     """Top-1 accuracy in %."""
     return accuracy_of(predict(model, images, amp=amp), images.labels.cpu())

@@ -53,8 +53,8 @@ def keep_freed_memory() -> None:
     """Have glibc reuse freed buffers instead of returning them to the kernel after each operation.
 
     Activations are some megabytes each, above glibc's threshold for mmap, so by default every one of them is
-    mapped, page-faulted in and unmapped again: 20 to 25 % of a training step on a CPU. Does nothing where the C
-    library has no mallopt. (man 3 mallopt: M_MMAP_THRESHOLD is -3, M_TRIM_THRESHOLD is -1.)
+    mapped, page-faulted in and unmapped again (what that costs is in ``figures/benchmark_training.csv``). Does
+    nothing where the C library is not glibc. (man 3 mallopt: M_MMAP_THRESHOLD is -3, M_TRIM_THRESHOLD is -1.)
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.libc_ver()[0] == "glibc" else None
     if mallopt is not None:

@@ -1,6 +1,7 @@
 """The CIFAR ResNet of He et al. 2015, section 4.2, at any depth and width; saving and loading it."""
 
 import pickle
+import textwrap
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -139,7 +140,8 @@ def load_checkpoint(path: str | Path) -> tuple[ResNet, dict[str, Any]]:
             model = from_state_dict(content.get("state_dict", content))
             facts = {}
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is no checkpoint of a ResNet of this package: {error}") from error
+        reason = textwrap.shorten(str(error), 300, placeholder=" …")  # PyTorch lists every tensor, a line each
+        raise ValueError(f"{path} is no checkpoint of a ResNet of this package: {reason}") from error
     return model.eval(), facts
 
 

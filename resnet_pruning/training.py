@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from .data import Batches, Images
-from .evaluation import accuracy
+from .evaluation import accuracy, check_classes
 from .files import written_whole
 from .hardware import can_compile, has_fast_bfloat16, keep_freed_memory
 from .model import read_tensors
@@ -127,11 +127,11 @@ def train(
 
     Raises
     ------
-    ValueError : `folder` holds another training, a teacher of other classes, a loss that is not finite
+    ValueError : `folder` holds another training, a model or teacher with other classes than the images, a loss that is not
+        finite
     KeyboardInterrupt : after setting `model` back to the last complete epoch, which `folder` keeps, too
     """
     device = images.device
-    n_classes = len(images.classes)
     batches = Batches(images, recipe.batch_size, padding=recipe.padding, cutout=recipe.cutout, seed=seed)
     n_steps = len(batches) * recipe.epochs
     amp = has_fast_bfloat16(device) if amp is None else amp
@@ -140,10 +140,10 @@ def train(
     model.to(device)
     if channels_last:
         model.to(memory_format=torch.channels_last)
+    check_classes(model, images, "model")
     if teacher is not None:
         teacher = teacher.to(device).eval()
-        if (n := teacher(images.normalised(images.pixels[:1])).shape[1]) != n_classes:
-            raise ValueError(f"the teacher has {n} classes, expected the data set's {n_classes}")
+        check_classes(teacher, images, "teacher")
 
     run = _Run(model, recipe)
     identity = {

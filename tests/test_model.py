@@ -130,7 +130,7 @@ class Bomb:
         return os.mkdir, (self.path,)
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))], ids=["zip", "pickle"])
+@pytest.mark.parametrize("save", [torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj, 2))], ids=["zip", "pickle"])
 def test_code_in_a_checkpoint_is_refused_and_not_executed(tmp_path, save):
     save({"state_dict": Bomb(str(tmp_path / "executed"))}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"a.pt was refused.*code"):

@@ -239,9 +239,11 @@ def test_a_student_comes_nearer_to_its_teacher(small_images):
     assert torch.equal(weights(teacher), state)
 
 
-def test_a_teacher_of_other_classes_is_refused(small_images):
-    with pytest.raises(ValueError, match="the teacher has 7 classes, expected the data set's 10"):
+def test_models_of_other_classes_are_refused(small_images):
+    with pytest.raises(ValueError, match="the teacher has 7 outputs, expected one for each of the 10 classes of digits"):
         train(ResNet(8), small_images, QUICK, teacher=ResNet(8, n_classes=7), **EAGER)
+    with pytest.raises(ValueError, match="the model has 12 outputs"):
+        train(ResNet(8, n_classes=12), small_images, QUICK, **EAGER)
 
 
 def test_a_diverging_training_stops_with_a_sentence(small_images, tmp_path):
