@@ -129,7 +129,7 @@ def train(
     ------
     ValueError : `folder` holds another training, a model or teacher with other classes than the images, a loss that is not
         finite
-    KeyboardInterrupt : after setting `model` back to the last complete epoch, which `folder` keeps, too
+    KeyboardInterrupt, or any error in a step : after setting `model` back to the last complete epoch, which `folder` keeps, too
     """
     device = images.device
     batches = Batches(images, recipe.batch_size, padding=recipe.padding, cutout=recipe.cutout, seed=seed)
@@ -203,7 +203,7 @@ def train(
                 "images_per_second": len(batches) * recipe.batch_size / seconds,
             }
             run.complete_epoch(row, path, identity)
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt):
         run.load(run.last_complete)
         raise
     finally:

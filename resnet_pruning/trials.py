@@ -24,13 +24,6 @@ TRIALS: dict[str, Recipe] = {
     "full-size images throughout": dataclasses.replace(BASE, epochs=5, small_epochs=0),
     "base, second seed": BASE,
     "learning rate 0.1": dataclasses.replace(BASE, learning_rate=0.1),
-    "label smoothing 0.1": dataclasses.replace(BASE, label_smoothing=0.1),
-    "batch size 256, learning rate 0.4": dataclasses.replace(BASE, batch_size=256, learning_rate=0.4, ema=0.99),
-    "weight decay 0.001": dataclasses.replace(BASE, weight_decay=1e-3),
-    "no weight averaging": dataclasses.replace(BASE, ema=0.0),
-    "cutout 8": dataclasses.replace(BASE, cutout=8),
-    "learning rate 0.4": dataclasses.replace(BASE, learning_rate=0.4),
-    "small images for longer": dataclasses.replace(BASE, epochs=7, small_epochs=5),
 }
 
 
