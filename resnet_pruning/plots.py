@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .data import Images
 from .files import written_whole
+from .training import Recipe
 
 # Okabe and Ito's colours, which differ for colour-blind readers too; lines also differ in dash or marker.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
@@ -49,7 +50,7 @@ def save_figure(figure: Figure, table: pd.DataFrame, path: str | Path) -> None:
         table.to_csv(partial, index=False)
 
 
-def learning_curves(history: pd.DataFrame, test_accuracy: float) -> tuple[Figure, pd.DataFrame]:
+def learning_curves(history: pd.DataFrame, recipe: Recipe, test_accuracy: float) -> tuple[Figure, pd.DataFrame]:
     """Loss and accuracy per epoch of one training (see `training.train`), with the test accuracy that it ended at, in %."""
     digits = {"learning_rate": 5, "loss": 4, "train_accuracy": 2, "held_out_accuracy": 2, "seconds": 1, "images_per_second": 0}
     table = history.round(digits)
@@ -70,6 +71,12 @@ def learning_curves(history: pd.DataFrame, test_accuracy: float) -> tuple[Figure
         )
         right.legend(loc="lower right")
         for axes in (left, right):
+            if recipe.small_epochs:
+                axes.axvline(recipe.small_epochs + 0.5, color=GREY, linewidth=0.8, linestyle=(0, (1, 3)))
+                note = f" {recipe.small_size}×{recipe.small_size} crops until here"
+                axes.annotate(
+                    note, (recipe.small_epochs, 0.97), xycoords=("data", "axes fraction"), ha="right", va="top", color=GREY, fontsize=8
+                )
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure, table
 
@@ -125,7 +132,7 @@ def sample_grid(images: Images, per_class: int = 8) -> Figure:
     with _subplots(n_classes, per_class, figsize=(per_class * 0.75, n_classes * 0.7)) as (figure, grid):
         for label, row in enumerate(grid):
             for axes, pixels in zip(row, images.pixels[images.labels == label][:per_class].cpu(), strict=False):
-                axes.imshow(pixels.permute(1, 2, 0))
+                axes.imshow(pixels.permute(1, 2, 0), interpolation="nearest")
             for axes in row:
                 axes.set_axis_off()
             row[0].text(-0.15, 0.5, images.classes[label], transform=row[0].transAxes, ha="right", va="center")
@@ -144,8 +151,8 @@ def mistakes(images: Images, logits: Tensor, n: int = 8) -> Figure:
         for axes in grid.flat:
             axes.set_axis_off()
         for axes, index in zip(grid.flat, wrong, strict=False):
-            axes.imshow(images.pixels[index].cpu().permute(1, 2, 0))
+            axes.imshow(images.pixels[index].cpu().permute(1, 2, 0), interpolation="nearest")
             top = probabilities[index].topk(3)
-            guesses = [f"{images.classes[c]} {100 * p:.1f} %" for p, c in zip(top.values, top.indices, strict=True)]
+            guesses = [f"{images.classes[c]} {100 * p:.2f} %" for p, c in zip(top.values, top.indices, strict=True)]
             axes.set_title("\n".join([f"is {images.classes[labels[index]]}", *guesses]), fontsize=9, weight="normal", loc="center")
     return figure

@@ -35,7 +35,8 @@ class Recipe:
     ema : decay per step of the exponential moving average of weights and batch-norm statistics that the training
         ends with; 0 for none
     padding, cutout : augmentation, see `data.Batches`
-    small_epochs, small_size : the first `small_epochs` see crops of `small_size` pixels, which cost fewer MACs
+    small_epochs, small_size : the first `small_epochs` see crops of `small_size` pixels, which cost fewer MACs; None
+        stands for 66 % of the epochs
     distillation : weight of the teacher's part of the loss, where there is a teacher; the labels have the rest
     temperature : by which both logits are divided in the teacher's part (Hinton et al. 2015)
     """
@@ -50,7 +51,7 @@ class Recipe:
     ema: float = 0.999
     padding: int = 4
     cutout: int = 0
-    small_epochs: int = 66
+    small_epochs: int | None = None
     small_size: int = 24
     distillation: float = 0.9
     temperature: float = 4.0
@@ -62,6 +63,8 @@ class Recipe:
 
         for name in ("epochs", "batch_size"):
             check(name, isinstance(getattr(self, name), int) and getattr(self, name) >= 1, "an integer of at least 1")
+        if self.small_epochs is None:
+            object.__setattr__(self, "small_epochs", self.epochs * 66 // 100)  # the dataclass is frozen
         check("learning_rate", self.learning_rate > 0, "a positive number")
         check("temperature", self.temperature > 0, "a positive number")
         for name in ("weight_decay", "warmup_epochs", "padding", "cutout"):
