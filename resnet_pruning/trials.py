@@ -24,6 +24,9 @@ TRIALS: dict[str, Recipe] = {
     "full-size images throughout": dataclasses.replace(BASE, epochs=5, small_epochs=0),
     "base, second seed": BASE,
     "learning rate 0.1": dataclasses.replace(BASE, learning_rate=0.1),
+    # These two were run after the committed training, for the one that comes after it.
+    "label smoothing 0.1": dataclasses.replace(BASE, label_smoothing=0.1),
+    "batch size 256, learning rate 0.4": dataclasses.replace(BASE, batch_size=256, learning_rate=0.4, ema=0.99),
 }
 
 
