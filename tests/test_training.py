@@ -262,6 +262,12 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     assert math.isfinite(Recipe(epochs=1, warmup_epochs=1, small_epochs=0).learning_rate_at(1))
 
 
+def test_small_crops_take_two_thirds_of_the_epochs_unless_said_otherwise():
+    assert [Recipe(epochs=n).small_epochs for n in (1, 2, 100)] == [0, 1, 66]
+    recipe = Recipe(epochs=3, small_epochs=2)
+    assert [recipe.size(epoch) for epoch in range(3)] == [24, 24, 32]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
