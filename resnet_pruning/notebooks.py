@@ -5,13 +5,13 @@ writes its executed notebooks to ``build/``, beside its figures and checkpoints.
 """
 
 import argparse
-import os
 from pathlib import Path
 
+import nbformat
 import papermill
 
 from .data import DATASETS
-from .files import PROFILES, ROOT, results_folder
+from .files import PROFILES, ROOT, results_folder, written_whole
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -37,7 +37,12 @@ def run_notebook(source: Path, dataset: str, profile: str) -> Path:
         cwd=NOTEBOOKS,
         coalesce_streams=True,  # of a progress bar only its last state is kept
     )
-    os.replace(running, target)
+    notebook = nbformat.read(running, as_version=4)
+    for part in (notebook, *notebook.cells):
+        part.metadata.pop("papermill", None)  # times and absolute paths of this machine, different at each run
+    with written_whole(target) as partial:
+        nbformat.write(notebook, partial)
+    running.unlink()
     return target
 
 
