@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PROFILES = ("quick", "full")
 
 
 @contextmanager
@@ -33,6 +34,3 @@ def results_folder(dataset: str, profile: str) -> Path:
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}, expected one of {', '.join(PROFILES)}")
     return ROOT if (dataset, profile) == ("cifar10", "full") else ROOT / "build" / f"{dataset}-{profile}"
-
-
-PROFILES = ("quick", "full")

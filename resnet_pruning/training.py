@@ -21,8 +21,8 @@ from .model import read_tensors
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The hyper-parameters of a training. The defaults are what the committed checkpoint was trained with; how they
-    were chosen is in ``figures/training_trials.csv``.
+    """The hyper-parameters of a training. The defaults are what the committed checkpoint was trained with:
+    learning rate and small crops as ``figures/training_trials.csv`` has them, the rest customary values.
 
     Attributes
     ----------
