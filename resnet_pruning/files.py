@@ -1,5 +1,6 @@
 """Files that are either whole or not there, and where the results of a run belong."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,3 +35,9 @@ def results_folder(dataset: str, profile: str) -> Path:
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}, expected one of {', '.join(PROFILES)}")
     return ROOT if (dataset, profile) == ("cifar10", "full") else ROOT / "build" / f"{dataset}-{profile}"
+
+
+def fingerprint(path: str | Path) -> str:
+    """The file's name and the first 8 digits of its SHA-256, by which results say what they were made from."""
+    path = Path(path)
+    return f"{path.stem} {hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"

@@ -111,6 +111,21 @@ def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
 
 
+def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
+    """The batch norm that follows a convolution, by the convolution's name: ``bn1`` after ``conv1``, as in torchvision's ResNets.
+
+    Convolutions without one are left out.
+    """
+    modules = dict(model.named_modules())
+    pairs = {name: modules.get(_batch_norm_name(name)) for name in convolutions(model)}
+    return {name: norm for name, norm in pairs.items() if isinstance(norm, nn.BatchNorm2d)}
+
+
+def _batch_norm_name(convolution: str) -> str:
+    parent, _, name = convolution.rpartition(".")
+    return f"{parent}.{name.replace('conv', 'bn')}".removeprefix(".")
+
+
 def save_checkpoint(path: str | Path, model: ResNet, facts: Mapping[str, Any]) -> None:
     """Write a model and what is known about it (plain values only) to `path`, whole or not at all."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_pruning import cost
-from resnet_pruning.model import ResNet
+from resnet_pruning.model import ResNet, convolutions
 
 
 @given(widths=st.tuples(st.integers(1, 4), st.integers(4, 8), st.integers(8, 12)), inner=st.integers(1, 9))
@@ -24,3 +24,10 @@ def test_counting_leaves_the_mode_as_it_was(training):
     model = ResNet(8).train(training)
     cost.macs(model)
     assert model.training == training
+
+
+def test_layers_add_up_and_know_their_names():
+    by_layer = cost.macs_by_layer(ResNet())
+    assert list(by_layer) == [*convolutions(ResNet()), "fc"]
+    assert by_layer["conv1"] == 32 * 32 * 27 * 16 and by_layer["layer3.2.conv2"] == 64 * 9 * 64 * 64 and by_layer["fc"] == 640
+    assert sum(by_layer.values()) == cost.macs(ResNet()) == 40_551_040

@@ -1,6 +1,6 @@
 import pytest
 
-from resnet_pruning.files import ROOT, results_folder, written_whole
+from resnet_pruning.files import ROOT, fingerprint, results_folder, written_whole
 
 
 def test_an_error_while_writing_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
@@ -20,3 +20,11 @@ def test_only_the_real_thing_writes_into_the_repository():
         assert results_folder(*run).parent == ROOT / "build"
     with pytest.raises(ValueError, match=r"'fast', expected one of quick, full"):
         results_folder("digits", "fast")
+
+
+def test_fingerprints_tell_contents_apart(tmp_path):
+    path = tmp_path / "resnet20.pt"
+    path.write_bytes(b"abc")
+    assert fingerprint(path) == "resnet20 ba7816bf"  # SHA-256's own test vector
+    path.write_bytes(b"abd")
+    assert fingerprint(path) != "resnet20 ba7816bf"

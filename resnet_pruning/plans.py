@@ -1,0 +1,147 @@
+"""Plans: how many clusters each convolution's filters get. A plan is a plain dict, ``{"conv1": 8, "layer1.0.conv1": 8}``.
+
+The functions here build the usual ones; one written by hand is as good. Layers that a plan does not name stay as they are.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from numbers import Integral, Real
+
+from torch import nn
+
+from .model import convolutions
+
+Plan = Mapping[str, int]
+
+
+def select(model: nn.Module, layers: str | Sequence[str] = "*", without: str | Sequence[str] = ()) -> list[str]:
+    """The names of convolutions, front to back, that `layers` names and `without` does not.
+
+    Both are names or shell patterns: ``"*.conv1"`` for the first convolutions of the blocks, ``"layer3.*"`` for stage 3,
+    ``without="conv1"`` for all but the stem.
+
+    Raises
+    ------
+    ValueError : a model without convolutions; a name or pattern that fits none, or a selection that is empty
+    """
+    names = list(convolutions(model))
+    if not names:
+        raise ValueError(f"{type(model).__name__} has no convolutions, expected at least one")
+    chosen = {}
+    for argument, patterns in (("layers", layers), ("without", without)):
+        chosen[argument] = set()
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            found = {name for name in names if fnmatchcase(name, pattern)}
+            if not found:
+                raise ValueError(f"{argument} has {pattern!r}, which fits no convolution: {', '.join(names)}")
+            chosen[argument] |= found
+    selected = [name for name in names if name in chosen["layers"] - chosen["without"]]
+    if not selected:
+        raise ValueError(f"no convolution is left of layers={layers!r} without={without!r}")
+    return selected
+
+
+def uniform(model: nn.Module, n_clusters: int, layers: str | Sequence[str] = "*", without: str | Sequence[str] = ()) -> dict[str, int]:
+    """The same number of clusters in each of the layers (see `select`), capped at the layer's number of filters.
+
+    Raises
+    ------
+    ValueError : `n_clusters` is no integer or below 1; layers that do not exist
+    """
+    check_n_clusters(n_clusters)
+    return {name: _amount(model, name, n_clusters) for name in select(model, layers, without)}
+
+
+def uniform_fraction(
+    model: nn.Module, fraction: float, layers: str | Sequence[str] = "*", without: str | Sequence[str] = ()
+) -> dict[str, int]:
+    """The same share of each layer's filters, rounded to whole clusters, at least one.
+
+    Raises
+    ------
+    ValueError : `fraction` is not in (0, 1]; layers that do not exist
+    """
+    return {name: _amount(model, name, _checked_fraction(fraction)) for name in select(model, layers, without)}
+
+
+def first_last_heavy(
+    model: nn.Module,
+    inner: int | float,
+    ends: int | float,
+    n_first: int = 1,
+    n_last: int = 1,
+    layers: str | Sequence[str] = "*",
+    without: str | Sequence[str] = (),
+) -> dict[str, int]:
+    """`ends` for the first `n_first` and the last `n_last` of the layers, `inner` for those between.
+
+    An amount is a number of clusters if it is an integer, capped at the layer's filters, and a share of the layer's
+    filters if it is a float: ``1`` is one cluster, ``1.0`` is all of them. ``n_last=0`` is heavy at the front only.
+
+    Raises
+    ------
+    ValueError : an amount that is neither; `n_first` or `n_last` negative, or together more than the layers
+    """
+    names = select(model, layers, without)
+    for argument, n in (("n_first", n_first), ("n_last", n_last)):
+        if not isinstance(n, Integral) or isinstance(n, bool) or n < 0:
+            raise ValueError(f"{argument} is {n!r}, expected an integer from 0")
+    if n_first + n_last > len(names):
+        raise ValueError(f"n_first + n_last is {n_first + n_last}, expected at most the number of layers, {len(names)}")
+    for amount in (inner, ends):
+        _checked_fraction(amount) if isinstance(amount, Real) and not isinstance(amount, Integral) else check_n_clusters(amount)
+    last = len(names) - n_last
+    return {name: _amount(model, name, inner if n_first <= i < last else ends) for i, name in enumerate(names)}
+
+
+def largest_within(
+    build: Callable[[float], Plan], cost: Callable[[Plan], float], budget: float, smallest: float = 0.01, tolerance: float = 1e-4
+) -> dict[str, int]:
+    """The largest plan of a family, from ``build(smallest)`` to ``build(1.0)``, whose cost is within `budget`.
+
+    For comparisons at equal cost: ``largest_within(lambda f: first_last_heavy(model, f, 1.0), cost_of_plan, budget)``. The
+    fraction is found by bisection. Where the next plan of the family, in which many layers grow at once, would cost too
+    much, single layers take its numbers, front to back, as long as the budget allows. Neither `cost` nor any layer's number
+    may fall when the fraction grows.
+
+    Raises
+    ------
+    ValueError : even the smallest plan costs more
+    """
+    if (least := cost(build(smallest))) > budget:
+        raise ValueError(f"budget is {budget:g}, expected at least {least:g}, which the smallest plan costs")
+    low, high = smallest, 1.0
+    while high - low > tolerance:
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(build(middle)) <= budget else (low, middle)
+    plan = dict(build(low))
+    for name, n_clusters in build(high).items():
+        if cost(larger := plan | {name: n_clusters}) <= budget:
+            plan = larger
+    return plan
+
+
+def check_plan(model: nn.Module, plan: Plan) -> None:
+    """Raise a ValueError that names what is wrong: a layer that does not exist, or a number that is no number of clusters."""
+    names = select(model)
+    for name, n_clusters in plan.items():
+        if name not in names:
+            raise ValueError(f"the plan names {name!r}, expected convolutions of the model: {', '.join(names)}")
+        check_n_clusters(n_clusters, name)
+
+
+def check_n_clusters(n_clusters: int, layer: str = "") -> None:
+    """Raise a ValueError unless `n_clusters` is an integer from 1; the message names the `layer`, if given."""
+    if not isinstance(n_clusters, Integral) or isinstance(n_clusters, bool) or n_clusters < 1:
+        raise ValueError(f"n_clusters is {n_clusters!r}{f' for {layer}' if layer else ''}, expected an integer from 1")
+
+
+def _checked_fraction(fraction: float) -> float:
+    if not isinstance(fraction, Real) or isinstance(fraction, bool) or not 0 < fraction <= 1:
+        raise ValueError(f"fraction is {fraction!r}, expected a number above 0 and at most 1")
+    return float(fraction)
+
+
+def _amount(model: nn.Module, name: str, amount: int | float) -> int:
+    n_filters = convolutions(model)[name].out_channels
+    return min(int(amount), n_filters) if isinstance(amount, Integral) else max(1, round(amount * n_filters))
