@@ -1,0 +1,240 @@
+"""The filters of one convolution → clusters: which filters are near each other, k-means, and what stands for a cluster.
+
+What is near is a choice, the *distance*. Each distance maps a filter to a point, such that the Euclidean distance of points,
+which k-means works with, is the distance that is meant; and gives each filter a *gain*, the factor between the filter and
+what is averaged. A replaced filter is its cluster's representative divided by its own gain; batch norm takes the gain up
+(see `pruning.replace_filters`), so that each layer really has as many distinct filters as clusters.
+
+=============  ==============================================================  =============================
+distance       two filters are near when …                                     gain
+=============  ==============================================================  =============================
+"raw"          their weights are                                               1
+"folded"       their weights are, times what batch norm multiplies them by     γ/σ
+"unit"         they point the same way; each keeps its length                  1/length
+"output"       their outputs are, after batch norm's factor, on the inputs     γ/σ
+               that the layer really sees (second moment of the patches)
+"correlation"  their outputs are correlated, with either sign: one can be      ±1/standard deviation of
+               made of the other by batch norm's scale and shift               the output
+=============  ==============================================================  =============================
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor, nn
+
+from .calibration import LayerStatistics
+from .model import batch_norms, convolutions
+from .plans import Plan, check_n_clusters, check_plan
+
+DISTANCES = ("raw", "folded", "unit", "output", "correlation")
+REPRESENTATIVES = ("centroid", "medoid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Clusters:
+    """The filters of one convolution in k clusters. N is the number of filters; all tensors are on the CPU.
+
+    Attributes
+    ----------
+    labels : int64 tensor (N,), the cluster of each filter, from 0 to k - 1; every cluster has a member
+    centroids : float64 tensor (k, C_in, k_h, k_w), the mean of each cluster's filters, each brought to the medoid's scale
+    medoids : int64 tensor (k,), of each cluster the member nearest to the centroid
+    gains : float64 tensor (N,), what brings a filter to the scale of its medoid, whose own gain is 1; 0 for a filter whose
+        output is zero or unused
+    inertia : sum over filters of weight (1 on average) times squared distance to the centroid, in the distance's own unit
+    """
+
+    labels: Tensor
+    centroids: Tensor
+    medoids: Tensor
+    gains: Tensor
+    inertia: float
+
+    def __len__(self) -> int:
+        return len(self.centroids)
+
+    @property
+    def sizes(self) -> Tensor:
+        """Members of each cluster, shape (k,)."""
+        return torch.bincount(self.labels, minlength=len(self))
+
+
+def cluster_filters(
+    conv: nn.Conv2d,
+    n_clusters: int,
+    distance: str = "raw",
+    *,
+    batch_norm: nn.BatchNorm2d | None = None,
+    statistics: LayerStatistics | None = None,
+    weighting: float = 0.0,
+    seed: int = 0,
+    n_init: int = 10,
+    layer: str = "the convolution",
+) -> Clusters:
+    """Cluster the filters of a convolution with k-means (scikit-learn's, k-means++ starts).
+
+    Filters in another order get the same clusters. As many clusters as there are distinct filters, or more, give each
+    distinct filter its own.
+
+    Parameters
+    ----------
+    conv : its weight (N, C_in, k_h, k_w) holds the N filters
+    n_clusters : clusters, from 1
+    distance : one of `DISTANCES`, see the top of this module
+    batch_norm : the batch norm after `conv`; all distances but "raw" and "unit" use it, and so does `weighting`
+    statistics : of this layer, from `calibration.layer_statistics`; for "output", "correlation" and `weighting`
+    weighting : with 0 all filters count the same. With 1 each weighs as much as the logits depend on it, so that the sum
+        that k-means makes small is their change, to first order and as if channels erred independently. In between,
+        the weights are raised to this power: errors are too large for the first order to hold, and 0.5 did best
+    seed : of the starts; equal seeds give equal clusters
+    n_init : starts, of which the one with the smallest inertia is kept
+    layer : the convolution's name, for error messages
+
+    Raises
+    ------
+    ValueError : `n_clusters` is no integer or below 1, an unknown distance, weights that are not finite, or `batch_norm` or
+        `statistics` missing where they are needed, or of another layer, `weighting` outside [0, 1]
+    """
+    check_n_clusters(n_clusters, "" if layer == "the convolution" else layer)
+    weight = conv.weight.detach().double().cpu().flatten(1)
+    if not torch.isfinite(weight).all():
+        raise ValueError(f"{layer} has {int((~torch.isfinite(weight)).sum())} weights that are NaN or infinite")
+    if not 0 <= weighting <= 1:
+        raise ValueError(f"weighting is {weighting!r}, expected a number from 0 to 1")
+    points, gains, importance = _points(weight, distance, batch_norm, statistics, layer, weighting > 0)
+
+    distinct, labels = torch.unique(weight, dim=0, return_inverse=True)
+    if n_clusters >= len(distinct):
+        first = torch.tensor([int((labels == j).nonzero()[0]) for j in range(len(distinct))])
+        return Clusters(labels, distinct.view(-1, *conv.weight.shape[1:]), first, torch.ones_like(gains), 0.0)
+
+    sample_weights = importance**weighting
+    # No filter may weigh nothing: a cluster of such filters would have no mean.
+    sample_weights = sample_weights / sample_weights.mean() + 1e-9 if sample_weights.sum() > 0 else torch.ones_like(gains)
+    order = np.lexsort(points.numpy().T)  # k-means++ draws by position, so the order of the filters must not matter
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: fewer clusters
+        kmeans = KMeans(n_clusters, n_init=n_init, random_state=seed)
+        kmeans.fit(points.numpy()[order], sample_weight=sample_weights.numpy()[order])
+    labels = torch.empty_like(labels)
+    labels[torch.from_numpy(order)] = torch.unique(torch.from_numpy(kmeans.labels_).long(), return_inverse=True)[1]
+
+    k = int(labels.max()) + 1
+    members = nn.functional.one_hot(labels, k).T * sample_weights  # (k, N)
+    squared = (points - (_shares(members) @ points)[labels]).square().sum(1)  # distance of each filter to its centroid
+    # A filter without a gain says nothing about its cluster, unless all are such.
+    known = (members > 0) & ((gains != 0) | ~((members > 0) & (gains != 0)).any(1, keepdim=True))
+    medoids = torch.where(known, squared, torch.inf).argmin(1)
+    if distance == "correlation":
+        outputs = _centred_outputs(weight, statistics)
+        gains = gains * torch.where((outputs * outputs[medoids[labels]]).sum(1) < 0, -1.0, 1.0)
+    scale = torch.where(gains[medoids] == 0, 1.0, gains[medoids])
+    gains = gains / scale[labels]
+    centroids = _shares(members * known) @ (weight * gains.unsqueeze(1))
+    return Clusters(labels, centroids.view(k, *conv.weight.shape[1:]), medoids, gains, float((sample_weights * squared).sum()))
+
+
+def cluster_layers(
+    model: nn.Module,
+    plan: Plan,
+    distance: str = "raw",
+    *,
+    statistics: Mapping[str, LayerStatistics] | None = None,
+    weighting: float = 0.0,
+    seed: int = 0,
+    n_init: int = 10,
+) -> dict[str, Clusters]:
+    """`cluster_filters` for each layer of a plan, each by itself; `statistics` by layer, from `calibration.layer_statistics`.
+
+    Raises
+    ------
+    ValueError : a plan for another model, a model without convolutions, and what `cluster_filters` raises
+    """
+    check_plan(model, plan)
+    convs, norms = convolutions(model), batch_norms(model)
+    return {
+        name: cluster_filters(
+            convs[name],
+            n_clusters,
+            distance,
+            batch_norm=norms.get(name),
+            statistics=(statistics or {}).get(name),
+            weighting=weighting,
+            seed=seed,
+            n_init=n_init,
+            layer=name,
+        )
+        for name, n_clusters in plan.items()
+    }
+
+
+def _shares(members: Tensor) -> Tensor:
+    """Each row (a cluster's weight for each filter) divided by its sum: times the filters, it gives their mean."""
+    return members / members.sum(1, keepdim=True)
+
+
+def _points(
+    weight: Tensor, distance: str, batch_norm: nn.BatchNorm2d | None, statistics: LayerStatistics | None, layer: str, weighted: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Points (N, P), gains (N,), and importance (N,): what a squared distance of 1 from such a point changes in the logits."""
+    if distance not in DISTANCES:
+        raise ValueError(f"distance is {distance!r}, expected one of {', '.join(DISTANCES)}")
+    if (distance not in ("raw", "unit") or weighted) and batch_norm is None:
+        raise ValueError(f"{layer} has no batch norm, which distance {distance!r}{', weighted,' if weighted else ''} needs")
+    if (distance in ("output", "correlation") or weighted) and statistics is None:
+        raise ValueError(f"distance {distance!r}{', weighted,' if weighted else ''} needs statistics: see calibration.layer_statistics")
+    if statistics is not None and (len(statistics.mean), len(statistics.importance)) != (weight.shape[1], len(weight)):
+        raise ValueError(
+            f"statistics are of a layer with {len(statistics.importance)} filters of {len(statistics.mean)} values, "
+            f"expected those of {layer}, with {len(weight)} filters of {weight.shape[1]} values"
+        )
+    ones = torch.ones(len(weight), dtype=torch.double)
+    factor = _factor(batch_norm) if batch_norm is not None else ones
+    if distance == "raw":
+        points, gains = weight, ones
+    elif distance == "folded":
+        points, gains = weight * factor.unsqueeze(1), factor
+    elif distance == "unit":
+        gains = _inverse(weight.norm(dim=1))
+        points = weight * gains.unsqueeze(1)
+    elif distance == "output":
+        points, gains = weight * factor.unsqueeze(1) @ _root(statistics.second_moment), factor
+    else:
+        outputs = _centred_outputs(weight, statistics)
+        gains = _inverse(outputs.norm(dim=1))
+        correlations = (outputs @ outputs.T) * torch.outer(gains, gains)
+        # Points with these squared correlations as their products: their squared distance is 2 - 2 times it.
+        values, vectors = torch.linalg.eigh(correlations.square())
+        points = vectors * values.clamp(min=0).sqrt()
+    importance = ones
+    if weighted:
+        importance = statistics.importance * (factor * _inverse(gains)).square()
+    return points, gains, importance
+
+
+def _factor(batch_norm: nn.BatchNorm2d) -> Tensor:
+    """γ/σ (N,), what batch norm multiplies each channel by."""
+    variance = batch_norm.running_var.double() + batch_norm.eps
+    return (batch_norm.weight.detach().double() * variance.rsqrt()).cpu()
+
+
+def _inverse(values: Tensor) -> Tensor:
+    """1/x, and 0 for 0."""
+    return torch.where(values == 0, 0.0, 1 / values)
+
+
+def _root(moment: Tensor) -> Tensor:
+    """R with R Rᵀ = moment, for a moment that may be singular: inputs that are always zero."""
+    values, vectors = torch.linalg.eigh(moment)
+    return vectors * values.clamp(min=0).sqrt()
+
+
+def _centred_outputs(weight: Tensor, statistics: LayerStatistics) -> Tensor:
+    """(N, D): its products are the covariances of the filters' outputs."""
+    return weight @ _root(statistics.covariance)

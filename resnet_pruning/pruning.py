@@ -1,0 +1,88 @@
+"""Replace filters by what stands for their cluster."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .calibration import LayerStatistics, reestimate_batch_norm
+from .clustering import REPRESENTATIVES, Clusters, cluster_layers
+from .data import Images
+from .model import batch_norms, convolutions
+from .plans import Plan
+
+
+def replace_filters(
+    model: nn.Module,
+    plan: Plan,
+    representative: str = "centroid",
+    *,
+    distance: str = "raw",
+    weighting: float = 0.0,
+    statistics: Mapping[str, LayerStatistics] | None = None,
+    batch_norm_images: Images | None = None,
+    seed: int = 0,
+    n_init: int = 10,
+) -> nn.Module:
+    """A new model of the same shapes, in which each filter equals the representative of its cluster.
+
+    Each layer that `plan` names is clustered by itself and has at most the planned number of distinct filters, literally
+    equal tensors. Where the distance lets filters of a cluster differ by a factor, the batch norm behind takes it up. A layer
+    with no more distinct filters than planned clusters stays as it is, bit for bit.
+
+    Parameters
+    ----------
+    model : with convolutions and batch norms named as in torchvision's ResNets; it is not changed
+    plan : clusters per layer, by name: see `plans`
+    representative : "centroid", the mean of a cluster's filters, or "medoid", its member nearest to that
+    distance, weighting, statistics, seed, n_init : of the clustering, see `clustering.cluster_filters`
+    batch_norm_images : training images, of which the labels are not used, to re-estimate the statistics of all batch norms
+        from; without them the statistics stay those of the model as it was
+
+    Raises
+    ------
+    ValueError : an unknown representative, and what `clustering.cluster_layers` raises
+    """
+    clusters = cluster_layers(model, plan, distance, statistics=statistics, weighting=weighting, seed=seed, n_init=n_init)
+    replaced = replace_by_clusters(model, clusters, representative)
+    return replaced if batch_norm_images is None else reestimate_batch_norm(replaced, batch_norm_images)
+
+
+def replace_by_clusters(model: nn.Module, clusters: Mapping[str, Clusters], representative: str = "centroid") -> nn.Module:
+    """`replace_filters` for clusters that are known already, from `clustering.cluster_layers` for this model.
+
+    Raises
+    ------
+    ValueError : an unknown representative
+    """
+    if representative not in REPRESENTATIVES:
+        raise ValueError(f"representative is {representative!r}, expected one of {', '.join(REPRESENTATIVES)}")
+    model = copy.deepcopy(model)
+    convs, norms = convolutions(model), batch_norms(model)
+    for name, layer in clusters.items():
+        conv = convs[name]
+        representatives = layer.centroids if representative == "centroid" else conv.weight.detach()[layer.medoids]
+        with torch.no_grad():
+            conv.weight.copy_(representatives[layer.labels])
+            if (layer.gains != 1).any():
+                _take_up(norms[name], layer.gains, conv.bias)
+    return model
+
+
+def _take_up(norm: nn.BatchNorm2d, gains: Tensor, bias: Tensor | None) -> None:
+    """Have `norm` undo that the filters before it were multiplied by `gains`; the convolution's `bias` was not.
+
+    With w·g in place of w, mean and standard deviation are g times what they were, and the factor γ/σ must be 1/g of what
+    it was. A channel with gain 0 becomes the constant that a zero filter gave.
+    """
+    gains = gains.to(norm.weight.device)
+    mean, variance, weight, shift = (t.double() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
+    bias = torch.zeros_like(mean) if bias is None else bias.double()
+    deviation = (variance + norm.eps).sqrt()
+    dead = gains == 0
+    safe = torch.where(dead, 1.0, gains)
+    norm.running_mean.copy_(torch.where(dead, mean, bias + safe * (mean - bias)))
+    norm.running_var.copy_(variance * safe.square())
+    norm.weight.copy_(torch.where(dead, 0.0, weight / safe * (variance * safe.square() + norm.eps).sqrt() / deviation))
+    norm.bias.copy_(torch.where(dead, shift + weight * (bias - mean) / deviation, shift))
