@@ -1,0 +1,282 @@
+"""Sweeps: a grid of points → one row each in a CSV, resumable, on one machine or on a cluster.
+
+A sweep runs through joblib, so the same call goes to many processes or machines inside a context that says so::
+
+    with joblib.parallel_config(backend="dask"):      # after distributed.Client("scheduler:8786")
+        run_sweep(experiment.measure, points, "figures/sweep.csv")
+
+and likewise with ``backend="ray"`` after ``ray.util.joblib.register_ray()``. Workers import this package, and read the
+checkpoint and the data set at the same paths.
+"""
+
+import csv
+import dataclasses
+import functools
+import io
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import joblib
+import pandas as pd
+import torch
+from sklearn.model_selection import ParameterGrid
+from tqdm.auto import tqdm
+
+from . import calibration, cost, data, evaluation, model, pruning
+from .calibration import LayerStatistics
+from .data import Images
+from .files import PROFILES, fingerprint, written_whole
+from .hardware import default_device, keep_freed_memory
+from .plans import Plan, check_plan
+
+Point = Mapping[str, str | int | float | bool]
+
+
+def run_sweep(function: Callable[..., Mapping[str, Any]], points: Sequence[Point], path: str | Path, progress: bool = True) -> pd.DataFrame:
+    """Call ``function(**point)`` for each point that has no row in the CSV yet, and return the rows of all points in order.
+
+    A row is the point and what the function returned; it is appended when its point is done, so an interrupted sweep loses
+    only the points in flight. A file that does not fit is copied to ``NAME.aside-1.csv`` with a warning, and then
+    begun anew if it has other columns, or repaired if lines are cut off. One process at a time may write to a file.
+
+    Parameters
+    ----------
+    function : must be picklable where joblib uses processes
+    points : plain values under the same names in each; equal points are computed once
+    path : the CSV
+    progress : whether to show a bar, with the time that is left
+
+    Raises
+    ------
+    ValueError : no points, or points whose names differ
+    """
+    path = Path(path)
+    if not points:
+        raise ValueError("points is empty, expected at least one")
+    keys = list(points[0])
+    for point in points:
+        if list(point) != keys:
+            raise ValueError(f"a point has {', '.join(point)}, expected the names of the first point, {', '.join(keys)}")
+    by_text = {_text(point.values()): point for point in points}
+    header, rows = _read(path)
+    if header and header[: len(keys)] != keys:
+        _set_aside(path, f"it has the columns {', '.join(header)}, expected {', '.join(keys)} and results. It is begun anew")
+        path.unlink()
+        header, rows = [], []
+    done = {tuple(row[: len(keys)]) for row in rows}
+    missing = [point for text, point in by_text.items() if text not in done]
+    with tqdm(total=len(by_text), initial=len(by_text) - len(missing), desc=path.stem, unit="point", disable=not progress) as bar:
+        for row in _results(function, missing):
+            if header != list(row):
+                if header:
+                    _set_aside(path, f"it has the columns {', '.join(header)}, expected {', '.join(row)}. It is begun anew")
+                header = list(row)
+                with written_whole(path) as partial:
+                    partial.write_text(_line(header), encoding="utf-8")
+            with open(path, "a", encoding="utf-8", newline="") as file:
+                file.write(_line(row.values()))
+                file.flush()
+                os.fsync(file.fileno())
+            bar.update()
+    header, rows = _read(path)
+    line = {tuple(row[: len(keys)]): i for i, row in enumerate(rows)}
+    if any(text not in line for text in by_text):  # a file with other results was set aside on the way
+        return run_sweep(function, points, path, progress)
+    return pd.read_csv(path).iloc[[line[text] for text in by_text]].reset_index(drop=True)
+
+
+def _results(function: Callable[..., Mapping[str, Any]], points: Sequence[Point]) -> Iterator[dict[str, Any]]:
+    """Point and result together, as they are done, by joblib's active backend."""
+    calls = [joblib.delayed(_call)(function, point) for point in points]
+    try:
+        yield from joblib.Parallel(return_as="generator_unordered", batch_size=1)(calls)
+    except ValueError as error:
+        if "return_as" not in str(error):
+            raise
+        # Backends on multiprocessing, Ray's among them, return whole lists only: one slice at a time.
+        parallel = joblib.Parallel(batch_size=1)
+        width = joblib.effective_n_jobs(parallel.n_jobs)
+        for i in range(0, len(calls), width):
+            yield from parallel(calls[i : i + width])
+
+
+def _call(function: Callable[..., Mapping[str, Any]], point: Point) -> dict[str, Any]:
+    return {**point, **function(**point)}
+
+
+def _text(values) -> tuple[str, ...]:
+    """Values as a CSV holds them."""
+    return tuple("" if value is None else str(value) for value in values)
+
+
+def _line(values) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(_text(values))
+    return buffer.getvalue()
+
+
+def _read(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV, as text; lines that are cut off are taken out of the file."""
+    if not path.exists() or not path.stat().st_size:
+        return [], []
+    text = path.read_text(encoding="utf-8")
+    header, *rows = csv.reader(io.StringIO(text))
+    whole = [row for row in rows if len(row) == len(header)]
+    if rows and not text.endswith("\n") and whole and whole[-1] is rows[-1]:
+        whole.pop()  # all its fields are there, but the last one may be cut
+    if len(whole) < len(rows):
+        _set_aside(path, f"{len(rows) - len(whole)} of its {len(rows)} lines are cut off. They are taken out")
+        with written_whole(path) as partial:
+            partial.write_text("".join(map(_line, [header, *whole])), encoding="utf-8")
+    return header, whole
+
+
+def _set_aside(path: Path, reason: str) -> None:
+    n = 1
+    while (aside := path.with_name(f"{path.stem}.aside-{n}{path.suffix}")).exists():
+        n += 1
+    shutil.copy2(path, aside)
+    warnings.warn(f"{path}: {reason}; the old file is kept as {aside.name}", stacklevel=3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Pruning one checkpoint without fine-tuning: from settings to accuracies. Small enough to be sent to any worker.
+
+    Attributes
+    ----------
+    checkpoint : path of the trained network
+    dataset : its data set, see `data.load`
+    profile : "full", or "quick" for a part of the images
+    """
+
+    checkpoint: str
+    dataset: str
+    profile: str = "full"
+
+    def __post_init__(self):
+        if self.profile not in PROFILES:
+            raise ValueError(f"profile is {self.profile!r}, expected one of {', '.join(PROFILES)}")
+
+    def points(self, plans: Mapping[tuple[str, int | float], Plan], images: str = "test", **choices: Sequence) -> list[dict[str, Any]]:
+        """Points for `measure`: each plan, under a name and a level that tell it from others, with each combination of choices.
+
+        Parameters
+        ----------
+        plans : such as ``{("uniform", 8): plans.uniform(model, 8)}``
+        images : what accuracy is measured on, "test" or "training" (a tenth of the training images)
+        choices : lists for distance, weighting, representative, batch_norm ("as trained" or "re-estimated"), seed; one
+            value each unless given: the assignment's own
+        """
+        network = _material(self).network
+        base = fingerprint(self.checkpoint)
+        defaults = {"distance": ["raw"], "weighting": [0.0], "representative": ["centroid"], "batch_norm": ["re-estimated"], "seed": [0]}
+        if unknown := set(choices) - set(defaults):
+            raise ValueError(f"choices has {', '.join(sorted(unknown))}, expected some of {', '.join(defaults)}")
+        points = []
+        for (name, level), plan in plans.items():
+            check_plan(network, plan)
+            widths = {layer: conv.out_channels for layer, conv in model.convolutions(network).items()}
+            clusters = " ".join(str(min(plan.get(layer, width), width)) for layer, width in widths.items())
+            for choice in ParameterGrid(defaults | choices):
+                ordered = {key: choice[key] for key in defaults} | {"weighting": float(choice["weighting"])}
+                points.append({"base": base, "images": images, "plan": name, "level": level, "clusters": clusters, **ordered})
+        return points
+
+    def measure(
+        self,
+        *,
+        base: str,
+        images: str,
+        plan: str,
+        level: int | float,
+        clusters: str,
+        distance: str,
+        weighting: float,
+        representative: str,
+        batch_norm: str,
+        seed: int,
+    ) -> dict[str, int | float]:
+        """Accuracy in %, its change in pp, cost, accuracy per class, and the seconds that each step took.
+
+        `clusters` holds the numbers of clusters of all convolutions, front to back; `plan` and `level` only name them.
+        """
+        material = _material(self)
+        layers = list(model.convolutions(material.network))
+        numbers = dict(zip(layers, map(int, clusters.split()), strict=True))
+        start = time.perf_counter()
+        needs_statistics = weighting > 0 or distance in ("output", "correlation")
+        statistics = material.statistics if needs_statistics else None
+        start_clustering = time.perf_counter()
+        network = pruning.replace_filters(
+            material.network, numbers, representative, distance=distance, weighting=weighting, statistics=statistics, seed=seed
+        )
+        clustered = time.perf_counter()
+        if batch_norm == "re-estimated":
+            network = calibration.reestimate_batch_norm(network, material.calibration)
+        elif batch_norm != "as trained":
+            raise ValueError(f"batch_norm is {batch_norm!r}, expected 're-estimated' or 'as trained'")
+        estimated = time.perf_counter()
+        judged = material.images(images)
+        logits = evaluation.predict(network, judged)
+        evaluated = time.perf_counter()
+        labels = judged.labels.cpu()
+        accuracy = evaluation.accuracy_of(logits, labels)
+        parameters, macs = cost.of_plan(material.network, numbers)
+        return {
+            "accuracy": round(accuracy, 2),
+            "change": round(accuracy - _base_accuracy(self, images), 2),
+            "distinct_filters": sum(numbers.values()),
+            "parameters": parameters,
+            "parameters_share": round(parameters / cost.parameters(material.network), 4),
+            "macs": macs,
+            "macs_share": round(macs / cost.macs(material.network), 4),
+            **{
+                f"class_{name}": round(value, 2)
+                for name, value in zip(judged.classes, evaluation.per_class_accuracy(logits, labels).tolist(), strict=True)
+            },
+            "seconds_statistics": round(start_clustering - start, 2),  # once per process
+            "seconds_clustering": round(clustered - start_clustering, 2),
+            "seconds_batch_norm": round(estimated - clustered, 2),
+            "seconds_evaluation": round(evaluated - estimated, 2),
+        }
+
+
+class _Material:
+    """What all points of an experiment need, loaded and measured once per process."""
+
+    def __init__(self, experiment: Experiment):
+        keep_freed_memory()
+        device = default_device()
+        network, _ = model.load_checkpoint(experiment.checkpoint)
+        self.network = network.to(device, memory_format=torch.channels_last)
+        training, test = data.load(experiment.dataset, device=device)
+        if experiment.profile == "quick":
+            training, test = training[:2000], test[:1000]
+        rest, held_out = data.hold_out(training, len(training) // 10)
+        self.calibration = rest[:1000]
+        self._images = {"test": test, "training": held_out}
+
+    def images(self, name: str) -> Images:
+        if name not in self._images:
+            raise ValueError(f"images is {name!r}, expected one of {', '.join(self._images)}")
+        return self._images[name]
+
+    @functools.cached_property
+    def statistics(self) -> dict[str, LayerStatistics]:
+        return calibration.layer_statistics(self.network, self.calibration[:500])
+
+
+@functools.lru_cache(maxsize=1)
+def _material(experiment: Experiment) -> _Material:
+    return _Material(experiment)
+
+
+@functools.cache
+def _base_accuracy(experiment: Experiment, images: str) -> float:
+    return evaluation.accuracy(_material(experiment).network, _material(experiment).images(images))
