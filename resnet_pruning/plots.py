@@ -1,6 +1,7 @@
 """The figures of the notebooks, in one style. A figure is closed when it is returned: show it by ending a cell with it."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,12 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from .clustering import Clusters
 from .data import Images
 from .files import written_whole
 from .training import Recipe
 
 # Okabe and Ito's colours, which differ for colour-blind readers too; lines also differ in dash or marker.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
+COLORS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 STYLE = {
     "figure.dpi": 110,
     "font.size": 10,
@@ -156,3 +161,143 @@ def mistakes(images: Images, logits: Tensor, n: int = 8) -> Figure:
             guesses = [f"{images.classes[c]} {100 * p:.2f} %" for p, c in zip(top.values, top.indices, strict=True)]
             axes.set_title("\n".join([f"is {images.classes[labels[index]]}", *guesses]), fontsize=9, weight="normal", loc="center")
     return figure
+
+
+def curves(
+    panels: Mapping[str, pd.DataFrame],
+    x: str,
+    by: str,
+    xlabel: str | Sequence[str],
+    y: str = "accuracy",
+    ylabel: str = "test accuracy (%)",
+    reference: tuple[float, str] | None = None,
+    ticks: Sequence[Sequence[float] | None] | None = None,
+    title: str = "",
+) -> tuple[Figure, pd.DataFrame]:
+    """`y` against `x`, a panel for each table and a line for each value of its column `by`: the median over rows with the same
+    `x` (seeds), in a band from the lowest to the highest.
+
+    Parameters
+    ----------
+    panels : tables by title, in one row of panels that share the y axis
+    xlabel : for all panels, or one each
+    reference : a value of `y` to mark with a line, and its label
+    ticks : per panel, values of `x` to place at equal distances (for 1, 2, 4, 8, …); None for a linear axis
+    title : of the whole figure
+    """
+    labels = list(dict.fromkeys(label for table in panels.values() for label in table[by]))
+    colors = dict(zip(labels, itertools.cycle(COLORS), strict=False))
+    xlabels = [xlabel] * len(panels) if isinstance(xlabel, str) else xlabel
+    summary = []
+    with _subplots(1, len(panels), figsize=(5.2 * len(panels), 4.2), sharey=True, squeeze=False) as (figure, (row,)):
+        for axes, (name, table), label, values in zip(row, panels.items(), xlabels, ticks or [None] * len(panels), strict=True):
+            if reference is not None:
+                axes.axhline(reference[0], color=GREY, linestyle="-.", linewidth=1, label=reference[1])
+            for line in dict.fromkeys(table[by]):
+                i = labels.index(line)
+                band = table[table[by] == line].groupby(x)[y].agg(["median", "min", "max", "count"]).reset_index()
+                position = band[x] if values is None else band[x].map(list(values).index)
+                axes.fill_between(position, band["min"], band["max"], color=colors[line], alpha=0.2, linewidth=0)
+                style = {"marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i % len(DASHES)], "markersize": 5}
+                axes.plot(position, band["median"], color=colors[line], label=line, **style)
+                summary.append(band.assign(**{"panel": name, by: line}))
+            if values is not None:
+                axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+            axes.set(title=name, xlabel=label)
+        row[0].set_ylabel(ylabel)
+        figure.legend(*_legend(row), loc="outside lower center", ncols=min(len(labels) + 1, 4))
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    summary = pd.concat(summary, ignore_index=True)[["panel", by, x, "median", "min", "max", "count"]]
+    return figure, summary.round({"median": 2, "min": 2, "max": 2})
+
+
+def _legend(row: Sequence[plt.Axes]) -> tuple[list, list[str]]:
+    """Handles and labels of all panels, each label once, the reference last."""
+    found = {label: handle for axes in row for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    lines = sorted(found, key=lambda label: found[label].get_marker() in ("None", None))
+    return [found[label] for label in lines], lines
+
+
+def heat_map(
+    values: pd.DataFrame, title: str, unit: str, fmt: str = "{:.1f}", xlabel: str = "", ylabel: str = "", worst: float | None = None
+) -> tuple[Figure, pd.DataFrame]:
+    """A cell per row and column of `values` with its number, darker for what is further below zero; empty where it is NaN.
+
+    `worst` is where the shade ends, so that one bad cell does not make the others look the same.
+    """
+    rows, columns = values.shape
+    longest = max(len(line) for column in values.columns for line in str(column).split("\n"))
+    with _subplots(figsize=(2.6 + max(0.62, 0.09 * longest) * columns, 1.4 + 0.32 * rows)) as (figure, axes):
+        lowest = values.min(axis=None) if worst is None else worst
+        image = axes.imshow(-values, cmap="Oranges", vmin=0, vmax=max(-lowest, 1e-9), aspect="auto")
+        for i, j in itertools.product(range(rows), range(columns)):
+            value = values.iloc[i, j]
+            if pd.notna(value):
+                dark = value < 0.65 * lowest
+                axes.text(j, i, fmt.format(value), ha="center", va="center", fontsize=8, color="white" if dark else "black")
+        axes.set_xticks(range(columns), values.columns)
+        axes.set_yticks(range(rows), values.index)
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        axes.grid(visible=False)
+        bar = figure.colorbar(image, label=unit, shrink=0.8, extend="neither" if worst is None else "max")
+        bar.ax.yaxis.set_major_formatter(lambda value, _: f"{-value:.0f}")
+    return figure, values.reset_index()
+
+
+def filters_by_cluster(weight: Tensor, clusters: Clusters, title: str) -> tuple[Figure, pd.DataFrame]:
+    """The filters (N, C_in, k_h, k_w) of a layer by cluster, largest cluster first: the centroid framed, its members beside it.
+
+    Filters with three input channels are drawn in colour, grey being zero; others as the mean over their input channels.
+    """
+    order = clusters.sizes.argsort(descending=True, stable=True)
+    weight = weight.detach().double().cpu()
+    scale = weight.abs().max() if weight.shape[1] == 3 else weight.mean(1).abs().max()
+
+    def draw(axes: plt.Axes, kernel: Tensor) -> None:
+        if len(kernel) == 3:
+            axes.imshow((kernel / (2 * scale) + 0.5).clamp(0, 1).permute(1, 2, 0))
+        else:
+            axes.imshow(kernel.mean(0), cmap="RdBu_r", vmin=-scale, vmax=scale)
+
+    columns = int(clusters.sizes.max()) + 1
+    rows = []
+    with _subplots(len(clusters), columns, figsize=(max(0.75 * columns, 5), 0.78 * len(clusters) + 0.5), squeeze=False) as (figure, grid):
+        for axes in grid.flat:
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.grid(visible=False)
+            axes.spines[:].set_visible(False)
+        for line, cluster in zip(grid, order.tolist(), strict=True):
+            members = (clusters.labels == cluster).nonzero().flatten().tolist()
+            draw(line[0], clusters.centroids[cluster])
+            line[0].spines[:].set(visible=True, color="black", linewidth=2)
+            for axes, member in zip(line[1:], members, strict=False):
+                draw(axes, weight[member])
+                is_medoid = member == int(clusters.medoids[cluster])
+                axes.set_title(
+                    f"{member}{' *' if is_medoid and len(members) > 1 else ''}", fontsize=8, weight="normal", loc="center", pad=2
+                )
+                rows.append({"cluster": cluster, "filter": member, "medoid": is_medoid})
+        figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    return figure, pd.DataFrame(rows)
+
+
+def stacked_shares(shares: pd.DataFrame, title: str, unit: str) -> tuple[Figure, pd.DataFrame]:
+    """A bar per row of `shares`, made of its columns, in %; each part with its number."""
+    with _subplots(figsize=(8, 1.2 + 0.28 * len(shares))) as (figure, axes):
+        left = pd.Series(0.0, index=shares.index)
+        greys = plt.get_cmap("Blues")
+        for i, column in enumerate(shares):
+            tone = 0.15 + 0.75 * i / max(len(shares.columns) - 1, 1)
+            axes.barh(shares.index.astype(str), shares[column], left=left, color=greys(tone), edgecolor="white", label=column)
+            for name, value, start in zip(shares.index, shares[column], left, strict=True):
+                if value >= 4:
+                    color = "white" if tone > 0.55 else "black"
+                    axes.text(start + value / 2, str(name), f"{value:.0f}", ha="center", va="center", fontsize=8, color=color)
+            left = left + shares[column]
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+        axes.set(title=title, xlabel=unit, xlim=(0, 100))
+        figure.legend(loc="outside lower center", ncols=len(shares.columns))
+    return figure, shares.reset_index()
