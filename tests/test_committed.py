@@ -3,10 +3,11 @@
 import subprocess
 
 import nbformat
+import pandas as pd
 import pytest
 
-from resnet_pruning import cost, evaluation, model
-from resnet_pruning.files import ROOT
+from resnet_pruning import cost, evaluation, model, sweeps
+from resnet_pruning.files import ROOT, fingerprint
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FIGURES = sorted((ROOT / "figures").glob("*.png"))
@@ -38,6 +39,24 @@ def test_the_checkpoint_has_the_accuracy_that_it_claims(cifar10):
     accuracy = evaluation.accuracy(network, cifar10[1])
     assert accuracy == pytest.approx(facts["test_accuracy"], abs=0.05)
     assert accuracy >= 92.0
+
+
+@pytest.mark.parametrize("name", ["prune_uniform", "prune_sensitivity", "prune_ends"])
+def test_sweeps_were_made_from_the_committed_checkpoint(name):
+    table = pd.read_csv(ROOT / "figures" / f"{name}.csv")
+    assert set(table.base) == {fingerprint(ROOT / "checkpoints" / "resnet20.pt")}
+    assert not table.duplicated(list(table)[:10]).any()
+
+
+@pytest.mark.parametrize("share", [0.75, 0.5])
+def test_a_sweeps_row_can_be_measured_again(cifar10, share):
+    table = pd.read_csv(ROOT / "figures" / "prune_uniform.csv")
+    rows = table[(table.level == share) & (table.images == "test") & (table.distance == "correlation") & (table.weighting == 0.5)]
+    row = rows[rows.seed == 0].iloc[0]
+    experiment = sweeps.Experiment(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10")
+    again = experiment.measure(**row[list(table)[:10]])
+    assert again["accuracy"] == pytest.approx(row.accuracy, abs=2)  # on another processor k-means may end in another optimum
+    assert again["accuracy"] >= {0.75: 80, 0.5: 45}[share]
 
 
 def test_no_data_set_is_committed():
