@@ -102,9 +102,9 @@ def test_output_sees_only_what_the_inputs_show():
         assert found.labels[0] == found.labels[1] and found.sizes.max() == 2
 
 
-@pytest.mark.parametrize(("important", "merged"), [([0, 1], [2, 3]), ([2, 3], [0, 1]), ([0, 3], [1, 2])])
+@pytest.mark.parametrize(("important", "merged"), [([0, 1], [2, 3]), ([2, 3], [0, 1])])
 def test_weighting_merges_what_the_logits_depend_on_least(important, merged):
-    conv = convolution(torch.arange(4.0).view(4, 1, 1, 1))
+    conv = convolution(torch.tensor([0.0, 1.0, 2.7, 4.0]).view(4, 1, 1, 1))
     importance = torch.ones(4, dtype=torch.double).index_fill(0, torch.tensor(important), 1e4)
     moment = torch.ones(1, 1, dtype=torch.double)
     statistics = calibration.LayerStatistics(torch.zeros(1, dtype=torch.double), moment, importance)
