@@ -57,6 +57,8 @@ INTERRUPTED = """
 import os, signal, sys
 from resnet_pruning import sweeps
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
+
 def function(x):
     if x == 3:
         os.kill(os.getpid(), getattr(signal, sys.argv[2]))
