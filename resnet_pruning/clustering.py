@@ -29,7 +29,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from .calibration import LayerStatistics
-from .model import batch_norms, convolutions
+from .model import SharedConv2d, batch_norms, convolutions
 from .plans import Plan, check_n_clusters, check_plan
 
 DISTANCES = ("raw", "folded", "unit", "output", "correlation")
@@ -154,10 +154,16 @@ def cluster_layers(
 
     Raises
     ------
-    ValueError : a plan for another model, a model without convolutions, and what `cluster_filters` raises
+    ValueError : a plan for another model, a model without convolutions or compact already, and what `cluster_filters` raises
     """
     check_plan(model, plan)
     convs, norms = convolutions(model), batch_norms(model)
+    for name in plan:
+        if isinstance(conv := convs[name], SharedConv2d):
+            raise ValueError(
+                f"{name} computes {conv.out_channels} filters for {len(conv.labels)} channels already: "
+                f"cluster the model before it is made compact"
+            )
     return {
         name: cluster_filters(
             convs[name],

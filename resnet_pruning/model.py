@@ -1,9 +1,10 @@
 """The CIFAR ResNet of He et al. 2015, section 4.2, at any depth and width; saving and loading it."""
 
+import itertools
 import pickle
 import textwrap
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,35 @@ from torch import Tensor, nn
 from .files import written_whole
 
 
+class SharedConv2d(nn.Conv2d):
+    """A 3×3 convolution that computes each distinct filter once: output channel i is a copy of that of filter ``labels[i]``.
+
+    The weight has the shape (distinct filters, C_in, 3, 3); what follows sees ``len(labels)`` channels.
+    """
+
+    def __init__(self, in_channels: int, labels: Sequence[int], stride: int = 1):
+        super().__init__(in_channels, max(labels) + 1, 3, stride, padding=1, bias=False)
+        self.register_buffer("labels", torch.tensor(labels), persistent=False)  # checkpoints keep them with the widths
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).index_select(1, self.labels)
+
+
+def _convolution(in_channels: int, out_channels: int, stride: int, labels: Sequence[int] | None) -> nn.Conv2d:
+    if labels is None:
+        return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+    return SharedConv2d(in_channels, labels, stride)
+
+
 class Block(nn.Module):
     """Two 3×3 convolutions and an identity shortcut: with stride 2 it takes every other pixel and pads channels with
-    zeros, He et al.'s option A, so that it has no parameters."""
+    zeros, He et al.'s option A, so that it has no parameters. `labels` are those of `SharedConv2d`, for each convolution."""
 
-    def __init__(self, in_channels: int, inner_channels: int, out_channels: int, stride: int):
+    def __init__(self, in_channels: int, inner_channels: int, out_channels: int, stride: int, labels: tuple = (None, None)):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, inner_channels, 3, stride, padding=1, bias=False)
+        self.conv1 = _convolution(in_channels, inner_channels, stride, labels[0])
         self.bn1 = nn.BatchNorm2d(inner_channels)
-        self.conv2 = nn.Conv2d(inner_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = _convolution(inner_channels, out_channels, 1, labels[1])
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.stride = stride
         self.missing_channels = out_channels - in_channels
@@ -50,6 +71,8 @@ class ResNet(nn.Module):
         the stem has the first
     inner_widths : number of filters of a block's first convolution, by that convolution's name, such as
         ``{"layer1.0.conv1": 9}``; those not named have their stage's width. Pruned networks are of this class.
+    sharing : for convolutions that compute fewer distinct filters than they have output channels, by name: for each output
+        channel the number of its filter, counted from 0; see `SharedConv2d`
     n_classes : outputs of the linear layer
 
     Raises
@@ -63,6 +86,7 @@ class ResNet(nn.Module):
         stage_widths: tuple[int, int, int] = (16, 32, 64),
         inner_widths: Mapping[str, int] | None = None,
         n_classes: int = 10,
+        sharing: Mapping[str, Sequence[int]] | None = None,
     ):
         super().__init__()
         n_blocks, remainder = divmod(depth - 2, 6)
@@ -82,22 +106,45 @@ class ResNet(nn.Module):
             "stage_widths": tuple(stage_widths),
             "inner_widths": inner_widths,
             "n_classes": n_classes,
+            "sharing": {name: list(labels) for name, labels in (sharing or {}).items()},
         }
+        sharing = self._checked_sharing(n_blocks)
 
         channels = stage_widths[0]
-        self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.conv1 = _convolution(3, channels, 1, sharing.get("conv1"))
         self.bn1 = nn.BatchNorm2d(channels)
         for stage, width in enumerate(stage_widths, start=1):
             blocks = []
             for block in range(n_blocks):
-                inner = inner_widths.get(f"layer{stage}.{block}.conv1", width)
-                blocks.append(Block(channels, inner, width, stride=2 if stage > 1 and block == 0 else 1))
+                name = f"layer{stage}.{block}"
+                inner = inner_widths.get(f"{name}.conv1", width)
+                labels = sharing.get(f"{name}.conv1"), sharing.get(f"{name}.conv2")
+                blocks.append(Block(channels, inner, width, 2 if stage > 1 and block == 0 else 1, labels))
                 channels = width
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         self.fc = nn.Linear(channels, n_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # He et al. 2015b
+
+    def _checked_sharing(self, n_blocks: int) -> dict[str, list[int]]:
+        stages = self.config["stage_widths"]
+        widths = {"conv1": stages[0]}
+        for stage, block in itertools.product((1, 2, 3), range(n_blocks)):
+            name = f"layer{stage}.{block}"
+            widths |= {
+                f"{name}.conv1": self.config["inner_widths"].get(f"{name}.conv1", stages[stage - 1]),
+                f"{name}.conv2": stages[stage - 1],
+            }
+        for name, labels in self.config["sharing"].items():
+            if name not in widths:
+                raise ValueError(f"sharing names {name!r}, expected one of {', '.join(widths)}")
+            if len(labels) != widths[name] or sorted(set(labels)) != list(range(max(labels) + 1)):
+                raise ValueError(
+                    f"sharing[{name!r}] is {labels}, expected the number of a filter for each of the {widths[name]} channels, "
+                    f"counted from 0 without a gap"
+                )
+        return self.config["sharing"]
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs (B, 3, 32, 32) to logits (B, n_classes)."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .calibration import LayerStatistics, reestimate_batch_norm
 from .clustering import REPRESENTATIVES, Clusters, cluster_layers
 from .data import Images
-from .model import batch_norms, convolutions
+from .model import Block, batch_norms, convolutions
 from .plans import Plan
 
 
@@ -20,6 +20,7 @@ def replace_filters(
     *,
     distance: str = "raw",
     weighting: float = 0.0,
+    mergeable: bool = False,
     statistics: Mapping[str, LayerStatistics] | None = None,
     batch_norm_images: Images | None = None,
     seed: int = 0,
@@ -37,6 +38,8 @@ def replace_filters(
     plan : clusters per layer, by name: see `plans`
     representative : "centroid", the mean of a cluster's filters, or "medoid", its member nearest to that
     distance, weighting, statistics, seed, n_init : of the clustering, see `clustering.cluster_filters`
+    mergeable : in the first convolutions of blocks, have the batch norms of a cluster's channels differ by a factor only.
+        `compaction.compact` can then merge these channels, and not only compute their filter once
     batch_norm_images : training images, of which the labels are not used, to re-estimate the statistics of all batch norms
         from; without them the statistics stay those of the model as it was
 
@@ -46,6 +49,10 @@ def replace_filters(
     """
     clusters = cluster_layers(model, plan, distance, statistics=statistics, weighting=weighting, seed=seed, n_init=n_init)
     replaced = replace_by_clusters(model, clusters, representative)
+    if mergeable:
+        for block, module in replaced.named_modules():
+            if isinstance(module, Block) and f"{block}.conv1" in clusters:
+                _align(module.bn1, clusters[f"{block}.conv1"].labels)
     return replaced if batch_norm_images is None else reestimate_batch_norm(replaced, batch_norm_images)
 
 
@@ -86,3 +93,20 @@ def _take_up(norm: nn.BatchNorm2d, gains: Tensor, bias: Tensor | None) -> None:
     norm.running_var.copy_(variance * safe.square())
     norm.weight.copy_(torch.where(dead, 0.0, weight / safe * (variance * safe.square() + norm.eps).sqrt() / deviation))
     norm.bias.copy_(torch.where(dead, shift + weight * (bias - mean) / deviation, shift))
+
+
+@torch.no_grad()
+def _align(norm: nn.BatchNorm2d, labels: Tensor) -> None:
+    """Give channels with the same label, and factors γ of the same sign, the same statistics and the same β/γ, their mean weighted
+    by γ²: then ReLU's outputs differ by a positive factor, whatever statistics are estimated later."""
+    sign = norm.weight.sign()
+    for cluster in labels.unique():
+        for direction in (-1, 1):
+            members = (labels.to(sign.device) == cluster) & (sign == direction)
+            if members.sum() < 2:
+                continue
+            weight = norm.weight[members].double()
+            shares = weight.square() / weight.square().sum()
+            for statistic in (norm.running_mean, norm.running_var):
+                statistic[members] = (shares * statistic[members].double()).sum().float()
+            norm.bias[members] = (weight * (shares * norm.bias[members] / weight).sum()).float()

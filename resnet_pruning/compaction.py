@@ -1,0 +1,117 @@
+"""Make a network whose filters were replaced really smaller, without changing what it computes."""
+
+import copy
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from . import cost
+from .model import Block, ResNet, SharedConv2d, batch_norms, convolutions
+
+
+def compact(model: ResNet, tolerance: float = 1e-6) -> ResNet:
+    """The smallest `ResNet` that computes the same function as `model`, to float32 rounding, by two exact steps.
+
+    Inside each block, between its two convolutions, channels that are positive multiples of each other on any input are
+    merged: one is kept, and the slices of ``conv2`` that read the others are added to its slice, times their factors. Such
+    channels have equal filters, and batch norms that differ by a positive factor only (ReLU(a·x) = a·ReLU(x)). Channels
+    that are zero on any input are dropped.
+
+    Where channels have equal filters but cannot be merged, on the residual stream or because their batch norms differ, the
+    distinct filters are computed once and the results copied: see `model.SharedConv2d`.
+
+    The result is an ordinary model: it trains, is saved and loaded like any other, and compacting it again changes nothing.
+
+    Parameters
+    ----------
+    model : filters that are to be merged must be equal, bit for bit, as `pruning.replace_filters` makes them
+    tolerance : by how much thresholds of merged channels may differ by rounding, relative to deviation and shift
+    """
+    state = {name: tensor.clone() for name, tensor in copy.deepcopy(model).state_dict().items()}
+    inner_widths, sharing = {}, {}
+    for name, conv in convolutions(model).items():
+        if isinstance(conv, SharedConv2d):
+            state[f"{name}.weight"] = state[f"{name}.weight"][conv.labels]
+    for block, module in model.named_modules():
+        if isinstance(module, Block):
+            kept, mixture = _multiples(state[f"{block}.conv1.weight"], module.bn1, tolerance)
+            following = state[f"{block}.conv2.weight"]
+            merged = torch.einsum("oihw,ki->okhw", following.double(), mixture.to(following.device))
+            state[f"{block}.conv2.weight"] = merged.to(following.dtype)
+            for part in ("conv1.weight", "bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var"):
+                state[f"{block}.{part}"] = state[f"{block}.{part}"][kept]
+            if len(kept) < module.bn2.num_features:
+                inner_widths[f"{block}.conv1"] = len(kept)
+    for name in convolutions(model):
+        distinct, labels = _distinct(state[f"{name}.weight"])
+        if len(distinct) < len(labels):
+            state[f"{name}.weight"] = state[f"{name}.weight"][distinct]
+            sharing[name] = labels.tolist()
+    small = ResNet(**model.config | {"inner_widths": inner_widths, "sharing": sharing})
+    small.load_state_dict(state)
+    return small.to(next(model.parameters()).device).train(model.training)
+
+
+def _distinct(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the first of each set of equal filters, in order, and for each filter which of these it equals."""
+    _, labels = torch.unique(weight.flatten(1), dim=0, return_inverse=True)
+    first = [int((labels == label).nonzero()[0]) for label in dict.fromkeys(labels.tolist())]
+    renumbered = {int(labels[index]): i for i, index in enumerate(first)}
+    return torch.tensor(first, device=weight.device), torch.tensor([renumbered[label] for label in labels.tolist()])
+
+
+def _multiples(weight: Tensor, norm: nn.BatchNorm2d, tolerance: float) -> tuple[list[int], Tensor]:
+    """Channels to keep, and the matrix (kept, N) of what each channel is in terms of them, after batch norm and ReLU.
+
+    A channel's output is ReLU(s·(y - t)) for the filter's output y. Channels with equal filters, equal t, and s of the same
+    sign are multiples of each other.
+    """
+    deviation = (norm.running_var.double() + norm.eps).sqrt()
+    slope = norm.weight.detach().double() / deviation
+    constant = slope == 0
+    shift = norm.bias.detach().double() - slope * norm.running_mean.double()
+    threshold = torch.where(constant, 0.0, -shift / torch.where(constant, 1.0, slope))
+    same_filter = _distinct(weight)[1]
+    kept: list[int] = []
+    factors = []
+    for i in range(len(weight)):
+        row = torch.zeros(len(weight), dtype=torch.double)
+        if constant[i] and shift[i] <= 0:
+            factors.append(row)  # zero on any input
+            continue
+        for j in kept:
+            if constant[i] and constant[j]:
+                row[j] = shift[i] / shift[j]
+            elif not (constant[i] or constant[j]):
+                close = (threshold[i] - threshold[j]).abs() <= tolerance * (deviation[i] + (shift[i] / slope[i]).abs())
+                if same_filter[i] == same_filter[j] and slope[i].sign() == slope[j].sign() and close:
+                    row[j] = slope[i] / slope[j]
+            if row[j]:
+                break
+        else:
+            kept.append(i)
+            row[i] = 1.0
+        factors.append(row)
+    if not kept:  # a layer that is zero throughout keeps one channel
+        kept = [0]
+    return kept, torch.stack(factors)[:, kept].T
+
+
+def layer_table(before: ResNet, after: ResNet) -> pd.DataFrame:
+    """What compacting did to each convolution: its channels, the filters that are computed, and its MACs, before and after."""
+    rows = []
+    macs_before, macs_after = cost.macs_by_layer(before), cost.macs_by_layer(after)
+    for name, conv in convolutions(after).items():
+        rows.append(
+            {
+                "layer": name,
+                "channels before": batch_norms(before)[name].num_features,
+                "channels": batch_norms(after)[name].num_features,
+                "computed filters": conv.weight.shape[0],
+                "input channels": conv.in_channels,
+                "MACs before": macs_before[name],
+                "MACs": macs_after[name],
+            }
+        )
+    return pd.DataFrame(rows)
