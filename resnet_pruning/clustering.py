@@ -109,10 +109,9 @@ def cluster_filters(
         raise ValueError(f"weighting is {weighting!r}, expected a number from 0 to 1")
     points, gains, importance = _points(weight, distance, batch_norm, statistics, layer, weighting > 0)
 
-    distinct, labels = torch.unique(weight, dim=0, return_inverse=True)
-    if n_clusters >= len(distinct):
-        first = torch.tensor([int((labels == j).nonzero()[0]) for j in range(len(distinct))])
-        return Clusters(labels, distinct.view(-1, *conv.weight.shape[1:]), first, torch.ones_like(gains), 0.0)
+    first, labels = distinct_filters(weight)
+    if n_clusters >= len(first):
+        return Clusters(labels, weight[first].view(-1, *conv.weight.shape[1:]), first, torch.ones_like(gains), 0.0)
 
     sample_weights = importance**weighting
     # No filter may weigh nothing: a cluster of such filters would have no mean.
@@ -178,6 +177,14 @@ def cluster_layers(
         )
         for name, n_clusters in plan.items()
     }
+
+
+def distinct_filters(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Of filters (N, …): the index of the first of each set of equal ones, in order, and for each filter (N,) its set's number."""
+    _, labels = torch.unique(weight.flatten(1), dim=0, return_inverse=True)
+    numbers: dict[int, int] = {}
+    numbered = [numbers.setdefault(label, len(numbers)) for label in labels.tolist()]
+    return torch.tensor([numbered.index(number) for number in numbers.values()]), torch.tensor(numbered)
 
 
 def _shares(members: Tensor) -> Tensor:

@@ -1,12 +1,11 @@
 """Make a network whose filters were replaced really smaller, without changing what it computes."""
 
-import copy
-
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from . import cost
+from .clustering import distinct_filters
 from .model import Block, ResNet, SharedConv2d, batch_norms, convolutions
 
 
@@ -28,7 +27,7 @@ def compact(model: ResNet, tolerance: float = 1e-6) -> ResNet:
     model : filters that are to be merged must be equal, bit for bit, as `pruning.replace_filters` makes them
     tolerance : by how much thresholds of merged channels may differ by rounding, relative to deviation and shift
     """
-    state = {name: tensor.clone() for name, tensor in copy.deepcopy(model).state_dict().items()}
+    state = dict(model.state_dict())
     inner_widths, sharing = {}, {}
     for name, conv in convolutions(model).items():
         if isinstance(conv, SharedConv2d):
@@ -44,21 +43,13 @@ def compact(model: ResNet, tolerance: float = 1e-6) -> ResNet:
             if len(kept) < module.bn2.num_features:
                 inner_widths[f"{block}.conv1"] = len(kept)
     for name in convolutions(model):
-        distinct, labels = _distinct(state[f"{name}.weight"])
+        distinct, labels = distinct_filters(state[f"{name}.weight"])
         if len(distinct) < len(labels):
             state[f"{name}.weight"] = state[f"{name}.weight"][distinct]
             sharing[name] = labels.tolist()
     small = ResNet(**model.config | {"inner_widths": inner_widths, "sharing": sharing})
     small.load_state_dict(state)
     return small.to(next(model.parameters()).device).train(model.training)
-
-
-def _distinct(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of the first of each set of equal filters, in order, and for each filter which of these it equals."""
-    _, labels = torch.unique(weight.flatten(1), dim=0, return_inverse=True)
-    first = [int((labels == label).nonzero()[0]) for label in dict.fromkeys(labels.tolist())]
-    renumbered = {int(labels[index]): i for i, index in enumerate(first)}
-    return torch.tensor(first, device=weight.device), torch.tensor([renumbered[label] for label in labels.tolist()])
 
 
 def _multiples(weight: Tensor, norm: nn.BatchNorm2d, tolerance: float) -> tuple[list[int], Tensor]:
@@ -72,7 +63,7 @@ def _multiples(weight: Tensor, norm: nn.BatchNorm2d, tolerance: float) -> tuple[
     constant = slope == 0
     shift = norm.bias.detach().double() - slope * norm.running_mean.double()
     threshold = torch.where(constant, 0.0, -shift / torch.where(constant, 1.0, slope))
-    same_filter = _distinct(weight)[1]
+    same_filter = distinct_filters(weight)[1]
     kept: list[int] = []
     factors = []
     for i in range(len(weight)):

@@ -61,7 +61,8 @@ def uniform_fraction(
     ------
     ValueError : `fraction` is not in (0, 1]; layers that do not exist
     """
-    return {name: _amount(model, name, _checked_fraction(fraction)) for name in select(model, layers, without)}
+    fraction = _checked_fraction(fraction)
+    return {name: _amount(model, name, fraction) for name in select(model, layers, without)}
 
 
 def first_last_heavy(

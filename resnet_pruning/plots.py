@@ -287,10 +287,10 @@ def stacked_shares(shares: pd.DataFrame, title: str, unit: str) -> tuple[Figure,
     """A bar per row of `shares`, made of its columns, in %; each part with its number."""
     with _subplots(figsize=(8, 1.2 + 0.28 * len(shares))) as (figure, axes):
         left = pd.Series(0.0, index=shares.index)
-        greys = plt.get_cmap("Blues")
+        blues = plt.get_cmap("Blues")
         for i, column in enumerate(shares):
             tone = 0.15 + 0.75 * i / max(len(shares.columns) - 1, 1)
-            axes.barh(shares.index.astype(str), shares[column], left=left, color=greys(tone), edgecolor="white", label=column)
+            axes.barh(shares.index.astype(str), shares[column], left=left, color=blues(tone), edgecolor="white", label=column)
             for name, value, start in zip(shares.index, shares[column], left, strict=True):
                 if value >= 4:
                     color = "white" if tone > 0.55 else "black"
