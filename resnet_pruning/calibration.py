@@ -33,6 +33,7 @@ class LayerStatistics:
         return self.second_moment - torch.outer(self.mean, self.mean)
 
 
+@torch.enable_grad()
 def layer_statistics(model: nn.Module, images: Images, *, seed: int = 0, batch_size: int = 100) -> dict[str, LayerStatistics]:
     """Statistics of each convolution that has a batch norm, by name, in evaluation mode; float64 on the CPU.
 
@@ -58,11 +59,10 @@ def layer_statistics(model: nn.Module, images: Images, *, seed: int = 0, batch_s
 
     def see_inputs(name: str):
         def hook(conv: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
-            patches = F.unfold(inputs[0].detach(), conv.kernel_size, conv.dilation, conv.padding, conv.stride)
-            patches = patches.transpose(0, 1).flatten(1)  # (D, images · positions)
-            parts = [patches.sum(1), patches @ patches.T]
+            seen = patches(conv, inputs[0].detach())
+            parts = [seen.sum(1), seen @ seen.T]
             sums[name] = [a + b.double().cpu() for a, b in zip(sums.get(name, [0, 0]), parts, strict=True)]
-            n_patches[name] += patches.shape[1]
+            n_patches[name] += seen.shape[1]
 
         return hook
 
@@ -79,6 +79,22 @@ def layer_statistics(model: nn.Module, images: Images, *, seed: int = 0, batch_s
         for name, gradient in zip(outputs, gradients, strict=True):
             importance[name] += gradient.double().square().sum((0, 2, 3)).cpu() / len(images)
     return {name: LayerStatistics(sums[name][0] / n_patches[name], sums[name][1] / n_patches[name], importance[name]) for name in norms}
+
+
+def check_images(images: Images, at_least: int) -> None:
+    """Raise a ValueError unless these are at least so many `Images` of the networks' input shape."""
+    if not isinstance(images, Images):
+        raise ValueError(f"images is a {type(images).__name__}, expected data.Images: see data.load")
+    shape = tuple(images.pixels.shape)
+    if len(shape) != 4 or shape[1:] != (3, 32, 32):
+        raise ValueError(f"the images' pixels have shape {shape}, expected (N, 3, 32, 32)")
+    if len(images) < at_least:
+        raise ValueError(f"{len(images)} images, expected at least {at_least}, better some hundred more")
+
+
+def patches(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
+    """What each output of a convolution sees of its inputs (B, C_in, H, W): (C_in·k_h·k_w, B · positions), zeros at the borders."""
+    return F.unfold(inputs, conv.kernel_size, conv.dilation, conv.padding, conv.stride).transpose(0, 1).flatten(1)
 
 
 def reestimate_batch_norm(model: nn.Module, images: Images, *, batch_size: int = 500, augmented: bool = True, seed: int = 0) -> nn.Module:

@@ -116,14 +116,7 @@ def cluster_filters(
     sample_weights = importance**weighting
     # No filter may weigh nothing: a cluster of such filters would have no mean.
     sample_weights = sample_weights / sample_weights.mean() + 1e-9 if sample_weights.sum() > 0 else torch.ones_like(gains)
-    order = np.lexsort(points.numpy().T)  # k-means++ draws by position, so the order of the filters must not matter
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: fewer clusters
-        kmeans = KMeans(n_clusters, n_init=n_init, random_state=seed)
-        kmeans.fit(points.numpy()[order], sample_weight=sample_weights.numpy()[order])
-    labels = torch.empty_like(labels)
-    labels[torch.from_numpy(order)] = torch.unique(torch.from_numpy(kmeans.labels_).long(), return_inverse=True)[1]
-
+    labels = cluster_points(points, n_clusters, sample_weights, seed=seed, n_init=n_init)
     k = int(labels.max()) + 1
     members = nn.functional.one_hot(labels, k).T * sample_weights  # (k, N)
     squared = (points - (_shares(members) @ points)[labels]).square().sum(1)  # distance of each filter to its centroid
@@ -137,6 +130,21 @@ def cluster_filters(
     gains = gains / scale[labels]
     centroids = _shares(members * known) @ (weight * gains.unsqueeze(1))
     return Clusters(labels, centroids.view(k, *conv.weight.shape[1:]), medoids, gains, float((sample_weights * squared).sum()))
+
+
+def cluster_points(points: Tensor, n_clusters: int, weights: Tensor, *, seed: int = 0, n_init: int = 10) -> Tensor:
+    """Weighted k-means of points (N, P), float64: labels (N,), counted from 0. Points in another order get the same clusters.
+
+    There are fewer clusters than asked for where there are fewer distinct points.
+    """
+    order = np.lexsort(points.numpy().T)  # k-means++ draws by position, so the order of the points must not matter
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: fewer clusters
+        kmeans = KMeans(n_clusters, n_init=n_init, random_state=seed)
+        kmeans.fit(points.numpy()[order], sample_weight=weights.numpy()[order])
+    labels = torch.empty(len(points), dtype=torch.long)
+    labels[torch.from_numpy(order)] = torch.unique(torch.from_numpy(kmeans.labels_).long(), return_inverse=True)[1]
+    return labels
 
 
 def cluster_layers(

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from . import cost
 from .clustering import distinct_filters
-from .model import Block, ResNet, SharedConv2d, batch_norms, convolutions
+from .model import ResNet, SharedConv2d, batch_norms, blocks, convolutions
 
 
 def compact(model: ResNet, tolerance: float = 1e-6) -> ResNet:
@@ -27,21 +27,18 @@ def compact(model: ResNet, tolerance: float = 1e-6) -> ResNet:
     model : filters that are to be merged must be equal, bit for bit, as `pruning.replace_filters` makes them
     tolerance : by how much thresholds of merged channels may differ by rounding, relative to deviation and shift
     """
+    model = expanded(model)
     state = dict(model.state_dict())
     inner_widths, sharing = {}, {}
-    for name, conv in convolutions(model).items():
-        if isinstance(conv, SharedConv2d):
-            state[f"{name}.weight"] = state[f"{name}.weight"][conv.labels]
-    for block, module in model.named_modules():
-        if isinstance(module, Block):
-            kept, mixture = _multiples(state[f"{block}.conv1.weight"], module.bn1, tolerance)
-            following = state[f"{block}.conv2.weight"]
-            merged = torch.einsum("oihw,ki->okhw", following.double(), mixture.to(following.device))
-            state[f"{block}.conv2.weight"] = merged.to(following.dtype)
-            for part in ("conv1.weight", "bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var"):
-                state[f"{block}.{part}"] = state[f"{block}.{part}"][kept]
-            if len(kept) < module.bn2.num_features:
-                inner_widths[f"{block}.conv1"] = len(kept)
+    for block, module in blocks(model).items():
+        kept, mixture = _multiples(state[f"{block}.conv1.weight"], module.bn1, tolerance)
+        following = state[f"{block}.conv2.weight"]
+        merged = torch.einsum("oihw,ki->okhw", following.double(), mixture.to(following.device))
+        state[f"{block}.conv2.weight"] = merged.to(following.dtype)
+        for part in ("conv1.weight", "bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var"):
+            state[f"{block}.{part}"] = state[f"{block}.{part}"][kept]
+        if len(kept) < module.bn2.num_features:
+            inner_widths[f"{block}.conv1"] = len(kept)
     for name in convolutions(model):
         distinct, labels = distinct_filters(state[f"{name}.weight"])
         if len(distinct) < len(labels):
@@ -50,6 +47,17 @@ def compact(model: ResNet, tolerance: float = 1e-6) -> ResNet:
     small = ResNet(**model.config | {"inner_widths": inner_widths, "sharing": sharing})
     small.load_state_dict(state)
     return small.to(next(model.parameters()).device).train(model.training)
+
+
+def expanded(model: ResNet) -> ResNet:
+    """A copy of `model` in which each channel has a filter of its own: what `compact` shares is written out again, bit for bit."""
+    state = dict(model.state_dict())
+    for name, conv in convolutions(model).items():
+        if isinstance(conv, SharedConv2d):
+            state[f"{name}.weight"] = state[f"{name}.weight"][conv.labels]
+    full = ResNet(**model.config | {"sharing": {}})
+    full.load_state_dict(state)
+    return full.to(next(model.parameters()).device, memory_format=torch.channels_last).train(model.training)
 
 
 def _multiples(weight: Tensor, norm: nn.BatchNorm2d, tolerance: float) -> tuple[list[int], Tensor]:

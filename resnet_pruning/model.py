@@ -48,15 +48,19 @@ class Block(nn.Module):
         self.stride = stride
         self.missing_channels = out_channels - in_channels
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
+    def shortcut(self, x: Tensor) -> Tensor:
         if self.stride > 1:
             x = x[:, :, :: self.stride, :: self.stride]
         if self.missing_channels:
             before = self.missing_channels // 2
             x = F.pad(x, (0, 0, 0, 0, before, self.missing_channels - before))
-        return F.relu(x + y)
+        return x
+
+    def residual(self, x: Tensor) -> Tensor:
+        return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.shortcut(x) + self.residual(x))
 
 
 class ResNet(nn.Module):
@@ -156,6 +160,11 @@ class ResNet(nn.Module):
 def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
     """The convolutions of a model by name, front to back."""
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+
+
+def blocks(model: nn.Module) -> dict[str, Block]:
+    """The residual blocks of a model by name, front to back."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Block)}
 
 
 def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .calibration import LayerStatistics, reestimate_batch_norm
 from .clustering import REPRESENTATIVES, Clusters, cluster_layers
 from .data import Images
-from .model import Block, batch_norms, convolutions
+from .model import batch_norms, blocks, convolutions
 from .plans import Plan
 
 
@@ -50,9 +50,9 @@ def replace_filters(
     clusters = cluster_layers(model, plan, distance, statistics=statistics, weighting=weighting, seed=seed, n_init=n_init)
     replaced = replace_by_clusters(model, clusters, representative)
     if mergeable:
-        for block, module in replaced.named_modules():
-            if isinstance(module, Block) and f"{block}.conv1" in clusters:
-                _align(module.bn1, clusters[f"{block}.conv1"].labels)
+        for name, block in blocks(replaced).items():
+            if f"{name}.conv1" in clusters:
+                _align(block.bn1, clusters[f"{name}.conv1"].labels)
     return replaced if batch_norm_images is None else reestimate_batch_norm(replaced, batch_norm_images)
 
 

@@ -25,10 +25,12 @@ import joblib
 import pandas as pd
 import torch
 from sklearn.model_selection import ParameterGrid
+from torch import nn
 from tqdm.auto import tqdm
 
 from . import calibration, cost, data, evaluation, model, pruning
 from .calibration import LayerStatistics
+from .compensation import merge
 from .data import Images
 from .files import PROFILES, fingerprint, written_whole
 from .hardware import default_device, keep_freed_memory
@@ -173,9 +175,25 @@ class Experiment:
         choices : lists for distance, weighting, representative, batch_norm ("as trained" or "re-estimated"), seed; one
             value each unless given: the assignment's own
         """
+        defaults = {"distance": ["raw"], "weighting": [0.0], "representative": ["centroid"], "batch_norm": ["re-estimated"], "seed": [0]}
+        points = self._points(plans, images, defaults, choices)
+        return [point | {"weighting": float(point["weighting"])} for point in points]
+
+    def merging_points(self, plans: Mapping[tuple[str, int | float], Plan], images: str = "test", **choices: Sequence) -> list[dict]:
+        """Points for `measure_merged`: as `points`, with choices of compensation, selection, n_steps, batch_norm ("as it is" or
+        "re-estimated") and seed."""
+        defaults = {
+            "compensation": ["reconstruction"],
+            "selection": ["elimination"],
+            "n_steps": [400],
+            "batch_norm": ["as it is"],
+            "seed": [0],
+        }
+        return self._points(plans, images, defaults, choices)
+
+    def _points(self, plans: Mapping, images: str, defaults: Mapping[str, Sequence], choices: Mapping[str, Sequence]) -> list[dict]:
         network = _material(self).network
         base = fingerprint(self.checkpoint)
-        defaults = {"distance": ["raw"], "weighting": [0.0], "representative": ["centroid"], "batch_norm": ["re-estimated"], "seed": [0]}
         if unknown := set(choices) - set(defaults):
             raise ValueError(f"choices has {', '.join(sorted(unknown))}, expected some of {', '.join(defaults)}")
         points = []
@@ -183,8 +201,8 @@ class Experiment:
             check_plan(network, plan)
             widths = {layer: conv.out_channels for layer, conv in model.convolutions(network).items()}
             clusters = " ".join(str(min(plan.get(layer, width), width)) for layer, width in widths.items())
-            for choice in ParameterGrid(defaults | choices):
-                ordered = {key: choice[key] for key in defaults} | {"weighting": float(choice["weighting"])}
+            for choice in ParameterGrid(dict(defaults) | dict(choices)):
+                ordered = {key: choice[key] for key in defaults}
                 points.append({"base": base, "images": images, "plan": name, "level": level, "clusters": clusters, **ordered})
         return points
 
@@ -222,29 +240,67 @@ class Experiment:
         elif batch_norm != "as trained":
             raise ValueError(f"batch_norm is {batch_norm!r}, expected 're-estimated' or 'as trained'")
         estimated = time.perf_counter()
-        judged = material.images(images)
-        logits = evaluation.predict(network, judged)
-        evaluated = time.perf_counter()
-        labels = judged.labels.cpu()
-        accuracy = evaluation.accuracy_of(logits, labels)
         parameters, macs = cost.of_plan(material.network, numbers)
+        row = self._judged(network, images, {"distinct_filters": sum(numbers.values()), "parameters": parameters, "macs": macs})
         return {
-            "accuracy": round(accuracy, 2),
-            "change": round(accuracy - _base_accuracy(self, images), 2),
-            "distinct_filters": sum(numbers.values()),
-            "parameters": parameters,
-            "parameters_share": round(parameters / cost.parameters(material.network), 4),
-            "macs": macs,
-            "macs_share": round(macs / cost.macs(material.network), 4),
-            **{
-                f"class_{name}": round(value, 2)
-                for name, value in zip(judged.classes, evaluation.per_class_accuracy(logits, labels).tolist(), strict=True)
-            },
+            **row,
             "seconds_statistics": round(start_clustering - start, 2),  # once per process
             "seconds_clustering": round(clustered - start_clustering, 2),
             "seconds_batch_norm": round(estimated - clustered, 2),
-            "seconds_evaluation": round(evaluated - estimated, 2),
+            "seconds_evaluation": round(time.perf_counter() - estimated, 2),
         }
+
+    def measure_merged(
+        self,
+        *,
+        base: str,
+        images: str,
+        plan: str,
+        level: int | float,
+        clusters: str,
+        compensation: str,
+        selection: str,
+        n_steps: int,
+        batch_norm: str,
+        seed: int,
+    ) -> dict[str, int | float]:
+        """As `measure`, for the network that `compensation.merge` makes with 2,048 training images."""
+        material = _material(self)
+        numbers = dict(zip(model.convolutions(material.network), map(int, clusters.split()), strict=True))
+        statistics = material.statistics
+        start = time.perf_counter()
+        network = merge(
+            material.network,
+            numbers,
+            material.merging,
+            compensation,
+            selection=selection,
+            statistics=statistics,
+            n_steps=n_steps,
+            seed=seed,
+            progress=False,
+        )
+        merged = time.perf_counter()
+        if batch_norm == "re-estimated":
+            network = calibration.reestimate_batch_norm(network, material.calibration)
+        elif batch_norm != "as it is":
+            raise ValueError(f"batch_norm is {batch_norm!r}, expected 're-estimated' or 'as it is'")
+        row = self._judged(network, images, {"parameters": cost.parameters(network), "macs": cost.macs(network)})
+        return {**row, "seconds_merging": round(merged - start, 2)}
+
+    def _judged(self, network: nn.Module, images: str, size: Mapping[str, int]) -> dict[str, int | float]:
+        """Accuracy in % and its change in pp, `size`, its parameters and macs as shares of the base too, accuracy per class."""
+        material = _material(self)
+        judged = material.images(images)
+        logits, labels = evaluation.predict(network, judged), judged.labels.cpu()
+        accuracy = evaluation.accuracy_of(logits, labels)
+        row = {"accuracy": round(accuracy, 2), "change": round(accuracy - _base_accuracy(self, images), 2)}
+        for name, value in size.items():
+            row[name] = value
+            if name in ("parameters", "macs"):
+                row[f"{name}_share"] = round(value / getattr(cost, name)(material.network), 4)
+        by_class = evaluation.per_class_accuracy(logits, labels).tolist()
+        return row | {f"class_{name}": round(value, 2) for name, value in zip(judged.classes, by_class, strict=True)}
 
 
 class _Material:
@@ -259,7 +315,7 @@ class _Material:
         if experiment.profile == "quick":
             training, test = training[:2000], test[:1000]
         rest, held_out = data.hold_out(training, len(training) // 10)
-        self.calibration = rest[:1000]
+        self.calibration, self.merging = rest[:1000], rest[:2048]
         self._images = {"test": test, "training": held_out}
 
     def images(self, name: str) -> Images:

@@ -1,0 +1,430 @@
+"""A compact network for a plan, in which what is left makes up for what was taken away: no labels, part by part, front to back.
+
+Where `compaction.compact` keeps a replaced network's function to the last digit, `merge` keeps that of the network *before* it was pruned,
+as well as it can: each part (the stem, then each block) gets the inputs that the smaller network really produces, and is fitted to what
+the original network made of its own, so that it also corrects the errors of the parts before it.
+
+Inside a block, some channels are kept and the rest go, and with them the slices of ``conv2`` that read them. On the residual stream, the
+filters of a cluster share one filter, computed once, of which each channel has a multiple in its batch norm.
+
+===================  ==========================================================================================================
+compensation         what is done about the channels that go, each time with batch norm as the original network has it …
+===================  ==========================================================================================================
+"none"               nothing
+"summed"             the slices that read them are added to that of their cluster's kept channel
+"scaled"             the same, times the positive factor by which their activations differ best (ReLU(a·x) = a·ReLU(x); as in
+                     Kim et al., *Neuron Merging*, NeurIPS 2020, but with activations for weights)
+"least squares"      ``conv2`` is solved for anew (as in He et al., *Channel Pruning*, ICCV 2017) … or as it now is
+"reconstruction"     and then the whole part is trained for some hundred steps to give what the original one gives (Li et al.,
+                     *BRECQ*, ICLR 2021, do so for quantization)
+===================  ==========================================================================================================
+"""
+
+import copy
+import dataclasses
+import functools
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .calibration import LayerStatistics, check_images, layer_statistics, patches
+from .clustering import cluster_filters, cluster_points, distinct_filters
+from .compaction import expanded
+from .data import Batches, Images
+from .model import Block, ResNet, SharedConv2d, blocks
+from .plans import Plan, check_plan
+
+COMPENSATIONS = ("none", "summed", "scaled", "least squares", "reconstruction")
+SELECTIONS = ("k-means", "elimination")
+N_FITTED = 512  # images for least squares; more changed nothing
+N_STATISTICS = 500  # images for how much the logits depend on each channel
+RIDGE = 1e-4  # of the mean variance of an input
+
+
+def merge(
+    model: ResNet,
+    plan: Plan,
+    images: Images,
+    compensation: str = "reconstruction",
+    *,
+    selection: str = "elimination",
+    statistics: Mapping[str, LayerStatistics] | None = None,
+    n_steps: int = 400,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    progress: bool = True,
+) -> ResNet:
+    """The compact network of a plan: as many channels inside each block as planned, as many filters computed on the residual stream.
+
+    Parameters
+    ----------
+    model : is not changed; a compact one is taken as the network that it computes, see `compaction.expanded`
+    plan : by layer. For ``conv1`` of a block the number of channels that are kept; for the stem and ``conv2`` the number of clusters of
+        filters, of which each is computed once. Layers that are not named are kept whole
+    images : training images, of which the labels are not used. They are shifted and mirrored as in training. Least squares takes the
+        first 512, reconstruction all: 2,000 do
+    compensation : one of `COMPENSATIONS`, see the top of this module
+    selection : how the kept channels are chosen. "k-means" clusters activations by correlation and keeps each cluster's medoid;
+        "elimination" takes out one channel after the other, each time the one whose loss least squares in ``conv2`` repairs
+        best (Frantar & Alistarh, *Optimal Brain Compression*, NeurIPS 2022, for groups of weights)
+    statistics : from `calibration.layer_statistics` for this model, computed here if not given
+    n_steps, learning_rate : of the reconstruction of each part: Adam on batches of 64, with a cosine to 0
+    seed : of augmentation, k-means and the reconstruction's batches
+    progress : whether to show a bar
+
+    Raises
+    ------
+    ValueError : an unknown compensation or selection, a plan for another model, images of another shape or fewer than 100
+    """
+    if compensation not in COMPENSATIONS:
+        raise ValueError(f"compensation is {compensation!r}, expected one of {', '.join(COMPENSATIONS)}")
+    if selection not in SELECTIONS:
+        raise ValueError(f"selection is {selection!r}, expected one of {', '.join(SELECTIONS)}")
+    check_images(images, 100)
+    model = expanded(model).eval()
+    check_plan(model, plan)
+    statistics = statistics or layer_statistics(model, images[:N_STATISTICS], seed=seed)
+    original = augmented(images if compensation == "reconstruction" else images[:N_FITTED], seed)
+    inputs = original
+    parts = {}
+    for name, part in tqdm(parts_of(model).items(), desc="merging", unit="part", disable=not progress):
+        fit = PartFit(name, part, original, inputs, statistics)
+        if inputs is original and not fit.changes(plan):
+            parts[name] = copy.deepcopy(part)
+            original = inputs = apply(part, inputs)
+        else:
+            parts[name] = fit.solve(plan, compensation, selection=selection, seed=seed)
+            if compensation == "reconstruction":
+                fit.reconstruct(parts[name], n_steps=n_steps, learning_rate=learning_rate, seed=seed)
+            original, inputs = apply(part, original), apply(parts[name], inputs)
+    return _assembled(model, parts)
+
+
+def parts_of(model: ResNet) -> dict[str, nn.Module]:
+    """The stem (named "", with its batch norm and ReLU) and the blocks, front to back: each takes what the one before it gives."""
+    stem = nn.Sequential(OrderedDict(conv1=model.conv1, bn1=model.bn1, relu=nn.ReLU()))
+    return {"": stem, **blocks(model)}
+
+
+def augmented(images: Images, seed: int = 0) -> Tensor:
+    """All `images`, shifted and mirrored as in training, as one float32 tensor (N, 3, 32, 32)."""
+    return next(Batches(images, len(images), seed=seed).epoch(0))[0]
+
+
+@torch.no_grad()
+def apply(part: nn.Module, inputs: Tensor) -> Tensor:
+    """The outputs of a part for many inputs, some at a time."""
+    return torch.cat([part(batch) for batch in inputs.split(256)])
+
+
+class PartFit:
+    """The stem or a block, and smaller ones that take its place.
+
+    Parameters
+    ----------
+    name, part : from `parts_of`
+    original : float32 tensor (N, C, H, W), what the part sees in the original network
+    inputs : of the same shape, what it sees in the smaller network
+    statistics : of the original network, from `calibration.layer_statistics`
+    """
+
+    def __init__(self, name: str, part: nn.Module, original: Tensor, inputs: Tensor, statistics: Mapping[str, LayerStatistics]):
+        self.part, self.original, self.inputs = part, original, inputs
+        self.is_block = isinstance(part, Block)
+        self.conv, self.norm = (part.conv2, part.bn2) if self.is_block else (part.conv1, part.bn1)
+        self.first, self.last = (f"{name}.conv1", f"{name}.conv2") if self.is_block else (None, "conv1")
+        self.importance = statistics[self.last].importance
+        self.inner_importance = statistics[self.first].importance if self.is_block else None
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """The part's convolutions and their numbers of filters."""
+        return ({self.first: self.conv.in_channels} if self.is_block else {}) | {self.last: self.conv.out_channels}
+
+    def changes(self, plan: Plan) -> bool:
+        """Whether a plan asks for less than the part has."""
+        return any(plan.get(layer, n_filters) < n_filters for layer, n_filters in self.layers.items())
+
+    @functools.cached_property
+    def activations(self) -> Tensor:
+        """What the last convolution sees in the smaller network if no channel is taken out."""
+        inputs = self.inputs[:N_FITTED]
+        with torch.no_grad():
+            return F.relu(self.part.bn1(self.part.conv1(inputs))) if self.is_block else inputs
+
+    @functools.cached_property
+    def moments(self) -> "Moments":
+        """Of the last convolution's input patches, and of what it should give: the original stream, less the shortcut as it now is."""
+        original, inputs = self.original[:N_FITTED], self.inputs[:N_FITTED]
+        with torch.no_grad():
+            if self.is_block:
+                targets = self.part.shortcut(original) + self.part.residual(original) - self.part.shortcut(inputs)
+            else:
+                targets = self.norm(self.conv(original))
+            return Moments.of(self.conv, self.activations, targets)
+
+    @functools.cached_property
+    def elimination(self) -> list[int]:
+        """The channels in the order in which they are taken out, the last one being the one that stays longest."""
+        return eliminate(self.moments, self.importance)
+
+    def selected(self, n_channels: int, selection: str, seed: int) -> tuple[Tensor, Tensor]:
+        """The channels that are kept (n_channels,), in order, and for each channel (C,) the number of the kept one it is merged with."""
+        values = self.activations.transpose(0, 1).flatten(1)
+        correlations = torch.corrcoef(values).double().cpu().nan_to_num(0.0)  # of channels that are always 0
+        if selection == "elimination":
+            kept = torch.tensor(sorted(self.elimination[-n_channels:]))
+        else:
+            eigenvalues, vectors = torch.linalg.eigh(correlations)
+            points = vectors * eigenvalues.clamp(min=0).sqrt()
+            weights = (self.inner_importance * values.var(1).double().cpu()).sqrt()
+            weights = weights / weights.mean() + 1e-9
+            labels = cluster_points(points, n_clusters=n_channels, weights=weights, seed=seed)
+            members = F.one_hot(labels).T * weights
+            squared = (points - (members / members.sum(1, keepdim=True) @ points)[labels]).square().sum(1)
+            kept = torch.where(members > 0, squared, torch.inf).argmin(1).sort().values
+        labels = correlations[:, kept].argmax(1)
+        labels[kept] = torch.arange(len(kept))
+        return kept, labels
+
+    def solve(self, plan: Plan, compensation: str, *, selection: str = "elimination", seed: int = 0) -> nn.Module:
+        """The smaller part for a plan, by one of `COMPENSATIONS`. For "reconstruction" it is the start, from least squares."""
+        kept = labels = torch.arange(self.conv.in_channels)
+        if plan.get(self.first, len(kept)) < len(kept):
+            kept, labels = self.selected(plan[self.first], selection, seed)
+        moments = self.moments.restricted(kept)
+        fitted = compensation in ("least squares", "reconstruction")
+        if fitted:
+            weight = moments.solution()
+            shift = moments.target_mean - weight @ moments.mean
+        else:
+            slope, shift = _affine(self.norm)
+            weight = (self._mixed(kept, labels, compensation) * slope.view(-1, 1, 1, 1)).flatten(1)
+        small = copy.deepcopy(self.part)
+        last = _shared(weight, shift, moments, self.importance, plan.get(self.last, len(weight)), self.conv.stride[0], seed)
+        if self.is_block:
+            small.conv2, small.bn2 = last
+            slope, shift = _affine(self.part.bn1)
+            weight = (self.part.conv1.weight.detach().double().cpu() * slope.view(-1, 1, 1, 1))[kept]
+            small.conv1, small.bn1 = _convolution(weight, self.part.stride), _batch_norm(torch.ones(len(kept)), shift[kept])
+        else:
+            small.conv1, small.bn1 = last
+        small = small.to(self.inputs.device, memory_format=torch.channels_last).eval()
+        if fitted:
+            self._state_measured(small)
+        elif self.is_block:
+            _state_believed(small.bn1, self.part.bn1, kept)
+            _state_believed(small.bn2, self.part.bn2)
+        else:
+            _state_believed(small.bn1, self.part.bn1)
+        return small
+
+    def reconstruct(self, small: nn.Module, *, n_steps: int, learning_rate: float, seed: int = 0, batch_size: int = 64) -> None:
+        """Train a part from `solve` to give what the original part gives, each channel weighted by what the logits make of it."""
+        targets = apply(self.part, self.original)
+        weights = (self.importance / self.importance.mean()).to(targets).view(-1, 1, 1)
+        small.requires_grad_()
+        optimizer = torch.optim.Adam(small.parameters(), lr=learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(n_steps, 1))
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(n_steps):
+            batch = torch.randint(len(targets), (batch_size,), generator=generator).to(targets.device)
+            loss = ((small(self.inputs[batch]) - targets[batch]).square() * weights).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        self._state_measured(small)
+
+    def _mixed(self, kept: Tensor, labels: Tensor, compensation: str) -> Tensor:
+        """The last convolution's filters for the kept channels only, float64 (N, kept, k_h, k_w)."""
+        mixture = F.one_hot(labels).double()  # (C, kept)
+        if compensation == "none":
+            mixture = torch.zeros_like(mixture)
+        if compensation == "scaled":
+            values = self.activations.transpose(0, 1).flatten(1)
+            products = (values * values[kept[labels].to(values.device)]).sum(1) / values[kept[labels].to(values.device)].square().sum(1)
+            mixture *= products.double().cpu().nan_to_num(0.0).unsqueeze(1)
+        mixture[kept] = torch.eye(len(kept), dtype=torch.double)
+        return torch.einsum("oihw,ik->okhw", self.conv.weight.detach().double().cpu(), mixture)
+
+    @torch.no_grad()
+    def _state_measured(self, small: nn.Module) -> None:
+        """Have each batch norm of `small` hold the statistics of what it sees, without a change of what it computes."""
+        inputs = self.inputs[:N_FITTED]
+        for conv, norm in ((small.conv1, small.bn1), (small.conv2, small.bn2)) if self.is_block else ((small.conv1, small.bn1),):
+            outputs = conv(inputs)
+            _state(norm, outputs.mean((0, 2, 3)), outputs.var((0, 2, 3)))
+            inputs = F.relu(norm(outputs))
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Means and products of a convolution's input patches, of D = C·k_h·k_w values, and of N targets; float64 on the CPU.
+
+    Attributes
+    ----------
+    mean, target_mean : (D,) and (N,)
+    covariance : (D, D), of the patches
+    cross : (D, N), covariance of patches and targets
+    kernel_area : k_h·k_w, by which a patch's values are grouped into channels
+    """
+
+    mean: Tensor
+    target_mean: Tensor
+    covariance: Tensor
+    cross: Tensor
+    kernel_area: int
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, inputs: Tensor, targets: Tensor) -> "Moments":
+        """For inputs (B, C, H, W) of a convolution and targets of the shape of its outputs."""
+        sums, n = [0.0] * 4, 0
+        for batch, target in zip(inputs.split(64), targets.split(64), strict=True):
+            seen, target = patches(conv, batch), target.transpose(0, 1).flatten(1)
+            parts = (seen.sum(1), target.sum(1), seen @ seen.T, seen @ target.T)
+            sums = [total + part.double().cpu() for total, part in zip(sums, parts, strict=True)]
+            n += seen.shape[1]
+        mean, target_mean, second, cross = (total / n for total in sums)
+        area = conv.kernel_size[0] * conv.kernel_size[1]
+        return cls(mean, target_mean, second - torch.outer(mean, mean), cross - torch.outer(mean, target_mean), area)
+
+    def restricted(self, channels: Tensor) -> "Moments":
+        """Those of some input channels."""
+        if len(channels) * self.kernel_area == len(self.mean):
+            return self
+        values = (channels.unsqueeze(1) * self.kernel_area + torch.arange(self.kernel_area)).flatten()
+        covariance = self.covariance[values][:, values]
+        return dataclasses.replace(self, mean=self.mean[values], covariance=covariance, cross=self.cross[values])
+
+    def regularised(self) -> Tensor:
+        """The covariance with a ridge, so that it can be inverted."""
+        ridge = RIDGE * self.covariance.diagonal().mean() + 1e-12
+        return self.covariance + ridge * torch.eye(len(self.mean), dtype=torch.double)
+
+    def solution(self) -> Tensor:
+        """(N, D): the filters whose outputs are nearest to the targets, in the mean square and up to a constant."""
+        return torch.linalg.solve(self.regularised(), self.cross).T
+
+
+def eliminate(moments: Moments, importance: Tensor) -> list[int]:
+    """All input channels, in the order in which to take them out: each time the one without which least squares loses least.
+
+    What is lost is the squared error of the targets, weighted by their `importance` (N,).
+    """
+    area = moments.kernel_area
+    n = len(moments.mean) // area
+    inverse = torch.linalg.inv(moments.regularised())
+    weight = inverse @ moments.cross  # (D, N), of the channels that are left
+    left, order = list(range(n)), []
+    while left:
+        blocks_of = inverse.view(n, area, n, area)[left, :, left]  # (left, area, area)
+        rows = weight.view(n, area, -1)[left]
+        losses = (rows * torch.linalg.solve(blocks_of, rows)).sum(1) @ importance
+        channel = left.pop(int(losses.argmin()))
+        order.append(channel)
+        values = slice(channel * area, (channel + 1) * area)
+        factor = torch.linalg.solve(inverse[values, values], torch.cat([weight[values], inverse[values]], dim=1))
+        weight = weight - inverse[:, values] @ factor[:, : weight.shape[1]]
+        inverse = inverse - inverse[:, values] @ factor[:, weight.shape[1] :]
+    return order
+
+
+def _shared(
+    weight: Tensor, shift: Tensor, moments: Moments, importance: Tensor, n_filters: int, stride: int, seed: int
+) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    """A convolution that computes `n_filters` filters, and a batch norm that makes of them about weight (N, D) times patch plus shift.
+
+    Filters are clustered by the correlation of their outputs. The one that stands for a cluster is its principal component, and each
+    channel gets the multiple of it that is nearest to its own output.
+    """
+    shape = (-1, len(moments.mean) // moments.kernel_area, *[int(moments.kernel_area**0.5)] * 2)
+    conv, norm = _convolution(weight.view(shape), stride), _batch_norm(torch.ones(len(weight)), shift)
+    if n_filters >= len(weight):
+        return conv, norm
+    second_moment = moments.covariance + torch.outer(moments.mean, moments.mean)
+    statistics = LayerStatistics(moments.mean, second_moment, importance)
+    clusters = cluster_filters(conv, n_filters, "correlation", batch_norm=norm, statistics=statistics, weighting=0.5, seed=seed)
+    labels = distinct_filters(clusters.labels.unsqueeze(1))[1]  # numbered in the order of the channels, as `compact` does
+    filters, scale = [], torch.zeros(len(weight), dtype=torch.double)
+    for cluster in range(int(labels.max()) + 1):
+        members = labels == cluster
+        own = weight[members]
+        weighted = own * (importance[members] / importance.mean()).pow(0.25).unsqueeze(1)
+        component = torch.linalg.eigh(weighted @ moments.covariance @ weighted.T).eigenvectors[:, -1] @ weighted
+        deviation = (component @ moments.covariance @ component).clamp(min=0).sqrt()
+        component = component / deviation if deviation > 0 else component
+        filters.append(component)
+        scale[members] = own @ moments.covariance @ component
+    filters = torch.stack(filters)
+    shared = SharedConv2d(shape[1], labels.tolist(), stride)
+    with torch.no_grad():
+        shared.weight.copy_(filters.view(shape))
+    return shared, _batch_norm(scale, shift + (weight - scale.unsqueeze(1) * filters[labels]) @ moments.mean)
+
+
+def _convolution(weight: Tensor, stride: int) -> nn.Conv2d:
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], stride, padding=weight.shape[2] // 2, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(weight)
+    return conv
+
+
+def _batch_norm(scale: Tensor, shift: Tensor) -> nn.BatchNorm2d:
+    """A batch norm that computes scale · y + shift, with statistics that say mean 0 and variance 1."""
+    norm = nn.BatchNorm2d(len(scale)).eval()
+    with torch.no_grad():
+        norm.running_var.fill_(1 - norm.eps)
+        norm.weight.copy_(scale)
+        norm.bias.copy_(shift)
+    return norm
+
+
+def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The factor and the constant of what a batch norm computes, each (N,), float64 on the CPU."""
+    mean, variance, weight, bias = (t.detach().double().cpu() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
+    factor = weight * (variance + norm.eps).rsqrt()
+    return factor, bias - factor * mean
+
+
+@torch.no_grad()
+def _state(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
+    """Give a batch norm other statistics, and the weight and the bias with which it computes the same."""
+    factor, constant = _affine(norm)
+    mean, variance = mean.double().cpu(), variance.double().cpu()
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+    norm.weight.copy_(factor * (variance + norm.eps).sqrt())
+    norm.bias.copy_(constant + factor * mean)
+
+
+def _state_believed(norm: nn.BatchNorm2d, original: nn.BatchNorm2d, channels: Tensor | slice = slice(None)) -> None:
+    """Have `norm`, which computes the same, or less well, as these channels of `original`, hold the statistics that that one holds.
+
+    They say that the output has mean β and deviation γ, whatever it is by now.
+    """
+    factor, constant = _affine(norm)
+    mean, deviation = (t.detach().double().cpu()[channels] for t in (original.bias, original.weight))
+    dead = factor == 0
+    safe = torch.where(dead, 1.0, factor)
+    _state(norm, torch.where(dead, 0.0, (mean - constant) / safe), torch.where(dead, 1.0, (deviation / safe).square()))
+
+
+def _assembled(model: ResNet, parts: Mapping[str, nn.Module]) -> ResNet:
+    """The network of the configuration that `model` would have with these parts."""
+    inner_widths, sharing, state = {}, {}, {}
+    for name, part in parts.items():
+        prefix = f"{name}." if name else ""
+        state |= {prefix + key: tensor for key, tensor in part.state_dict().items()}
+        for last in ("conv1", "conv2"):
+            if isinstance(conv := getattr(part, last, None), SharedConv2d):
+                sharing[prefix + last] = conv.labels.tolist()
+        if isinstance(part, Block) and part.conv1.out_channels != part.bn2.num_features:
+            inner_widths[f"{name}.conv1"] = part.conv1.out_channels
+    small = ResNet(**model.config | {"inner_widths": inner_widths, "sharing": sharing})
+    small.load_state_dict(state | {f"fc.{key}": tensor for key, tensor in model.fc.state_dict().items()})
+    return small.to(next(model.parameters()).device, memory_format=torch.channels_last).eval()

@@ -1,0 +1,117 @@
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_compensation import IMAGES, NETWORK, STATISTICS, with_multiples
+
+from resnet_pruning import allocation, compensation, cost, data, model
+
+MANY = data.load("digits")[0][:240]
+SHARES = (0.25, 0.5, 0.75, 1.0)
+ERRORS = allocation.layer_errors(NETWORK, MANY, shares=SHARES, statistics=STATISTICS, progress=False)
+
+amounts = st.integers(0, 20).map(float)
+parts = st.lists(st.lists(st.tuples(amounts, amounts), min_size=1, max_size=5).map(np.array), min_size=1, max_size=5)
+
+
+@given(parts, st.floats(0, 1))
+@settings(deadline=None)
+def test_the_cheapest_choice_is_that_of_brute_force(options, tightness):
+    least, most = (sum(f(part[:, 0]) for part in options) for f in (np.min, np.max))
+    budget = least + tightness * (most - least)
+    chosen = allocation.cheapest(options, budget)
+    total = sum(part[i] for part, i in zip(options, chosen, strict=True))
+    combinations = (sum(rows) for rows in itertools.product(*options))
+    best = min(error for spent, error in combinations if spent <= budget)
+    assert total[0] <= budget + 1e-6 and total[1] == best
+
+
+def test_no_choice_within_the_budget():
+    with pytest.raises(ValueError, match="budget is 2, expected at least 3"):
+        allocation.cheapest([np.array([[1.0, 0.0]]), np.array([[2.0, 0.0], [3.0, 1.0]])], 2)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6, 0.3])
+def test_the_plan_stays_within_its_budget_and_no_measured_plan_is_better(share):
+    plan = allocation.by_sensitivity(NETWORK, macs=share, errors=ERRORS)
+    macs = cost.of_plan(NETWORK, plan, merged=True)[1]
+    assert macs <= share * cost.macs(NETWORK)
+    by_layer = {name: table for name, table in ERRORS.groupby("layer", sort=False)}
+    free = ["layer2.0.conv1", "layer2.0.conv2", "layer3.0.conv1"]  # brute force over these, the others as planned
+    best = np.inf
+    for rows in itertools.product(*(by_layer[layer].itertuples() for layer in free)):
+        other = plan | {row.layer: row.n_clusters for row in rows}
+        if cost.of_plan(NETWORK, other, merged=True)[1] <= share * cost.macs(NETWORK):
+            best = min(best, sum(row.error for row in rows))
+    ours = sum(by_layer[layer].set_index("n_clusters").error[plan[layer]] for layer in free)
+    assert ours == pytest.approx(best)
+    if share == 1:
+        assert ours == 0
+
+
+def test_the_merged_network_has_the_macs_that_were_allocated():
+    plan = allocation.by_sensitivity(NETWORK, macs=0.4, errors=ERRORS)
+    small = compensation.merge(NETWORK, plan, IMAGES, "least squares", statistics=STATISTICS, progress=False)
+    assert 0.25 * cost.macs(NETWORK) < cost.macs(small) == cost.of_plan(NETWORK, plan, merged=True)[1] <= 0.4 * cost.macs(NETWORK)
+
+
+def test_errors_are_of_every_layer_and_zero_for_the_whole_one():
+    assert set(ERRORS.layer) == set(model.convolutions(NETWORK))
+    for layer, table in ERRORS.groupby("layer"):
+        whole = model.convolutions(NETWORK)[layer].out_channels
+        assert list(table.n_clusters) == sorted({round(share * whole) for share in SHARES})
+        assert table.error.iloc[-1] == 0 and (table.error.iloc[:-1] > 0).all()
+        assert table.error.iloc[0] > table.error.iloc[-2]
+
+
+def test_channels_that_are_multiples_cost_nothing():
+    network = with_multiples([1.0, 2.0, 0.5, 3.0])
+    errors = allocation.layer_errors(network, MANY, shares=(0.5,), progress=False).set_index(["layer", "n_clusters"]).error
+    assert errors["layer2.0.conv1", 4] < 1e-4 < errors["layer2.0.conv2", 4]
+
+
+def test_time_is_spent_where_it_buys_most():
+    timings = pd.DataFrame(
+        [{"layer": layer, "n_clusters": n, "seconds": 1.0} for layer, n in ERRORS[["layer", "n_clusters"]].itertuples(index=False)]
+    )
+    fast = (timings.layer == "layer2.0.conv1") & (timings.n_clusters == 4)
+    timings.loc[fast, "seconds"] = 0.1  # the only part that is faster with fewer channels
+    plan = allocation.by_sensitivity(NETWORK, latency=0.9, errors=ERRORS, timings=timings)
+    assert plan == {"layer1.0.conv1": 6, "layer2.0.conv1": 4, "layer3.0.conv1": 10}
+    with pytest.raises(ValueError, match="latency is 0.7, expected at least 0.7750, which the smallest plan takes"):
+        allocation.by_sensitivity(NETWORK, latency=0.7, errors=ERRORS, timings=timings)
+    with pytest.raises(ValueError, match="timings lacks conv1, expected the stem"):
+        allocation.by_sensitivity(NETWORK, latency=0.7, errors=ERRORS, timings=timings[timings.layer != "conv1"])
+
+
+def test_timings_cover_every_part():
+    timings = allocation.part_timings(NETWORK, 2, shares=(0.5,), rounds=1, device="cpu", progress=False)
+    assert list(timings.layer.unique()) == ["conv1", "layer1.0.conv1", "layer2.0.conv1", "layer3.0.conv1"]
+    assert list(timings.n_clusters) == [6, 3, 6, 4, 8, 5, 10] and (timings.seconds > 0).all()
+    assert allocation.by_sensitivity(NETWORK, latency=1.0, errors=ERRORS, timings=timings).keys() >= {"layer1.0.conv1"}
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({}, "macs is None and latency is None, expected one of them"),
+    ({"macs": 0.5, "latency": 0.5}, "macs is 0.5 and latency is 0.5, expected one of them"),
+    ({"macs": 0}, "macs is 0, expected a share above 0 and at most 1"),
+    ({"macs": 1.01}, "macs is 1.01, expected a share"),
+    ({"macs": "half"}, "macs is 'half', expected a share"),
+    ({"latency": float("nan")}, "latency is nan, expected a share"),
+    ({"macs": 0.01}, r"macs is 0.01, expected at least 0\.\d+, which the smallest plan takes"),
+    ({"macs": 0.5, "errors": None}, "neither images nor errors are given"),
+    ({"macs": 0.5, "errors": ERRORS[ERRORS.layer != "conv1"]}, "errors lacks conv1, expected every convolution"),
+])  # fmt: skip
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        allocation.by_sensitivity(NETWORK, **{"errors": ERRORS} | arguments)
+
+
+def test_bad_measurements():
+    with pytest.raises(ValueError, match="128 images, expected at least 200"):
+        allocation.layer_errors(NETWORK, IMAGES)
+    with pytest.raises(ValueError, match="shares has 0, expected numbers above 0 and at most 1"):
+        allocation.layer_errors(NETWORK, MANY, shares=(0, 0.5))

@@ -1,0 +1,41 @@
+import pytest
+import torch
+from test_allocation import MANY
+from test_pruning import NETWORK
+
+from resnet_pruning import compression, cost, evaluation
+
+SETTINGS = {"n_steps": 2, "progress": False}
+
+
+def test_one_call_gives_a_network_within_the_budget_and_a_line(capsys):
+    small = compression.compress(NETWORK, MANY, macs=0.6, test_images=MANY[:50], **SETTINGS)
+    assert 0.4 * cost.macs(NETWORK) < cost.macs(small) <= 0.6 * cost.macs(NETWORK)
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    before, after = evaluation.accuracy(NETWORK, MANY[:50]), evaluation.accuracy(small, MANY[:50])
+    assert line == (
+        f"{cost.parameters(NETWORK):,} → {cost.parameters(small):,} parameters ({cost.parameters(small) / cost.parameters(NETWORK):.1%}), "
+        f"{cost.macs(NETWORK):,} → {cost.macs(small):,} MACs ({cost.macs(small) / cost.macs(NETWORK):.1%}), "
+        f"{cost.size_in_bytes(NETWORK):,} → {cost.size_in_bytes(small):,} bytes "
+        f"({cost.size_in_bytes(small) / cost.size_in_bytes(NETWORK):.1%}), "
+        f"accuracy {before:.2f} → {after:.2f} % ({after - before:+.2f} pp)"
+    )
+    again = compression.compress(small, MANY, macs=0.7, **SETTINGS)
+    assert cost.macs(again) <= 0.7 * cost.macs(small)
+
+
+def test_half_the_macs_is_the_default_and_equal_seeds_give_equal_networks():
+    first, second = (compression.compress(NETWORK, MANY, seed=1, **SETTINGS) for _ in range(2))
+    assert 0.35 * cost.macs(NETWORK) < cost.macs(first) <= 0.5 * cost.macs(NETWORK)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"macs": 2.0}, "macs is 2.0, expected a share above 0 and at most 1"),
+    ({"macs": 0.5, "latency": 0.5}, "expected one of them"),
+    ({"macs": 0.001}, "macs is 0.001, expected at least"),
+    ({"images": MANY[:150]}, "150 images, expected at least 200"),
+])  # fmt: skip
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        compression.compress(NETWORK, **{"images": MANY} | arguments, **SETTINGS)

@@ -1,0 +1,47 @@
+import pytest
+import torch
+from test_pruning import IMAGES, NETWORK, replaced
+
+from resnet_pruning import compaction, cost, evaluation, plans, runtimes
+from resnet_pruning.hardware import can_compile
+
+COMPACT = compaction.compact(replaced(plans.uniform(NETWORK, 4), distance="correlation", mergeable=True))
+
+
+@pytest.mark.parametrize("network", [NETWORK, COMPACT], ids=["whole", "compact"])
+def test_onnxruntime_predicts_the_same_for_any_number_of_images(network, tmp_path):
+    runtimes.to_onnx(network, tmp_path / "network.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["network.onnx"]
+    for n in (1, 7, 64):
+        expected = evaluation.predict(network, IMAGES[:n])
+        torch.testing.assert_close(runtimes.predict_onnx(tmp_path / "network.onnx", IMAGES[:n]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_failed_export_leaves_the_old_file(tmp_path):
+    path = tmp_path / "network.onnx"
+    path.write_bytes(b"old")
+    with pytest.raises(Exception, match="channels"):
+        runtimes.to_onnx(NETWORK, path, torch.zeros(2, 5, 32, 32))
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_missing_file_and_an_unknown_runtime(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.onnx does not exist"):
+        runtimes.onnx_session(tmp_path / "none.onnx")
+    with pytest.raises(ValueError, match="runtime is 'fast', expected one of eager, compiled, onnxruntime"):
+        runtimes.prepared(NETWORK, torch.zeros(2, 3, 32, 32), "fast")
+
+
+@pytest.mark.parametrize("runtime", runtimes.RUNTIMES)
+def test_each_runtime_is_timed(runtime):
+    if runtime == "compiled" and not can_compile("cpu"):
+        pytest.skip("torch.compile does not work here")
+    models = {"whole": torch.nn.Conv2d(3, 8, 3), "small": torch.nn.Conv2d(3, 4, 3)}
+    table = cost.latency(models, 4, runtime, device="cpu", rounds=3, progress=False)
+    assert list(table.model) == ["whole", "small"] and set(table.runtime) == {runtime}
+    assert table.speedup[0] == 1 and (table.lowest <= table.milliseconds).all() and (table.milliseconds <= table.highest).all()
+
+
+def test_timing_needs_something_to_time():
+    with pytest.raises(ValueError, match="0 models, batch_size 256 and rounds 10, expected at least 1 of each"):
+        cost.latency({})
