@@ -93,6 +93,7 @@ def by_sensitivity(
     macs: float | None = None,
     *,
     latency: float | None = None,
+    sharing: bool = True,
     errors: pd.DataFrame | None = None,
     timings: pd.DataFrame | None = None,
 ) -> dict[str, int]:
@@ -103,8 +104,9 @@ def by_sensitivity(
     model : is not changed
     images : training images to measure `errors` on; not needed where these are given
     macs : the budget, as a share of the model's MACs
-    latency : a budget of time instead, as a share of the model's. Filters on the residual stream are not shared then: copies take the time
-        that computing fewer filters saves
+    latency : a budget of time instead, as a share of the model's; always without sharing
+    sharing : whether filters on the residual stream may be shared too. That saves MACs, but copying what they compute takes about
+        the time that is saved; without it, only channels inside blocks go
     errors : from `layer_errors`
     timings : from `part_timings`; with a budget of time, measured here in eager mode if not given
 
@@ -123,6 +125,9 @@ def by_sensitivity(
     if latency is None:
         by_layer = cost.macs_by_layer(expanded(model))
         total, fixed = cost.macs(model), by_layer["fc"]
+        if not sharing:
+            inside = {layers[0] for layers in _layers_of_parts(model)[1:]}
+            errors = errors[errors.layer.isin(inside) | (errors.error == 0)]
         options = [_options_by_macs(layers, by_layer, errors) for layers in _layers_of_parts(model)]
     else:
         timings = part_timings(model) if timings is None else timings

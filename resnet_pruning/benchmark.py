@@ -1,14 +1,18 @@
-"""Timings, turn and turn about: ``python -m resnet_pruning.benchmark training``.
+"""Timings, turn and turn about: ``python -m resnet_pruning.benchmark training``, or ``inference``.
 
-Compares the loop that one would write first (a DataLoader with workers, torchvision's transforms on PIL images,
+*training* compares the loop that one would write first (a DataLoader with workers, torchvision's transforms on PIL images,
 float32, eager) with `training.train`, step by step of what makes the difference. Each loop lives in a process of its
 own and they take turns, so that a change of the machine's speed meets all of them alike.
+
+*inference* compares the trained network with the compact ones in ``checkpoints/``, in each runtime and at each batch size.
 """
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import time
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -16,14 +20,17 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm.auto import tqdm
 
+from . import cost
 from .data import DATASETS, Images, load
-from .files import results_folder, written_whole
+from .files import ROOT, results_folder, written_whole
 from .hardware import can_compile, default_device, has_fast_bfloat16, machine
-from .model import ResNet
+from .model import ResNet, load_checkpoint
+from .runtimes import RUNTIMES
 from .training import Recipe, train
 
 FIRST = "first loop: DataLoader, float32, eager"
@@ -159,6 +166,26 @@ def benchmark_training(dataset: str, batch_size: int = 128, n_steps: int = 40, r
     )
 
 
+def benchmark_inference(
+    models: Mapping[str, nn.Module],
+    batch_sizes: Sequence[int] = (1, 256),
+    runtimes: Sequence[str] = RUNTIMES,
+    rounds: int = 15,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """`cost.latency` of all models in every runtime that works here, with their MACs as a share of the first model's: its inverse is
+    what the speed-up would be if MACs were all that takes time."""
+    if not can_compile(default_device().type):
+        runtimes = [name for name in runtimes if name != "compiled"]
+    tables = []
+    for runtime, batch_size in itertools.product(runtimes, batch_sizes):
+        table = cost.latency(models, batch_size, runtime, rounds=rounds, progress=progress)
+        macs = [cost.macs(model) for model in models.values()]
+        table.insert(table.columns.get_loc("milliseconds"), "macs_share", [round(count / macs[0], 4) for count in macs])
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True).assign(torch=torch.__version__)
+
+
 def record(table: pd.DataFrame, csv: Path) -> None:
     """Write `table` to `csv` in place of earlier rows of the same machine and batch size; those of others stay."""
     if csv.exists():
@@ -171,15 +198,27 @@ def record(table: pd.DataFrame, csv: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("what", choices=["training"])
-    parser.add_argument("--dataset", choices=DATASETS, default="cifar10")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=40, help="steps per turn")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each loop")
+    parser.add_argument("what", choices=["training", "inference"])
+    parser.add_argument("--dataset", choices=DATASETS, default="cifar10", help="of the training loops")
+    parser.add_argument("--batch-size", type=int, help="128 for training, 1 and 256 for inference, if not given")
+    parser.add_argument("--steps", type=int, default=40, help="steps of training per turn")
+    parser.add_argument("--rounds", type=int, help="turns of each: 5 for training, 15 for inference, if not given")
     arguments = parser.parse_args()
-    table = benchmark_training(arguments.dataset, arguments.batch_size, arguments.steps, arguments.rounds)
-    record(table, results_folder(arguments.dataset, "full") / "figures" / "benchmark_training.csv")
-    print(table.drop(columns=["torch", "dataset", "rounds"]).to_string(index=False))
+    if arguments.what == "training":
+        table = benchmark_training(arguments.dataset, arguments.batch_size or 128, arguments.steps, arguments.rounds or 5)
+        record(table, results_folder(arguments.dataset, "full") / "figures" / "benchmark_training.csv")
+        print(table.drop(columns=["torch", "dataset", "rounds"]).to_string(index=False))
+    else:
+        batch_sizes = (arguments.batch_size,) if arguments.batch_size else (1, 256)
+        table = benchmark_inference(compact_checkpoints(ROOT / "checkpoints"), batch_sizes, rounds=arguments.rounds or 15)
+        record(table, ROOT / "figures" / "benchmark_inference.csv")
+        print(table.drop(columns=["torch", "rounds"]).to_string(index=False))
+
+
+def compact_checkpoints(folder: Path) -> dict[str, nn.Module]:
+    """The trained network, first, and the compact ones of a folder, by file name."""
+    names = ["resnet20", *sorted((path.stem for path in folder.glob("resnet20_compact*.pt")), reverse=True)]
+    return {name: load_checkpoint(folder / f"{name}.pt")[0] for name in names}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ def compress(
     macs: float | None = None,
     *,
     latency: float | None = None,
+    sharing: bool = True,
     test_images: Images | None = None,
     n_steps: int = 400,
     seed: int = 0,
@@ -33,6 +34,7 @@ def compress(
     images : training images, of which the labels are not used; of more than 2,048, that many at equal distances
     macs : the budget, as a share of the model's MACs; 0.5 if nothing is given
     latency : a budget of time instead, as a share of what the model takes on this machine
+    sharing : whether filters on the residual stream may be shared, which saves MACs but hardly time
     test_images : to print accuracies too
     n_steps : of each part's reconstruction
     seed : of everything that is random
@@ -48,7 +50,7 @@ def compress(
     images = images[:: max(1, len(images) // N_IMAGES)][:N_IMAGES]
     statistics = layer_statistics(model, images[:N_STATISTICS], seed=seed)
     errors = layer_errors(model, images, statistics=statistics, seed=seed, progress=progress)
-    plan = by_sensitivity(model, macs=macs, latency=latency, errors=errors)
+    plan = by_sensitivity(model, macs=macs, latency=latency, sharing=sharing, errors=errors)
     small = merge(model, plan, images, statistics=statistics, n_steps=n_steps, seed=seed, progress=progress)
     print(before_after(model, small, test_images))
     return small

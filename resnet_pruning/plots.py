@@ -222,26 +222,27 @@ def _legend(row: Sequence[plt.Axes]) -> tuple[list, list[str]]:
 def heat_map(
     values: pd.DataFrame, title: str, unit: str, fmt: str = "{:.1f}", xlabel: str = "", ylabel: str = "", worst: float | None = None
 ) -> tuple[Figure, pd.DataFrame]:
-    """A cell per row and column of `values` with its number, darker for what is further below zero; empty where it is NaN.
+    """A cell per row and column of `values` with its number, darker for what is further from zero; empty where it is NaN.
 
-    `worst` is where the shade ends, so that one bad cell does not make the others look the same.
+    All values have one sign. `worst` is where the shade ends, so that one bad cell does not make the others look the same.
     """
     rows, columns = values.shape
     longest = max(len(line) for column in values.columns for line in str(column).split("\n"))
     with _subplots(figsize=(2.6 + max(0.62, 0.09 * longest) * columns, 1.4 + 0.32 * rows)) as (figure, axes):
-        lowest = values.min(axis=None) if worst is None else worst
-        image = axes.imshow(-values, cmap="Oranges", vmin=0, vmax=max(-lowest, 1e-9), aspect="auto")
+        sign = -1 if values.min(axis=None) < 0 else 1
+        furthest = values.abs().max(axis=None) if worst is None else abs(worst)
+        image = axes.imshow(values.abs(), cmap="Oranges", vmin=0, vmax=max(furthest, 1e-9), aspect="auto")
         for i, j in itertools.product(range(rows), range(columns)):
             value = values.iloc[i, j]
             if pd.notna(value):
-                dark = value < 0.65 * lowest
+                dark = abs(value) > 0.65 * furthest
                 axes.text(j, i, fmt.format(value), ha="center", va="center", fontsize=8, color="white" if dark else "black")
         axes.set_xticks(range(columns), values.columns)
         axes.set_yticks(range(rows), values.index)
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
         axes.grid(visible=False)
         bar = figure.colorbar(image, label=unit, shrink=0.8, extend="neither" if worst is None else "max")
-        bar.ax.yaxis.set_major_formatter(lambda value, _: f"{-value:.0f}")
+        bar.ax.yaxis.set_major_formatter(lambda value, _: f"{sign * value:g}")
     return figure, values.reset_index()
 
 

@@ -81,12 +81,76 @@ def ends(figures: Path) -> str:
     return _table(["clustered by", "compared at", *(f"{family} (pp)" for family in ENDS)], *rows)
 
 
+def checkpoints(figures: Path) -> str:
+    """The compact networks that are committed, next to the trained one: size, accuracy, and time where it was measured."""
+    table = pd.read_csv(figures / "compact_checkpoints.csv").set_index("network")
+    speed = pd.read_csv(figures / "benchmark_inference.csv").query("batch_size == 256 and device == 'cpu'")
+    speed = speed.groupby(["model", "runtime"]).speedup.median()
+    whole = table.iloc[0]
+    rows = []
+    for name, row in table.iterrows():
+        best = speed[name].idxmax()
+        rows.append(
+            [
+                name,
+                *(f"{row[key]:,} ({100 * row[key] / whole[key]:.1f} %)" for key in ("parameters", "macs", "bytes")),
+                f"{row.accuracy:.2f} %",
+                f"{row.accuracy - whole.accuracy:+.2f}" if name != whole.name else "",
+                f"{speed[name, best]:.2f}× ({best})" if name != whole.name else "",
+            ]
+        )
+    return _table(
+        ["network", "parameters", "MACs", "bytes", "test accuracy", "change (pp)", "best speed-up on a CPU, batch size 256"], *rows
+    )
+
+
+def compensation(figures: Path) -> str:
+    """What is done about the channels that go: change of accuracy, by how many stay in the first convolution of each block."""
+    table = pd.read_csv(figures / "compact_compensation.csv")
+    rows = []
+    for (selection, batch_norm, way), group in table.groupby(["selection", "batch_norm", "compensation"]):
+        cells = [_change(group[group.level == level].change) for level in (0.75, 0.5, 0.25)]
+        rows.append((group[group.level == 0.5].change.median(), [way, batch_norm, selection, *cells]))
+    header = ["compensation", "batch-norm statistics", "kept by", *(f"{level} % kept (pp)" for level in (75, 50, 25))]
+    return _table(header, *(cells for _, cells in sorted(rows, reverse=True)))
+
+
+def allocation(figures: Path) -> str:
+    """Plans of the same MACs, by how the channels are divided among layers: change of accuracy."""
+    table = pd.read_csv(figures / "compact_allocation.csv")
+    levels = sorted(table.level.unique(), reverse=True)
+    rows = []
+    for (way, plan), group in table.groupby(["compensation", "plan"]):
+        rows.append([plan, way, *(_change(group[group.level == level].change) for level in levels)])
+    return _table(["plan", "compensation", *(f"{100 * level:g} % of the MACs (pp)" for level in levels)], *rows)
+
+
+def inference(figures: Path) -> str:
+    """Speed-up of each compact network over the trained one, by runtime and batch size."""
+    table = pd.read_csv(figures / "benchmark_inference.csv")
+    models = list(table.model.unique())[1:]
+    share = table.groupby("model").macs_share.first()
+    rows = []
+    for (machine, runtime, batch_size), group in table.groupby(["machine", "runtime", "batch_size"], sort=False):
+        row = group.set_index("model")
+        cells = (f"{r.speedup:.2f} ({r.lowest_speedup:.2f} to {r.highest_speedup:.2f})" for r in row.loc[models].itertuples())
+        rows.append([machine, runtime, batch_size, f"{row.milliseconds.iloc[0]:.1f} ms", *cells])
+    limits = ["", "if MACs were time", "", "", *(f"{1 / share[name]:.2f}" for name in models)]
+    return _table(["machine", "runtime", "batch size", "resnet20", *models], *rows, limits)
+
+
+def _change(values: pd.Series) -> str:
+    return f"{values.median():+.2f}" + (f" ({values.min():+.2f} to {values.max():+.2f})" if len(values) > 1 else "")
+
+
 def _median_and_range(values: pd.Series) -> str:
     return f"{values.median():.2f} %" + (f" ({values.min():.2f} to {values.max():.2f})" if len(values) > 1 else "")
 
 
 ENDS = ("first-heavy", "last-heavy", "first/last-heavy", "chosen on training images")
-BLOCKS: dict[str, Callable[[Path], str]] = {f.__name__: f for f in (result, speed, trials, clustering, ends)}
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    f.__name__: f for f in (result, checkpoints, compensation, allocation, inference, speed, trials, clustering, ends)
+}
 
 
 def filled(text: str, figures: Path) -> str:

@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 import torch
 
-from resnet_pruning import benchmark
+from resnet_pruning import benchmark, model
 
 
 def test_the_first_loop_sees_what_training_sees(small_images):
@@ -21,6 +21,17 @@ def test_the_loops_take_turns_and_are_compared_with_the_first(monkeypatch):
     assert table.loop.tolist() == [benchmark.FIRST, "data as one tensor on the device"]
     assert (table.lowest <= table.images_per_second).all() and (table.images_per_second <= table.highest).all()
     assert table.ratio[0] == 1 and table.ratio[1] > 0
+
+
+def test_inference_is_timed_next_to_the_share_of_macs(tmp_path):
+    for name, width in [("resnet20", 64), ("resnet20_compact50", 32), ("resnet20_compact75", 48)]:
+        model.save_checkpoint(tmp_path / f"{name}.pt", model.ResNet(8, (4, 8, 64), {"layer3.0.conv1": width}), {})
+    models = benchmark.compact_checkpoints(tmp_path)
+    assert list(models) == ["resnet20", "resnet20_compact75", "resnet20_compact50"]
+    table = benchmark.benchmark_inference(models, (1, 4), ["eager"], rounds=2, progress=False)
+    assert list(zip(table.batch_size, table.model, strict=True)) == [(batch, name) for batch in (1, 4) for name in models]
+    assert (table.macs_share.iloc[:3].diff().dropna() < 0).all() and table.macs_share[0] == 1
+    assert (table.speedup[table.model == "resnet20"] == 1).all()
 
 
 def test_a_new_timing_replaces_only_that_of_the_same_machine_and_batch_size(tmp_path):
