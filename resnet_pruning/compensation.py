@@ -7,21 +7,23 @@ the original network made of its own, so that it also corrects the errors of the
 Inside a block, some channels are kept and the rest go, and with them the slices of ``conv2`` that read them. On the residual stream, the
 filters of a cluster share one filter, computed once, of which each channel has a multiple in its batch norm.
 
-===================  ==========================================================================================================
-compensation         what is done about the channels that go, each time with batch norm as the original network has it …
-===================  ==========================================================================================================
-"none"               nothing
-"summed"             the slices that read them are added to that of their cluster's kept channel
-"scaled"             the same, times the positive factor by which their activations differ best (ReLU(a·x) = a·ReLU(x); as in
-                     Kim et al., *Neuron Merging*, NeurIPS 2020, but with activations for weights)
-"least squares"      ``conv2`` is solved for anew (as in He et al., *Channel Pruning*, ICCV 2017) … or as it now is
-"reconstruction"     and then the whole part is trained for some hundred steps to give what the original one gives (Li et al.,
-                     *BRECQ*, ICLR 2021, do so for quantization)
-===================  ==========================================================================================================
+================  ===========================================================================================================
+compensation      what is done about the channels that go
+================  ===========================================================================================================
+"none"            nothing
+"summed"          the slices that read them are added to that of the kept channel that each is most correlated with
+"scaled"          the same, times the positive factor between the two activations (ReLU(a·x) = a·ReLU(x); Kim et al., *Neuron
+                  Merging*, NeurIPS 2020, take it from the weights)
+"least squares"   ``conv2`` is solved for anew (He et al., *Channel Pruning*, ICCV 2017)
+"reconstruction"  and then the whole part is trained for some hundred steps to give what the original one gives (as Li et al.,
+                  *BRECQ*, ICLR 2021, do for quantization)
+================  ===========================================================================================================
+
+Up to "scaled", batch norm holds the statistics of the original network, which no longer fit; from "least squares" on it holds those of
+the smaller one.
 """
 
 import copy
-import dataclasses
 import functools
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -31,18 +33,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .calibration import LayerStatistics, check_images, layer_statistics, patches
+from .calibration import LayerStatistics, check_images, layer_statistics
 from .clustering import cluster_filters, cluster_points, distinct_filters
 from .compaction import expanded
 from .data import Batches, Images
+from .least_squares import Moments, eliminate
 from .model import Block, ResNet, SharedConv2d, blocks
 from .plans import Plan, check_plan
 
 COMPENSATIONS = ("none", "summed", "scaled", "least squares", "reconstruction")
 SELECTIONS = ("k-means", "elimination")
-N_FITTED = 512  # images for least squares; more changed nothing
+N_FITTED = 512  # images for least squares
 N_STATISTICS = 500  # images for how much the logits depend on each channel
-RIDGE = 1e-4  # of the mean variance of an input
 
 
 def merge(
@@ -157,7 +159,7 @@ class PartFit:
             return F.relu(self.part.bn1(self.part.conv1(inputs))) if self.is_block else inputs
 
     @functools.cached_property
-    def moments(self) -> "Moments":
+    def moments(self) -> Moments:
         """Of the last convolution's input patches, and of what it should give: the original stream, less the shortcut as it now is."""
         original, inputs = self.original[:N_FITTED], self.inputs[:N_FITTED]
         with torch.no_grad():
@@ -260,78 +262,6 @@ class PartFit:
             outputs = conv(inputs)
             _state(norm, outputs.mean((0, 2, 3)), outputs.var((0, 2, 3)))
             inputs = F.relu(norm(outputs))
-
-
-@dataclasses.dataclass(frozen=True)
-class Moments:
-    """Means and products of a convolution's input patches, of D = C·k_h·k_w values, and of N targets; float64 on the CPU.
-
-    Attributes
-    ----------
-    mean, target_mean : (D,) and (N,)
-    covariance : (D, D), of the patches
-    cross : (D, N), covariance of patches and targets
-    kernel_area : k_h·k_w, by which a patch's values are grouped into channels
-    """
-
-    mean: Tensor
-    target_mean: Tensor
-    covariance: Tensor
-    cross: Tensor
-    kernel_area: int
-
-    @classmethod
-    def of(cls, conv: nn.Conv2d, inputs: Tensor, targets: Tensor) -> "Moments":
-        """For inputs (B, C, H, W) of a convolution and targets of the shape of its outputs."""
-        sums, n = [0.0] * 4, 0
-        for batch, target in zip(inputs.split(64), targets.split(64), strict=True):
-            seen, target = patches(conv, batch), target.transpose(0, 1).flatten(1)
-            parts = (seen.sum(1), target.sum(1), seen @ seen.T, seen @ target.T)
-            sums = [total + part.double().cpu() for total, part in zip(sums, parts, strict=True)]
-            n += seen.shape[1]
-        mean, target_mean, second, cross = (total / n for total in sums)
-        area = conv.kernel_size[0] * conv.kernel_size[1]
-        return cls(mean, target_mean, second - torch.outer(mean, mean), cross - torch.outer(mean, target_mean), area)
-
-    def restricted(self, channels: Tensor) -> "Moments":
-        """Those of some input channels."""
-        if len(channels) * self.kernel_area == len(self.mean):
-            return self
-        values = (channels.unsqueeze(1) * self.kernel_area + torch.arange(self.kernel_area)).flatten()
-        covariance = self.covariance[values][:, values]
-        return dataclasses.replace(self, mean=self.mean[values], covariance=covariance, cross=self.cross[values])
-
-    def regularised(self) -> Tensor:
-        """The covariance with a ridge, so that it can be inverted."""
-        ridge = RIDGE * self.covariance.diagonal().mean() + 1e-12
-        return self.covariance + ridge * torch.eye(len(self.mean), dtype=torch.double)
-
-    def solution(self) -> Tensor:
-        """(N, D): the filters whose outputs are nearest to the targets, in the mean square and up to a constant."""
-        return torch.linalg.solve(self.regularised(), self.cross).T
-
-
-def eliminate(moments: Moments, importance: Tensor) -> list[int]:
-    """All input channels, in the order in which to take them out: each time the one without which least squares loses least.
-
-    What is lost is the squared error of the targets, weighted by their `importance` (N,).
-    """
-    area = moments.kernel_area
-    n = len(moments.mean) // area
-    inverse = torch.linalg.inv(moments.regularised())
-    weight = inverse @ moments.cross  # (D, N), of the channels that are left
-    left, order = list(range(n)), []
-    while left:
-        blocks_of = inverse.view(n, area, n, area)[left, :, left]  # (left, area, area)
-        rows = weight.view(n, area, -1)[left]
-        losses = (rows * torch.linalg.solve(blocks_of, rows)).sum(1) @ importance
-        channel = left.pop(int(losses.argmin()))
-        order.append(channel)
-        values = slice(channel * area, (channel + 1) * area)
-        factor = torch.linalg.solve(inverse[values, values], torch.cat([weight[values], inverse[values]], dim=1))
-        weight = weight - inverse[:, values] @ factor[:, : weight.shape[1]]
-        inverse = inverse - inverse[:, values] @ factor[:, weight.shape[1] :]
-    return order
 
 
 def _shared(

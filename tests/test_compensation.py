@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from test_pruning import NETWORK
 
 from resnet_pruning import calibration, compaction, compensation, cost, data, evaluation, model, plans
-from resnet_pruning.compensation import COMPENSATIONS, SELECTIONS, Moments, PartFit
+from resnet_pruning.compensation import COMPENSATIONS, SELECTIONS, PartFit
+from resnet_pruning.least_squares import Moments, eliminate
 from resnet_pruning.training import Recipe, train
 
 IMAGES = data.load("digits")[0][:128]
@@ -152,7 +153,7 @@ def test_elimination_takes_out_what_least_squares_misses_least():
         conv.weight *= torch.tensor([1.0, 0.3, 2.0, 0.1, 1.5, 0.6]).view(1, -1, 1, 1)
     _, found = moments(conv)
     importance = torch.rand(5, dtype=torch.double) + 0.1
-    order = compensation.eliminate(found, importance)
+    order = eliminate(found, importance)
     assert sorted(order) == list(range(6))
 
     def explained(kept):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from resnet_pruning import model, plans, sweeps
+from resnet_pruning import cost, model, plans, sweeps
 
 POINTS = [{"x": x, "name": name} for x in (1, 2.5) for name in ("a", 'with "quotes", commas')]
 
@@ -180,6 +180,23 @@ def test_measured_rows_hold_together(experiment):
     assert row["distinct_filters"] == 14 and row["macs_share"] < 0.6
     classes = [value for name, value in row.items() if name.startswith("class_")]
     assert len(classes) == 10 and min(classes) <= row["accuracy"] <= max(classes)
+
+
+def test_merged_rows_hold_together(experiment):
+    network, _ = model.load_checkpoint(experiment.checkpoint)
+    plan = {"layer2.0.conv1": 3, "layer3.0.conv2": 5}
+    whole, *smaller = (
+        point
+        for some in ({}, plan)
+        for point in experiment.merging_points({("mine", 1): some}, compensation=["least squares"], batch_norm=["as it is", "re-estimated"])
+    )
+    assert experiment.measure_merged(**whole)["change"] == 0
+    row = experiment.measure_merged(**smaller[-1])
+    assert smaller[-1]["clusters"] == "4 4 4 3 6 8 5"
+    assert (row["parameters"], row["macs"]) == cost.of_plan(network, plan, merged=True)
+    assert row["macs_share"] == round(row["macs"] / cost.macs(network), 4)
+    with pytest.raises(ValueError, match="batch_norm is 'new', expected 're-estimated' or 'as it is'"):
+        experiment.measure_merged(**whole | {"batch_norm": "new"})
 
 
 @pytest.mark.parametrize("change", [{"images": "validation"}, {"batch_norm": "new"}])
