@@ -142,7 +142,7 @@ def by_sensitivity(
         raise ValueError(f"{kind} is {budget:g}, expected at least {least:.4f}, which the smallest plan takes")
     costs = [np.array([(option.cost, option.error) for option in part], dtype=float) for part in options]
     chosen = cheapest(costs, budget * total - fixed)
-    return {layer: n for part, index in zip(options, chosen, strict=True) for layer, n in part[index].plan.items()}
+    return {layer: int(n) for part, index in zip(options, chosen, strict=True) for layer, n in part[index].plan.items()}
 
 
 def check_budget(macs: float | None, latency: float | None) -> tuple[str, float]:

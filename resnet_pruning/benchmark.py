@@ -216,9 +216,10 @@ def main() -> None:
 
 
 def compact_checkpoints(folder: Path) -> dict[str, nn.Module]:
-    """The trained network, first, and the compact ones of a folder, by file name."""
-    names = ["resnet20", *sorted((path.stem for path in folder.glob("resnet20_compact*.pt")), reverse=True)]
-    return {name: load_checkpoint(folder / f"{name}.pt")[0] for name in names}
+    """The trained network and the compact ones of a folder, by file name, the one with the most MACs first."""
+    paths = [folder / "resnet20.pt", *folder.glob("resnet20_compact*.pt")]
+    models = {path.stem: load_checkpoint(path)[0] for path in paths}
+    return dict(sorted(models.items(), key=lambda item: cost.macs(item[1]), reverse=True))
 
 
 if __name__ == "__main__":

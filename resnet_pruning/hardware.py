@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import logging
 import platform
 import warnings
 
@@ -39,6 +40,8 @@ def can_compile(device_type: str) -> bool:
 
     On a CPU it needs a C++ compiler and Python's headers, on CUDA Triton: no error here, training runs eagerly.
     """
+    # On a machine with the CUDA toolkit but no GPU it warns that there is none, which is no news.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device_type))
     except Exception as error:

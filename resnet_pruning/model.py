@@ -183,10 +183,28 @@ def _batch_norm_name(convolution: str) -> str:
 
 
 def save_checkpoint(path: str | Path, model: ResNet, facts: Mapping[str, Any]) -> None:
-    """Write a model and what is known about it (plain values only) to `path`, whole or not at all."""
+    """Write a model and what is known about it to `path`, whole or not at all.
+
+    Raises
+    ------
+    ValueError : facts with other than plain values (str, int, float, bool, None; lists, tuples and dicts of them), which
+        `load_checkpoint` would refuse
+    """
+    for key, value in facts.items():
+        _check_plain(value, key)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with written_whole(path) as partial:
         torch.save({"config": model.config, "state_dict": state, "facts": dict(facts)}, partial)
+
+
+def _check_plain(value: Any, key: str) -> None:
+    if type(value) is dict:
+        value = [*value.keys(), *value.values()]
+    if type(value) in (list, tuple):
+        for item in value:
+            _check_plain(item, key)
+    elif type(value) not in (str, int, float, bool, type(None)):
+        raise ValueError(f"facts[{key!r}] holds a {type(value).__module__}.{type(value).__name__}, expected plain values")
 
 
 def load_checkpoint(path: str | Path) -> tuple[ResNet, dict[str, Any]]:

@@ -93,7 +93,7 @@ def checkpoints(figures: Path) -> str:
         rows.append(
             [
                 name,
-                *(f"{row[key]:,} ({100 * row[key] / whole[key]:.1f} %)" for key in ("parameters", "macs", "bytes")),
+                *(f"{row[key]:,.0f} ({100 * row[key] / whole[key]:.1f} %)" for key in ("parameters", "macs", "bytes")),
                 f"{row.accuracy:.2f} %",
                 f"{row.accuracy - whole.accuracy:+.2f}" if name != whole.name else "",
                 f"{speed[name, best]:.2f}× ({best})" if name != whole.name else "",

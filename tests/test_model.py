@@ -141,3 +141,12 @@ def test_code_in_a_checkpoint_is_refused_and_not_executed(tmp_path, save):
 def test_a_missing_checkpoint_is_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         model.load_checkpoint(tmp_path / "none.pt")
+
+
+def test_facts_that_could_not_be_loaded_are_not_written(tmp_path):
+    for value in (torch.__version__, {"plan": [1, torch.tensor(2)]}):  # the version is a str, but not only
+        with pytest.raises(ValueError, match=r"facts\['what'\] holds a torch.*, expected plain values"):
+            model.save_checkpoint(tmp_path / "a.pt", model.ResNet(8), {"what": value})
+    assert not list(tmp_path.iterdir())
+    model.save_checkpoint(tmp_path / "a.pt", model.ResNet(8), {"what": {"plan": {"conv1": 2}, "none": None, "both": (1, 2.0)}})
+    assert model.load_checkpoint(tmp_path / "a.pt")[1]["what"]["plan"] == {"conv1": 2}
