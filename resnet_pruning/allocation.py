@@ -75,7 +75,7 @@ def layer_errors(
         for i, (name, part) in enumerate(parts.items()):
             fit = PartFit(name, part, inputs[:n_fitted], inputs[:n_fitted], statistics)
             for layer, whole in fit.layers.items():
-                for n_clusters in sorted({max(1, round(share * whole)) for share in shares} | {whole}):
+                for n_clusters in _numbers(whole, shares):
                     error = 0.0
                     if n_clusters < whole:
                         small = fit.solve({layer: n_clusters}, "least squares", seed=seed)
@@ -212,7 +212,7 @@ def part_timings(
     for name, part in parts_of(copy.deepcopy(model).to(device).eval()).items():
         if name:
             in_channels, whole, out_channels = part.conv1.in_channels, part.conv1.out_channels, part.conv2.out_channels
-            sizes = sorted({max(1, round(share * whole)) for share in shares} | {whole})
+            sizes = _numbers(whole, shares)
         else:
             sizes = [part.conv1.out_channels]
         for n in sizes:
@@ -254,6 +254,11 @@ def cheapest(options: Sequence[np.ndarray], budget: float) -> list[int]:
         state, option = divmod(int(order[state]), len(part))
         chosen.append(option)
     return chosen[::-1]
+
+
+def _numbers(whole: int, shares: Sequence[float]) -> list[int]:
+    """The numbers of filters that are these shares of a layer's, at least one, and the whole layer."""
+    return sorted({max(1, round(share * whole)) for share in shares} | {whole})
 
 
 def _layers_of_parts(model: ResNet) -> list[list[str]]:

@@ -29,7 +29,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from .calibration import LayerStatistics
-from .model import SharedConv2d, batch_norms, convolutions
+from .model import SharedConv2d, affine, batch_norms, convolutions
 from .plans import Plan, check_n_clusters, check_plan
 
 DISTANCES = ("raw", "folded", "unit", "output", "correlation")
@@ -113,13 +113,10 @@ def cluster_filters(
     if n_clusters >= len(first):
         return Clusters(labels, weight[first].view(-1, *conv.weight.shape[1:]), first, torch.ones_like(gains), 0.0)
 
-    sample_weights = importance**weighting
-    # No filter may weigh nothing: a cluster of such filters would have no mean.
-    sample_weights = sample_weights / sample_weights.mean() + 1e-9 if sample_weights.sum() > 0 else torch.ones_like(gains)
+    sample_weights = usable_weights(importance**weighting)
     labels = cluster_points(points, n_clusters, sample_weights, seed=seed, n_init=n_init)
-    k = int(labels.max()) + 1
-    members = nn.functional.one_hot(labels, k).T * sample_weights  # (k, N)
-    squared = (points - (_shares(members) @ points)[labels]).square().sum(1)  # distance of each filter to its centroid
+    members, squared = distances_to_centroids(points, labels, sample_weights)
+    k = len(members)
     # A filter without a gain says nothing about its cluster, unless all are such.
     known = (members > 0) & ((gains != 0) | ~((members > 0) & (gains != 0)).any(1, keepdim=True))
     medoids = torch.where(known, squared, torch.inf).argmin(1)
@@ -145,6 +142,17 @@ def cluster_points(points: Tensor, n_clusters: int, weights: Tensor, *, seed: in
     labels = torch.empty(len(points), dtype=torch.long)
     labels[torch.from_numpy(order)] = torch.unique(torch.from_numpy(kmeans.labels_).long(), return_inverse=True)[1]
     return labels
+
+
+def usable_weights(weights: Tensor) -> Tensor:
+    """Weights (N,) with mean 1. None is 0, because a cluster of such members would have no mean; all are 1 if all were 0."""
+    return weights / weights.mean() + 1e-9 if weights.sum() > 0 else torch.ones_like(weights)
+
+
+def distances_to_centroids(points: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The weight of each point in each cluster (k, N), and the squared distance of each point to its cluster's weighted mean (N,)."""
+    members = nn.functional.one_hot(labels).T * weights
+    return members, (points - (_shares(members) @ points)[labels]).square().sum(1)
 
 
 def cluster_layers(
@@ -216,7 +224,7 @@ def _points(
             f"expected those of {layer}, with {len(weight)} filters of {weight.shape[1]} values"
         )
     ones = torch.ones(len(weight), dtype=torch.double)
-    factor = _factor(batch_norm) if batch_norm is not None else ones
+    factor = affine(batch_norm)[0] if batch_norm is not None else ones
     if distance == "raw":
         points, gains = weight, ones
     elif distance == "folded":
@@ -237,12 +245,6 @@ def _points(
     if weighted:
         importance = statistics.importance * (factor * _inverse(gains)).square()
     return points, gains, importance
-
-
-def _factor(batch_norm: nn.BatchNorm2d) -> Tensor:
-    """γ/σ (N,), what batch norm multiplies each channel by."""
-    variance = batch_norm.running_var.double() + batch_norm.eps
-    return (batch_norm.weight.detach().double() * variance.rsqrt()).cpu()
 
 
 def _inverse(values: Tensor) -> Tensor:

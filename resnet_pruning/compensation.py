@@ -34,11 +34,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .calibration import LayerStatistics, check_images, layer_statistics
-from .clustering import cluster_filters, cluster_points, distinct_filters
+from .clustering import cluster_filters, cluster_points, distances_to_centroids, distinct_filters, usable_weights
 from .compaction import expanded
 from .data import Batches, Images
 from .least_squares import Moments, eliminate
-from .model import Block, ResNet, SharedConv2d, blocks
+from .model import Block, ResNet, SharedConv2d, affine, blocks
 from .plans import Plan, check_plan
 
 COMPENSATIONS = ("none", "summed", "scaled", "least squares", "reconstruction")
@@ -61,6 +61,8 @@ def merge(
     progress: bool = True,
 ) -> ResNet:
     """The compact network of a plan: as many channels inside each block as planned, as many filters computed on the residual stream.
+
+    There are fewer where more would make no difference: among channels that are always 0, or for inputs that are.
 
     Parameters
     ----------
@@ -174,22 +176,23 @@ class PartFit:
         """The channels in the order in which they are taken out, the last one being the one that stays longest."""
         return eliminate(self.moments, self.importance)
 
+    @functools.cached_property
+    def correlations(self) -> Tensor:
+        """Of the activations of any two channels, (C, C), float64 on the CPU; 0 for channels that are always 0."""
+        return torch.corrcoef(self.activations.transpose(0, 1).flatten(1)).double().cpu().nan_to_num(0.0)
+
     def selected(self, n_channels: int, selection: str, seed: int) -> tuple[Tensor, Tensor]:
         """The channels that are kept (n_channels,), in order, and for each channel (C,) the number of the kept one it is merged with."""
-        values = self.activations.transpose(0, 1).flatten(1)
-        correlations = torch.corrcoef(values).double().cpu().nan_to_num(0.0)  # of channels that are always 0
         if selection == "elimination":
             kept = torch.tensor(sorted(self.elimination[-n_channels:]))
         else:
-            eigenvalues, vectors = torch.linalg.eigh(correlations)
+            eigenvalues, vectors = torch.linalg.eigh(self.correlations)
             points = vectors * eigenvalues.clamp(min=0).sqrt()
-            weights = (self.inner_importance * values.var(1).double().cpu()).sqrt()
-            weights = weights / weights.mean() + 1e-9
-            labels = cluster_points(points, n_clusters=n_channels, weights=weights, seed=seed)
-            members = F.one_hot(labels).T * weights
-            squared = (points - (members / members.sum(1, keepdim=True) @ points)[labels]).square().sum(1)
+            variances = self.activations.transpose(0, 1).flatten(1).var(1).double().cpu()
+            weights = usable_weights((self.inner_importance * variances).sqrt())
+            members, squared = distances_to_centroids(points, cluster_points(points, n_channels, weights, seed=seed), weights)
             kept = torch.where(members > 0, squared, torch.inf).argmin(1).sort().values
-        labels = correlations[:, kept].argmax(1)
+        labels = self.correlations[:, kept].argmax(1)
         labels[kept] = torch.arange(len(kept))
         return kept, labels
 
@@ -204,13 +207,13 @@ class PartFit:
             weight = moments.solution()
             shift = moments.target_mean - weight @ moments.mean
         else:
-            slope, shift = _affine(self.norm)
+            slope, shift = affine(self.norm)
             weight = (self._mixed(kept, labels, compensation) * slope.view(-1, 1, 1, 1)).flatten(1)
         small = copy.deepcopy(self.part)
         last = _shared(weight, shift, moments, self.importance, plan.get(self.last, len(weight)), self.conv.stride[0], seed)
         if self.is_block:
             small.conv2, small.bn2 = last
-            slope, shift = _affine(self.part.bn1)
+            slope, shift = affine(self.part.bn1)
             weight = (self.part.conv1.weight.detach().double().cpu() * slope.view(-1, 1, 1, 1))[kept]
             small.conv1, small.bn1 = _convolution(weight, self.part.stride), _batch_norm(torch.ones(len(kept)), shift[kept])
         else:
@@ -314,17 +317,10 @@ def _batch_norm(scale: Tensor, shift: Tensor) -> nn.BatchNorm2d:
     return norm
 
 
-def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """The factor and the constant of what a batch norm computes, each (N,), float64 on the CPU."""
-    mean, variance, weight, bias = (t.detach().double().cpu() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
-    factor = weight * (variance + norm.eps).rsqrt()
-    return factor, bias - factor * mean
-
-
 @torch.no_grad()
 def _state(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
     """Give a batch norm other statistics, and the weight and the bias with which it computes the same."""
-    factor, constant = _affine(norm)
+    factor, constant = affine(norm)
     mean, variance = mean.double().cpu(), variance.double().cpu()
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance)
@@ -337,7 +333,7 @@ def _state_believed(norm: nn.BatchNorm2d, original: nn.BatchNorm2d, channels: Te
 
     They say that the output has mean β and deviation γ, whatever it is by now.
     """
-    factor, constant = _affine(norm)
+    factor, constant = affine(norm)
     mean, deviation = (t.detach().double().cpu()[channels] for t in (original.bias, original.weight))
     dead = factor == 0
     safe = torch.where(dead, 1.0, factor)

@@ -177,6 +177,13 @@ def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
     return {name: norm for name, norm in pairs.items() if isinstance(norm, nn.BatchNorm2d)}
 
 
+def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What a batch norm multiplies each channel by in evaluation, γ/σ, and what it adds, each (N,), float64 on the CPU."""
+    mean, variance, weight, bias = (t.detach().double().cpu() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
+    factor = weight * (variance + norm.eps).rsqrt()
+    return factor, bias - factor * mean
+
+
 def _batch_norm_name(convolution: str) -> str:
     parent, _, name = convolution.rpartition(".")
     return f"{parent}.{name.replace('conv', 'bn')}".removeprefix(".")

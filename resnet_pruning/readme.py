@@ -139,12 +139,13 @@ def inference(figures: Path) -> str:
     return _table(["machine", "runtime", "batch size", "resnet20", *models], *rows, limits)
 
 
+def _median_and_range(values: pd.Series, fmt: str = "{:.2f}", unit: str = " %") -> str:
+    median, lowest, highest = map(fmt.format, (values.median(), values.min(), values.max()))
+    return median + unit + (f" ({lowest} to {highest})" if len(values) > 1 else "")
+
+
 def _change(values: pd.Series) -> str:
-    return f"{values.median():+.2f}" + (f" ({values.min():+.2f} to {values.max():+.2f})" if len(values) > 1 else "")
-
-
-def _median_and_range(values: pd.Series) -> str:
-    return f"{values.median():.2f} %" + (f" ({values.min():.2f} to {values.max():.2f})" if len(values) > 1 else "")
+    return _median_and_range(values, "{:+.2f}", "")
 
 
 ENDS = ("first-heavy", "last-heavy", "first/last-heavy", "chosen on training images")

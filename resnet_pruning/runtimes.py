@@ -1,5 +1,6 @@
 """Ways to run a network: eagerly, compiled, in onnxruntime; and its export to ONNX, which the last one takes."""
 
+import copy
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -27,11 +28,10 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor | None = None) -
     example : inputs of another shape, for parts of a network; how many there are stays free
     """
     example = torch.zeros(2, 3, 32, 32) if example is None else example[:2].cpu().contiguous()
-    training, device = model.training, next(model.parameters()).device
     with written_whole(path) as partial, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about its own innards
         program = torch.onnx.export(
-            model.cpu().eval(),
+            copy.deepcopy(model).cpu().eval(),
             (example,),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
@@ -40,7 +40,6 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor | None = None) -
             verbose=False,
         )
         program.save(partial, external_data=False)
-    model.to(device).train(training)
 
 
 def onnx_session(path: str | Path):
@@ -75,7 +74,7 @@ def prepared(model: nn.Module, inputs: Tensor, runtime: str) -> Callable[[], Non
     ------
     ValueError : a runtime that is not in `RUNTIMES`
     """
-    model = model.to(inputs.device, memory_format=torch.channels_last).eval()
+    model = copy.deepcopy(model).to(inputs.device, memory_format=torch.channels_last).eval()
     if runtime == "onnxruntime":
         with tempfile.TemporaryDirectory() as folder:
             to_onnx(model, Path(folder) / "model.onnx", inputs)

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_pruning import NETWORK
 
@@ -33,16 +33,37 @@ any_plan = st.dictionaries(st.sampled_from(list(model.convolutions(NETWORK))), s
 
 
 @given(any_plan, st.sampled_from(COMPENSATIONS), st.sampled_from(SELECTIONS))
+@example({"layer3.0.conv2": 2, "conv1": 1, "layer1.0.conv1": 1, "layer1.0.conv2": 1, "layer3.0.conv1": 1}, "none", "k-means")
 @settings(deadline=None, max_examples=15)
 def test_the_merged_network_is_as_large_as_planned(plan, chosen, selection):
     small = merged(plan, chosen, selection=selection)
+    seen = inputs_of_convolutions(small)
+    sizes = {}
     for name, whole in model.convolutions(NETWORK).items():
         conv, planned = model.convolutions(small)[name], min(plan.get(name, whole.out_channels), whole.out_channels)
-        assert conv.weight.shape[0] == planned
-        if "conv2" not in name and name != "conv1":
-            assert type(conv) is torch.nn.Conv2d
-    assert (cost.parameters(small), cost.macs(small)) == cost.of_plan(NETWORK, plan, merged=True)
+        sizes[name] = conv.weight.shape[0]
+        inner = name.endswith(".conv1")
+        if inner and sizes[name] < planned:  # all channels that are always 0 make one cluster
+            block = NETWORK.get_submodule(name.removesuffix(".conv1"))
+            alive = int((block.bn1(block.conv1(seen[name])).amax((0, 2, 3)) > 0).sum())
+            assert selection == "k-means" and sizes[name] == alive + 1
+        elif sizes[name] < planned:  # nothing comes in, and one filter does as well as many
+            assert sizes[name] == 1 and seen[name].abs().max() == 0
+        else:
+            assert sizes[name] == planned
+        assert type(conv) is torch.nn.Conv2d or not inner
+    assert (cost.parameters(small), cost.macs(small)) == cost.of_plan(NETWORK, sizes, merged=True)
     assert torch.isfinite(evaluation.predict(small, IMAGES)).all()
+
+
+@torch.no_grad()
+def inputs_of_convolutions(network):
+    """What each convolution sees of the images that `merged` fits to."""
+    seen = {}
+    for name, conv in model.convolutions(network).items():
+        conv.register_forward_pre_hook(lambda module, inputs, name=name: seen.__setitem__(name, inputs[0]))
+    network(compensation.augmented(IMAGES))
+    return seen
 
 
 @pytest.mark.parametrize("chosen", COMPENSATIONS)
