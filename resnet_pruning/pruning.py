@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .calibration import LayerStatistics, reestimate_batch_norm
 from .clustering import REPRESENTATIVES, Clusters, cluster_layers
 from .data import Images
-from .model import batch_norms, blocks, convolutions
+from .model import SharedConv2d, batch_norms, blocks, convolutions
 from .plans import Plan
 
 
@@ -75,6 +75,56 @@ def replace_by_clusters(model: nn.Module, clusters: Mapping[str, Clusters], repr
             if (layer.gains != 1).any():
                 _take_up(norms[name], layer.gains, conv.bias)
     return model
+
+
+def rescale_by_gains(model: nn.Module, clusters: Mapping[str, Clusters]) -> nn.Module:
+    """A copy that computes the same function, with each filter at its cluster's scale: times its gain, which batch norm takes up.
+
+    A filter without a gain, whose output says nothing, becomes its cluster's centroid, so that it changes no mean.
+    """
+    model = copy.deepcopy(model)
+    convs, norms = convolutions(model), batch_norms(model)
+    for name, layer in clusters.items():
+        if (layer.gains != 1).any():
+            _rescale(convs[name], norms[name], layer.gains)
+            with torch.no_grad():
+                dead = layer.gains == 0
+                convs[name].weight[dead] = layer.centroids[layer.labels[dead]].to(convs[name].weight)
+    return model
+
+
+def rescale_like(model: nn.Module, other: nn.Module) -> nn.Module:
+    """A copy that computes the same function, in which each filter has the norm that the filters of that layer in `other` have on average.
+
+    Batch norm takes the scale of a filter out, so the smaller the filter, the further the same step of training turns it. Where
+    a network was solved for, as by `compensation.merge`, norms say nothing; those of a trained one fit its learning rates.
+
+    Parameters
+    ----------
+    model, other : with the same convolutions by name; their widths may differ
+
+    Raises
+    ------
+    ValueError : layers that are not in `other`
+    """
+    model = copy.deepcopy(model)
+    norms, others = batch_norms(model), convolutions(other)
+    if missing := [name for name in norms if name not in others]:
+        raise ValueError(f"{', '.join(missing)} of the model is not in the other network, which has {', '.join(others)}")
+    for name, norm in norms.items():
+        conv = convolutions(model)[name]
+        own = conv.weight.detach().double().cpu().flatten(1).norm(dim=1)
+        usual = others[name].weight.detach().double().cpu().flatten(1).norm(dim=1).square().mean().sqrt()
+        gains = torch.where((own == 0) | (usual == 0), 1.0, usual / own)
+        _rescale(conv, norm, gains, gains[conv.labels.cpu()] if isinstance(conv, SharedConv2d) else gains)
+    return model
+
+
+@torch.no_grad()
+def _rescale(conv: nn.Conv2d, norm: nn.BatchNorm2d, gains: Tensor, gains_of_channels: Tensor | None = None) -> None:
+    """Multiply the filters by `gains`, which `norm` takes up."""
+    conv.weight.copy_(conv.weight.double() * gains.to(conv.weight.device).view(-1, 1, 1, 1))
+    _take_up(norm, gains if gains_of_channels is None else gains_of_channels, conv.bias)
 
 
 def _take_up(norm: nn.BatchNorm2d, gains: Tensor, bias: Tensor | None) -> None:

@@ -165,6 +165,11 @@ class Experiment:
         if self.profile not in PROFILES:
             raise ValueError(f"profile is {self.profile!r}, expected one of {', '.join(PROFILES)}")
 
+    @property
+    def material(self) -> "Material":
+        """The network and the images, loaded once per process."""
+        return _material(self)
+
     def points(self, plans: Mapping[tuple[str, int | float], Plan], images: str = "test", **choices: Sequence) -> list[dict[str, Any]]:
         """Points for `measure`: each plan, under a name and a level that tell it from others, with each combination of choices.
 
@@ -176,7 +181,7 @@ class Experiment:
             value each unless given: the assignment's own
         """
         defaults = {"distance": ["raw"], "weighting": [0.0], "representative": ["centroid"], "batch_norm": ["re-estimated"], "seed": [0]}
-        points = self._points(plans, images, defaults, choices)
+        points = self.grid(plans, images, defaults, choices)
         return [point | {"weighting": float(point["weighting"])} for point in points]
 
     def merging_points(self, plans: Mapping[tuple[str, int | float], Plan], images: str = "test", **choices: Sequence) -> list[dict]:
@@ -189,10 +194,11 @@ class Experiment:
             "batch_norm": ["as it is"],
             "seed": [0],
         }
-        return self._points(plans, images, defaults, choices)
+        return self.grid(plans, images, defaults, choices)
 
-    def _points(self, plans: Mapping, images: str, defaults: Mapping[str, Sequence], choices: Mapping[str, Sequence]) -> list[dict]:
-        network = _material(self).network
+    def grid(self, plans: Mapping, images: str, defaults: Mapping[str, Sequence], choices: Mapping[str, Sequence]) -> list[dict]:
+        """Points that name the base network and hold each plan, as numbers of clusters front to back, with each combination of choices."""
+        network = self.material.network
         base = fingerprint(self.checkpoint)
         if unknown := set(choices) - set(defaults):
             raise ValueError(f"choices has {', '.join(sorted(unknown))}, expected some of {', '.join(defaults)}")
@@ -224,7 +230,7 @@ class Experiment:
 
         `clusters` holds the numbers of clusters of all convolutions, front to back; `plan` and `level` only name them.
         """
-        material = _material(self)
+        material = self.material
         layers = list(model.convolutions(material.network))
         numbers = dict(zip(layers, map(int, clusters.split()), strict=True))
         start = time.perf_counter()
@@ -241,7 +247,7 @@ class Experiment:
             raise ValueError(f"batch_norm is {batch_norm!r}, expected 're-estimated' or 'as trained'")
         estimated = time.perf_counter()
         parameters, macs = cost.of_plan(material.network, numbers)
-        row = self._judged(network, images, {"distinct_filters": sum(numbers.values()), "parameters": parameters, "macs": macs})
+        row = self.judged(network, images, {"distinct_filters": sum(numbers.values()), "parameters": parameters, "macs": macs})
         return {
             **row,
             "seconds_statistics": round(start_clustering - start, 2),  # once per process
@@ -265,7 +271,7 @@ class Experiment:
         seed: int,
     ) -> dict[str, int | float]:
         """As `measure`, for the network that `compensation.merge` makes with 2,048 training images."""
-        material = _material(self)
+        material = self.material
         numbers = dict(zip(model.convolutions(material.network), map(int, clusters.split()), strict=True))
         statistics = material.statistics
         start = time.perf_counter()
@@ -285,14 +291,14 @@ class Experiment:
             network = calibration.reestimate_batch_norm(network, material.calibration)
         elif batch_norm != "as it is":
             raise ValueError(f"batch_norm is {batch_norm!r}, expected 're-estimated' or 'as it is'")
-        row = self._judged(network, images, {"parameters": cost.parameters(network), "macs": cost.macs(network)})
+        row = self.judged(network, images, {"parameters": cost.parameters(network), "macs": cost.macs(network)})
         return {**row, "seconds_merging": round(merged - start, 2)}
 
-    def _judged(self, network: nn.Module, images: str, size: Mapping[str, int]) -> dict[str, int | float]:
+    def judged(self, network: nn.Module, images: str, size: Mapping[str, int]) -> dict[str, int | float]:
         """Accuracy in % and its change in pp, `size`, its parameters and macs as shares of the base too, accuracy per class."""
-        material = _material(self)
-        judged = material.images(images)
-        logits, labels = evaluation.predict(network, judged), judged.labels.cpu()
+        material = self.material
+        chosen = material.images(images)
+        logits, labels = evaluation.predict(network, chosen), chosen.labels.cpu()
         accuracy = evaluation.accuracy_of(logits, labels)
         row = {"accuracy": round(accuracy, 2), "change": round(accuracy - _base_accuracy(self, images), 2)}
         for name, value in size.items():
@@ -300,10 +306,10 @@ class Experiment:
             if name in ("parameters", "macs"):
                 row[f"{name}_share"] = round(value / getattr(cost, name)(material.network), 4)
         by_class = evaluation.per_class_accuracy(logits, labels).tolist()
-        return row | {f"class_{name}": round(value, 2) for name, value in zip(judged.classes, by_class, strict=True)}
+        return row | {f"class_{name}": round(value, 2) for name, value in zip(chosen.classes, by_class, strict=True)}
 
 
-class _Material:
+class Material:
     """What all points of an experiment need, loaded and measured once per process."""
 
     def __init__(self, experiment: Experiment):
@@ -317,11 +323,16 @@ class _Material:
         rest, held_out = data.hold_out(training, len(training) // 10)
         self.calibration, self.merging = rest[:1000], rest[:2048]
         self._images = {"test": test, "training": held_out}
+        self._trained_on = {"test": training, "training": rest}
 
     def images(self, name: str) -> Images:
         if name not in self._images:
             raise ValueError(f"images is {name!r}, expected one of {', '.join(self._images)}")
         return self._images[name]
+
+    def trained_on(self, name: str) -> Images:
+        """What a network that is judged on these images is trained on: what is judged for a choice was not trained on for it."""
+        return self._trained_on[name]
 
     @functools.cached_property
     def statistics(self) -> dict[str, LayerStatistics]:
@@ -329,10 +340,10 @@ class _Material:
 
 
 @functools.lru_cache(maxsize=1)
-def _material(experiment: Experiment) -> _Material:
-    return _Material(experiment)
+def _material(experiment: Experiment) -> Material:
+    return Material(experiment)
 
 
 @functools.cache
 def _base_accuracy(experiment: Experiment, images: str) -> float:
-    return evaluation.accuracy(_material(experiment).network, _material(experiment).images(images))
+    return evaluation.accuracy(experiment.material.network, experiment.material.images(images))

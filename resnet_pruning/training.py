@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -96,6 +97,7 @@ def train(
     held_out: Images | None = None,
     teacher: nn.Module | None = None,
     folder: str | Path | None = None,
+    watch: Callable[[nn.Module], Mapping[str, float | str]] | None = None,
     amp: bool | None = None,
     channels_last: bool = True,
     compile: bool | None = None,
@@ -117,6 +119,7 @@ def train(
     teacher : a model with the same classes whose outputs are imitated
     folder : where the state is kept after each epoch. A call with the same arguments goes on from there, and returns at
         once where the training is complete; on one machine and thread count the result is the same, bit for bit.
+    watch : called after each epoch with the averaged model, in evaluation mode; what it returns becomes columns of the history
     amp : bfloat16 autocast; None uses it where the hardware has it
     channels_last : memory format of the weights and activations
     compile : torch.compile; None uses it where it works and the training is long enough to win the compilation back
@@ -205,7 +208,7 @@ def train(
                 "seconds": seconds,
                 "images_per_second": len(batches) * recipe.batch_size / seconds,
             }
-            run.complete_epoch(row, path, identity)
+            run.complete_epoch(row | dict(watch(run.averaged().eval()) if watch is not None else {}), path, identity)
     except (Exception, KeyboardInterrupt):
         run.load(run.last_complete)
         raise
@@ -231,7 +234,7 @@ class _Run:
             nesterov=recipe.momentum > 0,
             foreach=True,
         )
-        self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
+        self.ema = AveragedModel(model, multi_avg_fn=_averaging(recipe.ema), use_buffers=True) if recipe.ema else None
         self.history: list[dict[str, float]] = []
         self.last_complete = self._state()
 
@@ -282,6 +285,19 @@ class _Run:
             "ema": copied(dict(self.ema.state_dict())) if self.ema is not None else None,
             "history": copied(self.history),
         }
+
+
+def _averaging(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """An exponential moving average in place; integers, such as the clusters of filters, have no average and are copied."""
+    average = get_ema_multi_avg_fn(decay)
+
+    def update(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor | int) -> None:
+        if averaged[0].is_floating_point():
+            average(averaged, current, n_averaged)
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    return update
 
 
 def _loss(logits: Tensor, labels: Tensor, targets: Tensor | None, recipe: Recipe) -> Tensor:

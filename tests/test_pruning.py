@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from resnet_pruning import calibration, clustering, data, evaluation, model, plans, pruning
+from resnet_pruning import calibration, clustering, compaction, data, evaluation, model, plans, pruning
 
 IMAGES = data.load("digits")[0][:64]
 
@@ -178,3 +178,45 @@ def test_bad_input_is_refused(plan, settings, message):
 def test_a_model_without_convolutions_is_refused():
     with pytest.raises(ValueError, match="Linear has no convolutions, expected at least one"):
         pruning.replace_filters(nn.Linear(2, 2), {"conv1": 2})
+
+
+def assert_same_predictions(first, second):
+    expected = evaluation.predict(first, IMAGES)
+    torch.testing.assert_close(evaluation.predict(second, IMAGES), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+@given(any_plan, st.sampled_from(clustering.DISTANCES))
+@settings(deadline=None, max_examples=30)
+def test_filters_at_their_clusters_scale_compute_the_same(plan, distance):
+    clusters = clustering.cluster_layers(NETWORK, plan, distance, statistics=STATISTICS, n_init=2)
+    scaled = pruning.rescale_by_gains(NETWORK, clusters)
+    assert_same_predictions(scaled, NETWORK)
+    for name, layer in clusters.items():
+        weight = model.convolutions(scaled)[name].weight.detach()
+        means = torch.stack([weight[layer.labels == cluster].mean(0) for cluster in range(len(layer))])
+        if (layer.gains != 0).all():
+            torch.testing.assert_close(means, layer.centroids.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_filter_without_a_gain_changes_no_mean():
+    network = copy.deepcopy(NETWORK)
+    with torch.no_grad():
+        network.conv1.weight[2] = 0  # always 0, so that its output is correlated with nothing
+    clusters = clustering.cluster_layers(network, {"conv1": 2}, "correlation", statistics=calibration.layer_statistics(network, IMAGES))
+    assert clusters["conv1"].gains[2] == 0
+    scaled = pruning.rescale_by_gains(network, clusters)
+    assert_same_predictions(scaled, network)
+    torch.testing.assert_close(scaled.conv1.weight[2], clusters["conv1"].centroids[clusters["conv1"].labels[2]].float())
+
+
+def test_filters_rescaled_like_another_networks_have_its_norms_and_compute_the_same():
+    other = model.ResNet(8, (12, 16, 20))
+    shared = compaction.compact(replaced({"conv1": 3, "layer2.0.conv2": 2}))
+    for network in (NETWORK, shared):
+        scaled = pruning.rescale_like(network, other)
+        assert_same_predictions(scaled, network)
+        for name, conv in model.convolutions(scaled).items():
+            usual = other.get_submodule(name).weight.flatten(1).norm(dim=1).square().mean().sqrt()
+            torch.testing.assert_close(conv.weight.flatten(1).norm(dim=1), usual.expand(len(conv.weight)))
+    with pytest.raises(ValueError, match=r"layer1.1.conv1, layer1.1.conv2, .* is not in the other network"):
+        pruning.rescale_like(model.ResNet(14), other)

@@ -279,3 +279,33 @@ def test_small_crops_take_two_thirds_of_the_epochs_unless_said_otherwise():
 def test_recipes_that_cannot_be_are_refused_by_name_and_value(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}, expected"):
         Recipe(**{name: value})
+
+
+def test_what_is_watched_becomes_columns_that_a_resumed_training_still_has(small_images, tmp_path):
+    def watch(averaged):
+        assert not averaged.training
+        watched.append(averaged)
+        return {"norm": float(averaged.fc.weight.detach().norm()), "note": f"call {len(watched)}"}
+
+    watched = []
+    model, history = trained(small_images, folder=tmp_path, watch=watch)
+    assert history.note.tolist() == ["call 1", "call 2", "call 3"]
+    assert history.norm.iloc[-1] == pytest.approx(float(model.fc.weight.detach().norm()))
+    _, again = trained(small_images, folder=tmp_path, watch=watch)
+    pd.testing.assert_frame_equal(again, history)
+    assert len(watched) == 3  # nothing was trained, so nothing watched
+
+
+def test_integers_are_not_averaged(small_images):
+    """An average of labels would be another label."""
+
+    class Counting(ResNet):
+        def forward(self, x):
+            self.label = 7 * (self.bn1.num_batches_tracked // 2)
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = Counting(8, (4, 8, 8))
+    model.register_buffer("label", torch.tensor(0))
+    train(model, small_images, Recipe(epochs=2, batch_size=32, ema=0.9, small_epochs=0), **EAGER)
+    assert model.bn1.num_batches_tracked == 6 and model.label == 14

@@ -1,0 +1,237 @@
+import copy
+import dataclasses
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_compaction import assert_same_function
+from test_pruning import IMAGES, NETWORK, STATISTICS, any_plan, choices, distinct
+
+from resnet_pruning import clustering, compaction, cost, evaluation, finetuning, model, plans, pruning
+from resnet_pruning.training import Recipe, train
+
+RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=0.02, warmup_epochs=0, ema=0.9, small_epochs=1)
+EAGER = {"amp": False, "compile": False, "progress": False}
+CONSTRAINTS = {
+    "tied": finetuning.tied,
+    "fixed": lambda network, clusters: finetuning.projected(network, clusters, 0),
+    "each step": lambda network, clusters: finetuning.projected(network, clusters, 1),
+    "every third step": lambda network, clusters: finetuning.projected(network, clusters, 3),
+    "centripetal": lambda network, clusters: finetuning.centripetal(network, clusters, 1.0),
+}
+PLAN = plans.uniform_fraction(NETWORK, 0.5)
+
+
+def clusters_of(plan=PLAN, distance="correlation", weighting=0.5):
+    return clustering.cluster_layers(NETWORK, plan, distance, statistics=STATISTICS, weighting=weighting, n_init=2)
+
+
+def constrained(way, **settings):
+    return CONSTRAINTS[way](NETWORK, clusters_of(**settings))
+
+
+def gradients(network):
+    """Of the loss on the images in evaluation mode, so that nothing else changes."""
+    network.zero_grad()
+    F.cross_entropy(network.eval()(IMAGES.normalised(IMAGES.pixels)), IMAGES.labels).backward()
+    return {
+        name: (conv.parametrizations.weight.original if hasattr(conv, "parametrizations") else conv.weight).grad
+        for name, conv in model.convolutions(network).items()
+    }
+
+
+@pytest.mark.parametrize("way", CONSTRAINTS)
+def test_after_training_each_layer_has_the_planned_filters_and_compact_agrees(way):
+    network = constrained(way)
+    train(network, IMAGES, RECIPE, **EAGER)
+    plain = finetuning.released(network)
+    assert distinct(plain) == PLAN
+    small = compaction.compact(plain)
+    assert_same_function(plain, small)
+    assert (cost.parameters(small), cost.macs(small)) == cost.of_plan(NETWORK, PLAN)
+    assert not any("original" in name for name in plain.state_dict()) and plain.conv1.weight.requires_grad
+    if way != "centripetal":
+        assert_same_function(network, plain)
+
+
+@given(any_plan.filter(len), st.fixed_dictionaries({key: choices[key] for key in ("distance", "weighting")}))
+@settings(deadline=None, max_examples=20)
+def test_constraints_start_where_they_should(plan, chosen):
+    """Tied and projected ones at the means of the clusters, the centripetal one at the network itself."""
+    clusters = clusters_of(plan, **chosen)
+    replaced = [finetuning.released(start(NETWORK, clusters)) for start in CONSTRAINTS.values()]
+    for other in replaced[1:]:
+        assert_same_function(replaced[0], other)
+    assert_same_function(finetuning.centripetal(NETWORK, clusters, 1.0), NETWORK)
+    if not chosen["weighting"]:  # or else the clusters' own centroids are weighted means
+        assert_same_function(replaced[0], pruning.replace_by_clusters(NETWORK, clusters))
+
+
+def test_the_model_and_the_clusters_stay_as_they_were():
+    before, clusters = copy.deepcopy(NETWORK.state_dict()), clusters_of()
+    labels = {name: layer.labels.clone() for name, layer in clusters.items()}
+    network = finetuning.projected(NETWORK, clusters, 1)
+    train(network, IMAGES, RECIPE, **EAGER)
+    finetuning.released(network)
+    assert any(finetuning.assignments(network)[name] != labels[name].tolist() for name in labels)
+    assert all(torch.equal(clusters[name].labels, labels[name]) for name in labels)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in NETWORK.state_dict().items())
+    assert network.conv1.weight.shape == NETWORK.conv1.weight.shape  # still constrained, with a weight of its own
+
+
+def test_the_gradient_of_a_tied_filter_is_the_sum_of_its_members():
+    tied = constrained("tied")
+    own, members = gradients(tied), gradients(finetuning.released(tied))
+    for name, labels in finetuning.assignments(tied).items():
+        for cluster in range(PLAN[name]):
+            expected = members[name][torch.tensor(labels) == cluster].sum(0)
+            torch.testing.assert_close(own[name][cluster], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_frozen_projections_first_step_moves_centroids_as_a_tied_one_by_the_mean_instead_of_the_sum():
+    tied, projected = constrained("tied"), constrained("fixed")
+    summed, own = gradients(tied), gradients(projected)
+    with torch.no_grad():
+        for name, conv in model.convolutions(projected).items():
+            conv.parametrizations.weight.original -= 0.1 * own[name]
+            sizes = torch.bincount(conv.parametrizations.weight[0].labels).view(-1, 1, 1, 1)
+            tied.get_submodule(name).parametrizations.weight.original -= 0.1 * summed[name] / sizes
+    assert_same_function(tied, projected)
+
+
+def test_a_projection_computes_with_the_centroids_bit_for_bit():
+    projected = constrained("fixed")
+    for name, conv in model.convolutions(projected).items():
+        constraint, own = conv.parametrizations.weight[0], conv.parametrizations.weight.original
+        assert torch.equal(conv.weight, constraint.clustered(own)) and len(own) > len(torch.unique(conv.weight, dim=0)) == PLAN[name]
+
+
+def test_only_what_may_renew_its_clusters_does():
+    starts, moved = {}, {}
+    for way in ("fixed", "each step", "every third step"):
+        network = constrained(way)
+        starts[way] = finetuning.assignments(network)
+        evaluation.predict(network, IMAGES)
+        assert finetuning.assignments(network) == starts[way]  # evaluation renews nothing
+        counts = []
+        for _ in range(3):
+            network.train()(IMAGES.normalised(IMAGES.pixels[:8]))
+            counts.append(finetuning.assignments(network) != starts[way])
+        moved[way] = counts
+    assert starts["fixed"] == starts["each step"] == starts["every third step"]
+    assert moved == {"fixed": [False] * 3, "each step": [True] * 3, "every third step": [False, False, True]}
+
+
+@given(st.integers(2, 12), st.integers(0, 1000), st.data())
+@settings(deadline=None)
+def test_a_new_assignment_is_no_worse_and_leaves_no_cluster_empty(n_filters, seed, data):
+    n_clusters = data.draw(st.integers(1, n_filters))
+    others = data.draw(st.lists(st.integers(0, n_clusters - 1), min_size=n_filters - n_clusters, max_size=n_filters - n_clusters))
+    weight = torch.randn(n_filters, 2, 3, 3, generator=torch.Generator().manual_seed(seed))
+    constraint = finetuning.Projected(torch.tensor([*range(n_clusters), *others]), 1).train()
+    inertia = [(weight - constraint.clustered(weight)).square().sum()]
+    for _ in range(5):
+        constraint(weight)
+        assert constraint.labels.unique().tolist() == list(range(n_clusters))
+        inertia.append((weight - constraint.clustered(weight)).square().sum())
+    assert all(later <= earlier * (1 + 1e-5) for earlier, later in itertools.pairwise(inertia))
+
+
+def test_the_centripetal_gradient_is_the_clusters_mean_and_the_pull():
+    network, plain = constrained("centripetal"), pruning.rescale_by_gains(NETWORK, clusters_of())
+    own, ordinary = gradients(network), gradients(plain)
+    for name, labels in finetuning.assignments(network).items():
+        for cluster in range(PLAN[name]):
+            members = torch.tensor(labels) == cluster
+            weight = plain.get_submodule(name).weight.detach()[members]
+            expected = ordinary[name][members].mean(0) + 1.0 * (weight - weight.mean(0))
+            torch.testing.assert_close(own[name][members], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_centripetal_filters_become_equal_so_that_merging_costs_nothing():
+    network = finetuning.centripetal(NETWORK, clusters_of(), 20.0)
+    before = finetuning.distances_within_clusters(network)
+    history = train(
+        network,
+        IMAGES,
+        dataclasses.replace(RECIPE, epochs=30, learning_rate=0.01, small_epochs=0),
+        watch=lambda averaged: {"distance": max(finetuning.distances_within_clusters(averaged).values())},
+        **EAGER,
+    )
+    assert min(before.values()) > 0.1 and history.distance.is_monotonic_decreasing and history.distance.iloc[-1] < 1e-4
+    assert_same_function(network, finetuning.released(network))
+
+
+@pytest.mark.parametrize("way", ["tied", "every third step", "centripetal"])
+def test_an_interrupted_fine_tuning_goes_on_where_it_stopped(way, tmp_path):
+    def interrupt(averaged):
+        calls.append(averaged)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return {"accuracy": evaluation.accuracy(averaged, IMAGES)}
+
+    whole, calls = constrained(way), [None, None]
+    expected = train(whole, IMAGES, RECIPE, watch=interrupt, **EAGER)
+    stopped, calls = constrained(way), []
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, IMAGES, RECIPE, watch=interrupt, folder=tmp_path, **EAGER)
+    resumed = constrained(way)
+    history = train(resumed, IMAGES, RECIPE, watch=interrupt, folder=tmp_path, **EAGER)
+    assert history.accuracy.tolist() == expected.accuracy.tolist() and len(history) == 2
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("way", ["tied", "each step", "centripetal"])
+def test_a_constrained_convolution_compiles(way):
+    """To the same gradient and the same clusters."""
+    results = []
+    for compiled in (False, True):
+        conv = constrained(way).double().train().conv1
+        outputs = (torch.compile(conv, dynamic=False) if compiled else conv)(IMAGES.normalised(IMAGES.pixels).double())
+        outputs.square().mean().backward()
+        results.append((conv.parametrizations.weight[0].labels.tolist(), conv.parametrizations.weight.original.grad))
+    assert results[0][0] == results[1][0]
+    torch.testing.assert_close(results[1][1], results[0][1])
+
+
+def test_clusters_of_another_model_are_refused():
+    clusters = clusters_of()
+    layer = clusters["layer2.0.conv1"]
+
+    def refused(match, **changes):
+        with pytest.raises(ValueError, match=match):
+            finetuning.tied(NETWORK, clusters | changes)
+
+    refused(r"clusters has 'layer4', expected convolutions of the model: conv1, layer1.0.conv1", layer4=layer)
+    refused(r"8 labels for conv1, expected one for each of its 6 filters", conv1=layer)
+    refused(
+        r"centroids of conv1 have the shape \(6, 3, 3\), expected that of its filters, \(3, 3, 3\)",
+        conv1=dataclasses.replace(clusters["conv1"], centroids=layer.centroids),
+    )
+    refused(
+        r"labels of conv1 are \[0, 2\], expected each of its 3 clusters, counted from 0",
+        conv1=dataclasses.replace(clusters["conv1"], labels=torch.tensor([0, 0, 0, 2, 2, 2])),
+    )
+    with pytest.raises(ValueError, match="clusters is empty"):
+        finetuning.tied(NETWORK, {})
+    with pytest.raises(ValueError, match="conv1 is constrained already"):
+        finetuning.tied(constrained("tied"), clusters)
+    with pytest.raises(ValueError, match="conv1 shares filters already: constrain the model before it is made compact"):
+        finetuning.tied(compaction.compact(pruning.replace_filters(NETWORK, PLAN)), clusters)
+
+
+def test_settings_that_make_no_sense_are_refused():
+    clusters = clusters_of()
+    for renew_every in (-1, 1.5, True):
+        with pytest.raises(ValueError, match=f"renew_every is {renew_every}, expected an integer from 0"):
+            finetuning.projected(NETWORK, clusters, renew_every)
+    for strength in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"strength is {strength}, expected a positive number"):
+            finetuning.centripetal(NETWORK, clusters, strength)
+    for function in (finetuning.released, finetuning.assignments, finetuning.distances_within_clusters):
+        with pytest.raises(ValueError, match="ResNet has no constraint on its filters, expected one from finetuning.tied"):
+            function(NETWORK)

@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from resnet_pruning import cost, data, evaluation, files, finetuning_runs, model, plans, sweeps
+from resnet_pruning.finetuning_runs import WAYS, FineTuning, per_epoch
+
+PLANS = {("mine", 0.5): {"conv1": 2, "layer1.0.conv1": 2, "layer2.0.conv2": 4, "layer3.0.conv1": 3}}
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Everything that is written goes to a folder of the test's own."""
+    for module in (files, finetuning_runs):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    torch.manual_seed(0)
+    model.save_checkpoint(tmp_path / "small.pt", model.ResNet(8, (4, 6, 8)), {})
+    return FineTuning(str(tmp_path / "small.pt"), "digits", "quick")
+
+
+def points_of(runs, **choices):
+    return runs.fine_tuning_points(PLANS, **{"epochs": [2], "n_images": [192], "learning_rate": [0.02]} | choices)
+
+
+def test_every_way_gives_a_network_of_the_planned_size(runs, tmp_path):
+    table = sweeps.run_sweep(runs.measure_fine_tuned, points_of(runs, way=WAYS), tmp_path / "runs.csv", progress=False)
+    assert set(table.way) == set(WAYS)
+    network, (plan,) = runs.material.network, PLANS.values()
+    for way, row in table.set_index("way").iterrows():
+        merged = way in ("compact", "from scratch")
+        assert (row.parameters, row.macs) == cost.of_plan(network, plan, merged=merged), way
+        assert len(row.curve.split()) == 2 and row.seconds > 0
+        assert pd_empty(row.moved) == merged
+    by_epoch = per_epoch(table)
+    assert by_epoch.groupby("way").epoch.apply(list).map(lambda epochs: epochs == [0, 1, 2]).all()
+    assert (by_epoch[by_epoch.epoch == 0].set_index("way").accuracy == table.set_index("way").accuracy_before).all()
+    moved = by_epoch.dropna(subset="moved").groupby("way").moved.sum()
+    assert moved[["tied", "centripetal", "projected, clusters fixed"]].eq(0).all() and moved["projected, new clusters each step"] > 0
+    distances = by_epoch.dropna(subset="distances").groupby("way").distances.max()
+    assert distances["centripetal"] > 0 and distances[["tied", "projected, new clusters each epoch"]].eq(0).all()
+
+
+def pd_empty(value):
+    return value != value or value == ""  # a CSV gives NaN for nothing
+
+
+def test_a_choice_is_judged_on_images_that_were_not_trained_on(runs):
+    material = runs.material
+    trained, judged = material.trained_on("training"), material.images("training")
+    whole = {image.numpy().tobytes() for image in trained.pixels}
+    seen = sum(image.numpy().tobytes() in whole for image in judged.pixels)
+    duplicates = len(trained) - len(whole)
+    assert len(trained) + len(judged) == len(material.trained_on("test")) == len(data.load("digits")[0]) and seen <= duplicates
+
+
+def test_a_kept_result_is_the_network_that_the_row_describes(runs):
+    (point,) = points_of(runs, way=["tied"], checkpoint=["mine"])
+    row = runs.measure_fine_tuned(**point)
+    network, facts = model.load_checkpoint(files.results_folder("digits", "quick") / "checkpoints" / "mine.pt")
+    assert facts["test_accuracy"] == row["accuracy"] == round(evaluation.accuracy(network, runs.material.images("test")), 2)
+    assert facts["plan"]["conv1"] == 2 and facts["way"] == "tied" and cost.macs(network) == facts["macs"] == row["macs"]
+
+
+def test_an_interrupted_run_goes_on(runs, monkeypatch):
+    (point,) = points_of(runs, way=["projected, new clusters each step"])
+    expected = runs.measure_fine_tuned(**point)
+    accuracy, calls = evaluation.accuracy, []
+
+    def interrupted(*arguments, **settings):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return accuracy(*arguments, **settings)
+
+    (other,) = points_of(runs, way=["projected, new clusters each step"], seed=[1])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(evaluation, "accuracy", interrupted)
+        runs.measure_fine_tuned(**other)
+    resumed = runs.measure_fine_tuned(**other)
+    assert runs.measure_fine_tuned(**point)["curve"] == expected["curve"] and len(resumed["curve"].split()) == 2
+
+
+def test_unknown_settings_are_refused(runs):
+    (point,) = points_of(runs)
+    with pytest.raises(ValueError, match="way is 'frozen', expected one of tied, projected, clusters fixed"):
+        runs.measure_fine_tuned(**point | {"way": "frozen"})
+    with pytest.raises(ValueError, match="the plan names 'fc'"):
+        runs.fine_tuning_points({("mine", 1): {"fc": 1}})
+    whole = plans.uniform(runs.material.network, 64)
+    assert runs.fine_tuning_points({("whole", 1): whole})[0]["clusters"] == "4 4 4 6 6 8 8"
