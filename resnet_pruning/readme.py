@@ -125,6 +125,40 @@ def allocation(figures: Path) -> str:
     return _table(["plan", "compensation", *(f"{100 * level:g} % of the MACs (pp)" for level in levels)], *rows)
 
 
+def fine_tuning(figures: Path) -> str:
+    """The longer runs: compact networks before and after, and the same network from scratch."""
+    table = pd.read_csv(figures / "fine_tune.csv").query("epochs >= 20").sort_values(["way", "level"], ascending=[True, False])
+    rows = []
+    for row in table.itertuples():
+        rows.append(
+            [
+                row.checkpoint if isinstance(row.checkpoint, str) else row.way,
+                f"{row.macs:,} ({100 * row.macs_share:.1f} %)",
+                f"{row.parameters:,} ({100 * row.parameters_share:.1f} %)",
+                row.epochs,
+                f"{row.accuracy_before:.2f} %",
+                f"{row.accuracy:.2f} %",
+                f"{row.change:+.2f}",
+            ]
+        )
+    return _table(
+        ["network", "MACs", "parameters", "epochs", "accuracy before", "accuracy after", "change from the trained network (pp)"], *rows
+    )
+
+
+def ways(figures: Path) -> str:
+    """The short runs, one for each way to keep to the constraint, at half of the MACs."""
+    table = pd.read_csv(figures / "fine_tune.csv").query("epochs < 20 and level == 0.5")
+    wide = table.pivot_table(index="way", columns="teacher", values="accuracy").sort_values(True, ascending=False)
+    start = table.groupby("way").accuracy_before.first()
+    rows = (
+        [way, f"{start[way]:.2f} %", *("" if pd.isna(row[teacher]) else f"{row[teacher]:.2f} %" for teacher in (False, True))]
+        for way, row in wide.iterrows()
+    )
+    (n_epochs,) = table.epochs.unique()
+    return _table(["way", "before", f"{n_epochs} epochs, labels alone", f"{n_epochs} epochs with distillation"], *rows)
+
+
 def inference(figures: Path) -> str:
     """Speed-up of each compact network over the trained one, by runtime and batch size."""
     table = pd.read_csv(figures / "benchmark_inference.csv")
@@ -150,7 +184,7 @@ def _change(values: pd.Series) -> str:
 
 ENDS = ("first-heavy", "last-heavy", "first/last-heavy", "chosen on training images")
 BLOCKS: dict[str, Callable[[Path], str]] = {
-    f.__name__: f for f in (result, checkpoints, compensation, allocation, inference, speed, trials, clustering, ends)
+    f.__name__: f for f in (result, checkpoints, compensation, allocation, fine_tuning, ways, inference, speed, trials, clustering, ends)
 }
 
 

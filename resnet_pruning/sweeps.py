@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+import numpy as np
 import pandas as pd
 import torch
 from sklearn.model_selection import ParameterGrid
@@ -208,7 +209,7 @@ class Experiment:
             widths = {layer: conv.out_channels for layer, conv in model.convolutions(network).items()}
             clusters = " ".join(str(min(plan.get(layer, width), width)) for layer, width in widths.items())
             for choice in ParameterGrid(dict(defaults) | dict(choices)):
-                ordered = {key: choice[key] for key in defaults}
+                ordered = {key: choice[key].item() if isinstance(choice[key], np.generic) else choice[key] for key in defaults}
                 points.append({"base": base, "images": images, "plan": name, "level": level, "clusters": clusters, **ordered})
         return points
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,10 @@ class Recipe:
     temperature: float = 4.0
 
     def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, np.generic):  # from a table; a file with NumPy's numbers is refused when it is read
+                object.__setattr__(self, name, value.item())  # the dataclass is frozen
+
         def check(name: str, fits: bool, expected: str):
             if not fits:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected {expected}")
@@ -65,7 +70,7 @@ class Recipe:
         for name in ("epochs", "batch_size"):
             check(name, isinstance(getattr(self, name), int) and getattr(self, name) >= 1, "an integer of at least 1")
         if self.small_epochs is None:
-            object.__setattr__(self, "small_epochs", self.epochs * 66 // 100)  # the dataclass is frozen
+            object.__setattr__(self, "small_epochs", self.epochs * 66 // 100)
         check("learning_rate", self.learning_rate > 0, "a positive number")
         check("temperature", self.temperature > 0, "a positive number")
         for name in ("weight_decay", "warmup_epochs", "padding", "cutout"):
@@ -208,7 +213,10 @@ def train(
                 "seconds": seconds,
                 "images_per_second": len(batches) * recipe.batch_size / seconds,
             }
-            run.complete_epoch(row | dict(watch(run.averaged().eval()) if watch is not None else {}), path, identity)
+            seen = {} if watch is None else watch(run.averaged().eval())
+            run.complete_epoch(
+                row | {name: value if isinstance(value, str) else float(value) for name, value in seen.items()}, path, identity
+            )
     except (Exception, KeyboardInterrupt):
         run.load(run.last_complete)
         raise

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from resnet_pruning import compensation, cost, evaluation, model, plans, runtimes, sweeps
+from resnet_pruning import compensation, cost, data, evaluation, model, plans, runtimes, sweeps
 from resnet_pruning.files import ROOT, fingerprint
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -57,7 +57,28 @@ def test_compact_checkpoints_have_the_size_and_the_accuracy_that_they_claim(cifa
     assert (row.parameters, row.macs, row.accuracy) == (facts["parameters"], facts["macs"], facts["test_accuracy"])
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet20_compact50"])
+def test_the_checkpoint_for_choices_has_not_seen_the_images_that_it_is_judged_on(cifar10):
+    """A network that had would know more than 95 % of them."""
+    network, facts = model.load_checkpoint(ROOT / "checkpoints" / "resnet20_choosing.pt")
+    _, held_out = data.hold_out(cifar10[0], 5000)
+    assert facts["n_train_images"] == 45_000
+    assert evaluation.accuracy(network, held_out) == pytest.approx(facts["held_out_accuracy"], abs=0.1) and facts["held_out_accuracy"] < 92
+
+
+@pytest.mark.parametrize("share", [0.7, 0.5, 0.25])
+def test_fine_tuned_checkpoints_have_the_size_and_the_accuracy_that_they_claim(cifar10, share):
+    name = f"resnet20_finetuned{100 * share:g}"
+    network, facts = model.load_checkpoint(ROOT / "checkpoints" / f"{name}.pt")
+    whole, _ = model.load_checkpoint(ROOT / "checkpoints" / "resnet20.pt")
+    assert facts["base"] == fingerprint(ROOT / "checkpoints" / "resnet20.pt")
+    assert (cost.parameters(network), cost.macs(network)) == (facts["parameters"], facts["macs"])
+    assert share - 0.01 < cost.macs(network) / cost.macs(whole) <= share
+    assert evaluation.accuracy(network, cifar10[1]) == pytest.approx(facts["test_accuracy"], abs=0.05)
+    row = pd.read_csv(ROOT / "figures" / "fine_tune.csv").set_index("checkpoint").loc[name]
+    assert (row.parameters, row.macs, row.accuracy) == (facts["parameters"], facts["macs"], facts["test_accuracy"])
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet20_compact50", "resnet20_finetuned50"])
 def test_onnxruntime_gives_the_same_predictions_on_test_images(cifar10, name, tmp_path):
     network, _ = model.load_checkpoint(ROOT / "checkpoints" / f"{name}.pt")
     runtimes.to_onnx(network, tmp_path / "network.onnx")
@@ -75,7 +96,9 @@ def test_half_of_the_channels_inside_blocks_cost_little_with_least_squares(cifar
     assert evaluation.accuracy(small, test) > evaluation.accuracy(network, test) - 15
 
 
-@pytest.mark.parametrize("name", ["compact_compensation", "compact_allocation", "prune_uniform", "prune_sensitivity", "prune_ends"])
+@pytest.mark.parametrize(
+    "name", ["fine_tune", "compact_compensation", "compact_allocation", "prune_uniform", "prune_sensitivity", "prune_ends"]
+)
 def test_sweeps_were_made_from_the_committed_checkpoint(name):
     table = pd.read_csv(ROOT / "figures" / f"{name}.csv")
     assert set(table.base) == {fingerprint(ROOT / "checkpoints" / "resnet20.pt")}

@@ -1,10 +1,12 @@
 import copy
+import dataclasses
 import math
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -285,13 +287,14 @@ def test_what_is_watched_becomes_columns_that_a_resumed_training_still_has(small
     def watch(averaged):
         assert not averaged.training
         watched.append(averaged)
-        return {"norm": float(averaged.fc.weight.detach().norm()), "note": f"call {len(watched)}"}
+        return {"norm": averaged.fc.weight.detach().norm().numpy(), "note": f"call {len(watched)}"}
 
     watched = []
-    model, history = trained(small_images, folder=tmp_path, watch=watch)
+    recipe = dataclasses.replace(QUICK, learning_rate=np.float64(0.1), epochs=np.int64(3))  # as they come out of tables
+    model, history = trained(small_images, recipe, folder=tmp_path, watch=watch)
     assert history.note.tolist() == ["call 1", "call 2", "call 3"]
     assert history.norm.iloc[-1] == pytest.approx(float(model.fc.weight.detach().norm()))
-    _, again = trained(small_images, folder=tmp_path, watch=watch)
+    _, again = trained(small_images, recipe, folder=tmp_path, watch=watch)
     pd.testing.assert_frame_equal(again, history)
     assert len(watched) == 3  # nothing was trained, so nothing watched
 
