@@ -38,6 +38,7 @@ from .model import SharedConv2d, convolutions
 from .pruning import rescale_by_gains
 from .training import Recipe
 
+# Whole images throughout: small crops, which neither the network nor its teacher saw in their last epochs, cost a point of accuracy.
 RECIPE = Recipe(epochs=20, learning_rate=0.05, warmup_epochs=0.5, ema=0.995, small_epochs=0)
 
 

@@ -18,7 +18,8 @@ from .files import written_whole
 class SharedConv2d(nn.Conv2d):
     """A 3×3 convolution that computes each distinct filter once: output channel i is a copy of that of filter ``labels[i]``.
 
-    The weight has the shape (distinct filters, C_in, 3, 3); what follows sees ``len(labels)`` channels.
+    The weight has the shape (distinct filters, C_in, 3, 3); what follows sees ``len(labels)`` channels. In training mode filters are copied
+    instead of outputs: gradients that flow back through copied outputs cost more than the multiplications that are saved.
     """
 
     def __init__(self, in_channels: int, labels: Sequence[int], stride: int = 1):
@@ -26,6 +27,8 @@ class SharedConv2d(nn.Conv2d):
         self.register_buffer("labels", torch.tensor(labels), persistent=False)  # checkpoints keep them with the widths
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self._conv_forward(x, self.weight[self.labels], self.bias)
         return super().forward(x).index_select(1, self.labels)
 
 

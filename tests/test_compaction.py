@@ -4,15 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_pruning import IMAGES, NETWORK, any_plan, choices, replaced
+from test_pruning import IMAGES, NETWORK, any_plan, assert_same_function, choices, replaced
 
 from resnet_pruning import compaction, cost, evaluation, model, plans, pruning
 from resnet_pruning.training import Recipe, train
-
-
-def assert_same_function(first, second):
-    expected = evaluation.predict(first, IMAGES)
-    torch.testing.assert_close(evaluation.predict(second, IMAGES), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
 @given(any_plan, st.fixed_dictionaries(choices), st.booleans(), st.booleans())

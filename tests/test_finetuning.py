@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_compaction import assert_same_function
-from test_pruning import IMAGES, NETWORK, STATISTICS, any_plan, choices, distinct
+from test_pruning import IMAGES, NETWORK, STATISTICS, any_plan, assert_same_function, choices, distinct
 
 from resnet_pruning import clustering, compaction, cost, evaluation, finetuning, model, plans, pruning
 from resnet_pruning.training import Recipe, train

@@ -150,3 +150,14 @@ def test_facts_that_could_not_be_loaded_are_not_written(tmp_path):
     assert not list(tmp_path.iterdir())
     model.save_checkpoint(tmp_path / "a.pt", model.ResNet(8), {"what": {"plan": {"conv1": 2}, "none": None, "both": (1, 2.0)}})
     assert model.load_checkpoint(tmp_path / "a.pt")[1]["what"]["plan"] == {"conv1": 2}
+
+
+def test_shared_filters_give_the_same_outputs_and_gradients_in_both_modes():
+    conv = model.SharedConv2d(3, [0, 1, 0, 2, 1], stride=2).double()
+    inputs = torch.randn(2, 3, 8, 8, dtype=torch.double)
+    results = []
+    for training in (True, False):
+        outputs = conv.train(training)(inputs)
+        results.append((outputs, *torch.autograd.grad((outputs * outputs.detach().cos()).sum(), conv.weight)))
+    assert results[0][0].shape == (2, 5, 4, 4) and results[0][1].shape == (3, 3, 3, 3)
+    torch.testing.assert_close(results[0], results[1])

@@ -36,6 +36,11 @@ def distinct(network: nn.Module) -> dict[str, int]:
     return {name: len(torch.unique(conv.weight.detach(), dim=0)) for name, conv in model.convolutions(network).items()}
 
 
+def assert_same_function(first, second):
+    expected = evaluation.predict(first, IMAGES)
+    torch.testing.assert_close(evaluation.predict(second, IMAGES), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
 any_plan = st.dictionaries(st.sampled_from(list(model.convolutions(NETWORK))), st.integers(1, 12))
 choices = {
     "distance": st.sampled_from(clustering.DISTANCES),
@@ -180,17 +185,12 @@ def test_a_model_without_convolutions_is_refused():
         pruning.replace_filters(nn.Linear(2, 2), {"conv1": 2})
 
 
-def assert_same_predictions(first, second):
-    expected = evaluation.predict(first, IMAGES)
-    torch.testing.assert_close(evaluation.predict(second, IMAGES), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
-
-
 @given(any_plan, st.sampled_from(clustering.DISTANCES))
 @settings(deadline=None, max_examples=30)
 def test_filters_at_their_clusters_scale_compute_the_same(plan, distance):
     clusters = clustering.cluster_layers(NETWORK, plan, distance, statistics=STATISTICS, n_init=2)
     scaled = pruning.rescale_by_gains(NETWORK, clusters)
-    assert_same_predictions(scaled, NETWORK)
+    assert_same_function(scaled, NETWORK)
     for name, layer in clusters.items():
         weight = model.convolutions(scaled)[name].weight.detach()
         means = torch.stack([weight[layer.labels == cluster].mean(0) for cluster in range(len(layer))])
@@ -205,7 +205,7 @@ def test_a_filter_without_a_gain_changes_no_mean():
     clusters = clustering.cluster_layers(network, {"conv1": 2}, "correlation", statistics=calibration.layer_statistics(network, IMAGES))
     assert clusters["conv1"].gains[2] == 0
     scaled = pruning.rescale_by_gains(network, clusters)
-    assert_same_predictions(scaled, network)
+    assert_same_function(scaled, network)
     torch.testing.assert_close(scaled.conv1.weight[2], clusters["conv1"].centroids[clusters["conv1"].labels[2]].float())
 
 
@@ -214,7 +214,7 @@ def test_filters_rescaled_like_another_networks_have_its_norms_and_compute_the_s
     shared = compaction.compact(replaced({"conv1": 3, "layer2.0.conv2": 2}))
     for network in (NETWORK, shared):
         scaled = pruning.rescale_like(network, other)
-        assert_same_predictions(scaled, network)
+        assert_same_function(scaled, network)
         for name, conv in model.convolutions(scaled).items():
             usual = other.get_submodule(name).weight.flatten(1).norm(dim=1).square().mean().sqrt()
             torch.testing.assert_close(conv.weight.flatten(1).norm(dim=1), usual.expand(len(conv.weight)))
