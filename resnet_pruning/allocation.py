@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from . import cost
+from . import cost, plans
 from .calibration import LayerStatistics, check_images, layer_statistics
 from .compaction import expanded
 from .compensation import N_FITTED, N_STATISTICS, PartFit, apply, augmented, parts_of
@@ -143,6 +143,21 @@ def by_sensitivity(
     costs = [np.array([(option.cost, option.error) for option in part], dtype=float) for part in options]
     chosen = cheapest(costs, budget * total - fixed)
     return {layer: int(n) for part, index in zip(options, chosen, strict=True) for layer, n in part[index].plan.items()}
+
+
+def uniform_inside_blocks(model: ResNet, macs: float) -> dict[str, int]:
+    """The same share of the channels inside each block, as large as a budget of MACs allows: what sensitivity is compared with.
+
+    Raises
+    ------
+    ValueError : a budget outside (0, 1], or below what is left with one channel in each block
+    """
+    _, budget = check_budget(macs, None)
+    return plans.largest_within(
+        lambda share: plans.uniform_fraction(model, share, "*.conv1"),
+        lambda plan: cost.of_plan(model, plan, merged=True)[1],
+        budget * cost.macs(model),
+    )
 
 
 def check_budget(macs: float | None, latency: float | None) -> tuple[str, float]:

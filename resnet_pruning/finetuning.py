@@ -18,6 +18,8 @@ constraint     what is trained
                cluster equal in the end (Ding et al., *Centripetal SGD*, CVPR 2019)
 =============  =========================================================================================================
 
+`masked` is the constraint of weight pruning, for comparison: what is zero stays zero.
+
 The fourth way needs no constraint: a network that is smaller already, from `compensation.merge`, is trained like any other.
 
 All start from the same weights: where clusters have gains (see `clustering`), filters are first brought to their cluster's scale, which
@@ -115,6 +117,17 @@ class Centripetal(_Constraint):
         return _Centripetal.apply(weight, self)
 
 
+class Masked(nn.Module):
+    """A weight of which some entries are zero and stay so, whatever the training does."""
+
+    def __init__(self, mask: Tensor):
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+
 class _Centripetal(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight: Tensor, constraint: Centripetal) -> Tensor:
@@ -174,6 +187,21 @@ def centripetal(model: nn.Module, clusters: Mapping[str, Clusters], strength: fl
     return _constrained(model, clusters, lambda labels: Centripetal(labels, float(strength)))
 
 
+def masked(model: nn.Module) -> nn.Module:
+    """A copy in which the weights of convolutions and linear layers that are zero now stay zero, for `baselines.prune_weights`.
+
+    Raises
+    ------
+    ValueError : a layer that shares filters, or is constrained already
+    """
+    model = copy.deepcopy(model)
+    for name, conv in convolutions(model).items():
+        _check_ordinary(name, conv)
+    for layer in [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]:
+        parametrize.register_parametrization(layer, "weight", Masked((layer.weight != 0).detach()))
+    return model
+
+
 def strength_for(recipe: Recipe, n_images: int, shrinkage: float = 10.0) -> float:
     """The strength of `centripetal` with which a training takes what filters differ from their centroid down to exp(-`shrinkage`) of it.
 
@@ -197,15 +225,20 @@ def released(model: nn.Module) -> nn.Module:
     ValueError : a model without any constraint of this module
     """
     model = copy.deepcopy(model)
-    for name, (conv, constraint) in _constrained_layers(model).items():
+    for name, (layer, constraint) in _constrained_layers(model, (_Constraint, Masked)).items():
         # Not remove_parametrizations: it takes the weight from the class, which the copy shares with the caller's model.
-        shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
-        plain = nn.Conv2d(*shape, conv.bias is not None, conv.padding_mode).to(conv.weight).train(conv.training)
+        settings = {"bias": layer.bias is not None, "device": layer.weight.device, "dtype": layer.weight.dtype}
+        if isinstance(layer, nn.Linear):
+            plain = nn.Linear(layer.in_features, layer.out_features, **settings)
+        else:
+            shape = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
+            plain = nn.Conv2d(*shape, padding_mode=layer.padding_mode, **settings).to(memory_format=torch.channels_last)
+        imposed = constraint.clustered if isinstance(constraint, _Constraint) else constraint
         with torch.no_grad():
-            plain.weight.copy_(constraint.clustered(conv.parametrizations.weight.original))
-            if conv.bias is not None:
-                plain.bias.copy_(conv.bias)
-        model.set_submodule(name, plain)
+            plain.weight.copy_(imposed(layer.parametrizations.weight.original))
+            if layer.bias is not None:
+                plain.bias.copy_(layer.bias)
+        model.set_submodule(name, plain.train(layer.training))
     return model
 
 
@@ -253,10 +286,7 @@ def _check_clusters(model: nn.Module, clusters: Mapping[str, Clusters]) -> None:
         if name not in convs:
             raise ValueError(f"clusters has {name!r}, expected convolutions of the model: {', '.join(convs)}")
         conv = convs[name]
-        if parametrize.is_parametrized(conv):
-            raise ValueError(f"{name} is constrained already, expected an ordinary convolution: see finetuning.released")
-        if isinstance(conv, SharedConv2d):
-            raise ValueError(f"{name} shares filters already: constrain the model before it is made compact")
+        _check_ordinary(name, conv)
         if len(layer.labels) != len(conv.weight):
             raise ValueError(f"clusters has {len(layer.labels)} labels for {name}, expected one for each of its {len(conv.weight)} filters")
         if layer.centroids.shape[1:] != conv.weight.shape[1:]:
@@ -270,14 +300,21 @@ def _check_clusters(model: nn.Module, clusters: Mapping[str, Clusters]) -> None:
             )
 
 
-def _constrained_layers(model: nn.Module) -> dict[str, tuple[nn.Conv2d, _Constraint]]:
+def _check_ordinary(name: str, conv: nn.Conv2d) -> None:
+    if parametrize.is_parametrized(conv):
+        raise ValueError(f"{name} is constrained already, expected an ordinary convolution: see finetuning.released")
+    if isinstance(conv, SharedConv2d):
+        raise ValueError(f"{name} shares filters already: constrain the model before it is made compact")
+
+
+def _constrained_layers(model: nn.Module, kinds: type | tuple[type, ...] = _Constraint) -> dict[str, tuple[nn.Module, nn.Module]]:
     layers = {
-        name: (conv, conv.parametrizations.weight[0])
-        for name, conv in convolutions(model).items()
-        if parametrize.is_parametrized(conv, "weight") and isinstance(conv.parametrizations.weight[0], _Constraint)
+        name: (layer, layer.parametrizations.weight[0])
+        for name, layer in model.named_modules()
+        if parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations.weight[0], kinds)
     }
     if not layers:
         raise ValueError(
-            f"{type(model).__name__} has no constraint on its filters, expected one from finetuning.tied, projected or centripetal"
+            f"{type(model).__name__} has no constraint on its filters, expected one from finetuning.tied, projected, centripetal or masked"
         )
     return layers

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from . import calibration, compaction, cost, evaluation, finetuning
 from .clustering import cluster_layers
 from .compensation import merge
+from .data import Images
 from .files import ROOT, results_folder
 from .hardware import has_fast_bfloat16
 from .model import ResNet, convolutions, save_checkpoint
@@ -99,7 +100,7 @@ class FineTuning(Experiment):
         numbers = dict(zip(convolutions(self.material.network), map(int, clusters.split()), strict=True))
         training, judged = self.material.trained_on(images), self.material.images(images)
         training = training[: n_images or len(training)]
-        recipe = self._recipe(epochs, learning_rate)
+        recipe = self.recipe(epochs, learning_rate)
         network = self._start(way, numbers, distance, shrinkage, recipe, len(training), seed)
         before = calibration.reestimate_batch_norm(_plain(network), self.material.calibration)
         amp = has_fast_bfloat16(judged.device)
@@ -108,17 +109,7 @@ class FineTuning(Experiment):
             return {"accuracy": evaluation.accuracy(_plain(averaged), judged, amp=amp), **_clusters(averaged)}
 
         start = _clusters(network)
-        torch.compiler.reset()  # compiled networks of runs before count towards a limit, from which on nothing is compiled
-        history = train(
-            network,
-            training,
-            recipe,
-            seed=seed,
-            teacher=copy.deepcopy(self.material.network) if teacher else None,
-            folder=ROOT / "build" / "fine_tuning" / hashlib.sha256(repr((self, point)).encode()).hexdigest()[:16],
-            watch=watch,
-            progress=self.profile == "full",
-        )
+        history = self.fine_tune(network, training, recipe, point, seed=seed, teacher=teacher, watch=watch)
         small = compaction.compact(_plain(network))
         row = self.judged(small, images, {"parameters": cost.parameters(small), "macs": cost.macs(small)})
         if checkpoint:
@@ -134,7 +125,36 @@ class FineTuning(Experiment):
             "seconds": round(history.seconds.sum(), 1),
         }
 
-    def _recipe(self, epochs: int, learning_rate: float) -> Recipe:
+    def merged(self, plan: Plan, seed: int = 0) -> ResNet:
+        """What `compensation.merge` makes of a plan, kept for runs that differ in what comes after it. Not to be changed."""
+        return _merged(self, tuple(plan.items()), seed)
+
+    def fine_tune(
+        self,
+        network: nn.Module,
+        images: Images,
+        recipe: Recipe,
+        point: Mapping[str, Any],
+        *,
+        seed: int,
+        teacher: bool,
+        watch: Callable[[nn.Module], Mapping[str, float | str]] | None = None,
+    ) -> pd.DataFrame:
+        """Train the network of a point in place, with the base network as its teacher or without; resumes where it was interrupted."""
+        torch.compiler.reset()  # compiled networks of runs before count towards a limit, from which on nothing is compiled
+        return train(
+            network,
+            images,
+            recipe,
+            seed=seed,
+            teacher=copy.deepcopy(self.material.network) if teacher else None,
+            folder=ROOT / "build" / "fine_tuning" / hashlib.sha256(repr((self, point)).encode()).hexdigest()[:16],
+            watch=watch,
+            progress=self.profile == "full",
+        )
+
+    def recipe(self, epochs: int, learning_rate: float) -> Recipe:
+        """`finetuning.RECIPE` with these, and in profile "quick" with smaller batches."""
         recipe = dataclasses.replace(finetuning.RECIPE, epochs=epochs, learning_rate=learning_rate)
         return recipe if self.profile == "full" else dataclasses.replace(recipe, batch_size=64, ema=0.9)
 
@@ -142,7 +162,7 @@ class FineTuning(Experiment):
         material = self.material
         network, statistics = material.network, material.statistics
         if way == "compact":
-            return rescale_like(_merged(self, tuple(plan.items()), seed), network)
+            return rescale_like(self.merged(plan, seed), network)
         if way == "from scratch":
             config = merge(network, plan, material.merging, "none", statistics=statistics, seed=seed, progress=False).config
             torch.manual_seed(seed)
@@ -173,14 +193,13 @@ def per_epoch(rows: pd.DataFrame) -> pd.DataFrame:
 
 @functools.lru_cache(maxsize=4)
 def _merged(experiment: FineTuning, plan: tuple[tuple[str, int], ...], seed: int) -> ResNet:
-    """The start of runs that differ in how they are trained."""
     material, n_steps = experiment.material, 400 if experiment.profile == "full" else 20
     statistics = material.statistics
     return merge(material.network, dict(plan), material.merging, statistics=statistics, n_steps=n_steps, seed=seed, progress=False)
 
 
 def _is_constrained(network: nn.Module) -> bool:
-    return any(parametrize.is_parametrized(conv) for conv in convolutions(network).values())
+    return any(map(parametrize.is_parametrized, convolutions(network).values()))
 
 
 def _plain(network: nn.Module) -> nn.Module:

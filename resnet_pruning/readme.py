@@ -132,7 +132,7 @@ def fine_tuning(figures: Path) -> str:
     for row in table.itertuples():
         rows.append(
             [
-                row.checkpoint if isinstance(row.checkpoint, str) else row.way,
+                row.checkpoint if isinstance(row.checkpoint, str) else f"{row.way}, {row.plan}",
                 f"{row.macs:,} ({100 * row.macs_share:.1f} %)",
                 f"{row.parameters:,} ({100 * row.parameters_share:.1f} %)",
                 row.epochs,

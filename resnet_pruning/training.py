@@ -19,6 +19,9 @@ from .evaluation import accuracy, check_classes
 from .files import written_whole
 from .hardware import can_compile, has_fast_bfloat16, keep_freed_memory
 from .model import read_tensors
+from .optimizers import OPTIMIZERS, optimizer_for
+
+SCHEDULES = ("cosine", "constant")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Recipe:
     epochs : passes over the training images
     batch_size : images per step
     learning_rate : its peak, reached after `warmup_epochs` (linear), followed by a cosine to zero
-    momentum : of SGD with Nesterov momentum
+    momentum : of SGD
     weight_decay : of weights; batch norm and biases have none
     label_smoothing : share of the target that is spread evenly over the classes
     ema : decay per step of the exponential moving average of weights and batch-norm statistics that the training
@@ -41,6 +44,9 @@ class Recipe:
         stands for 66 % of the epochs
     distillation : weight of the teacher's part of the loss, where there is a teacher; the labels have the rest
     temperature : by which both logits are divided in the teacher's part (Hinton et al. 2015)
+    optimizer : one of `optimizers.OPTIMIZERS`
+    nesterov : whether the momentum of SGD is Nesterov's
+    schedule : of the learning rate after warm-up, "cosine" or "constant"
     """
 
     epochs: int = 100
@@ -57,6 +63,9 @@ class Recipe:
     small_size: int = 24
     distillation: float = 0.9
     temperature: float = 4.0
+    optimizer: str = "SGD"
+    nesterov: bool = True
+    schedule: str = "cosine"
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
@@ -79,6 +88,8 @@ class Recipe:
             check(name, 0 <= getattr(self, name) < 1, "a number in [0, 1)")
         check("distillation", 0 <= self.distillation <= 1, "a number in [0, 1]")
         check("small_epochs", 0 <= self.small_epochs <= self.epochs, f"0 to epochs, {self.epochs}")
+        check("optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
+        check("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
         check("small_size", 8 <= self.small_size <= 32, "8 to 32 pixels")
 
     def size(self, epoch: int) -> int:
@@ -86,9 +97,11 @@ class Recipe:
         return self.small_size if epoch < self.small_epochs else 32
 
     def learning_rate_at(self, epoch: float) -> float:
-        """Linear from 0 to the peak during warm-up, then a half cosine to 0 at the end."""
+        """Linear from 0 to the peak during warm-up, then a half cosine to 0 at the end, or constant."""
         if epoch < self.warmup_epochs:
             return self.learning_rate * epoch / self.warmup_epochs
+        if self.schedule == "constant":
+            return self.learning_rate
         progress = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1e-9)
         return self.learning_rate * (1 + math.cos(math.pi * min(progress, 1))) / 2
 
@@ -230,17 +243,9 @@ class _Run:
     """Everything that changes during a training, so that it is saved, restored and averaged in one place."""
 
     def __init__(self, model: nn.Module, recipe: Recipe):
-        trained = [p for p in model.parameters() if p.requires_grad]
         self.model = model
-        self.optimizer = torch.optim.SGD(
-            [
-                {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
-                {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            nesterov=recipe.momentum > 0,
-            foreach=True,
+        self.optimizer = optimizer_for(
+            model, recipe.optimizer, recipe.learning_rate, recipe.weight_decay, momentum=recipe.momentum, nesterov=recipe.nesterov
         )
         self.ema = AveragedModel(model, multi_avg_fn=_averaging(recipe.ema), use_buffers=True) if recipe.ema else None
         self.history: list[dict[str, float]] = []

@@ -1,0 +1,89 @@
+"""The optimizers that `training.train` knows, by name."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+OPTIMIZERS = ("SGD", "Adam", "Adamax", "AdamW", *(["Muon"] if hasattr(torch.optim, "Muon") else []))
+
+
+def optimizer_for(
+    model: nn.Module, name: str, learning_rate: float, weight_decay: float = 0.0, *, momentum: float = 0.9, nesterov: bool = True
+) -> "torch.optim.Optimizer | Muon":
+    """An optimizer of all parameters of `model` that require a gradient.
+
+    Parameters
+    ----------
+    name : one of `OPTIMIZERS`
+    weight_decay : of weights; batch norm and biases have none
+    momentum, nesterov : of SGD and Muon; the others have torch's own settings
+
+    Raises
+    ------
+    ValueError : an unknown name
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer is {name!r}, expected one of {', '.join(OPTIMIZERS)}")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if name == "Muon":
+        return Muon(trained, learning_rate, weight_decay, momentum=momentum, nesterov=nesterov)
+    settings = {"momentum": momentum, "nesterov": nesterov and momentum > 0} if name == "SGD" else {}
+    return getattr(torch.optim, name)(_groups(trained, weight_decay), lr=learning_rate, foreach=True, **settings)
+
+
+class Muon:
+    """Momentum whose update of each layer's filters is made orthogonal (Jordan et al. 2024, *Muon*), and AdamW for all else.
+
+    `torch.optim.Muon` takes matrices only, so it gets views of the convolutions' weights in which a row is a filter. Its steps are scaled
+    to the size of AdamW's (Liu et al. 2025, *Muon is Scalable for LLM Training*), so that one learning rate does for both.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95, nesterov: bool = True):
+        parameters = list(parameters)
+        self.filters = [p for p in parameters if p.ndim == 4]
+        self.matrices = [nn.Parameter(_rows(p.detach(), p)) for p in self.filters]
+        for p, matrix in zip(self.filters, self.matrices, strict=True):
+            if matrix.data_ptr() != p.data_ptr():
+                raise ValueError(
+                    f"a weight of shape {tuple(p.shape)} lies in memory in strides {p.stride()}, expected one of torch's formats"
+                )
+        settings = {"lr": lr, "weight_decay": weight_decay}
+        self.parts = {
+            "muon": torch.optim.Muon(self.matrices, **settings, momentum=momentum, nesterov=nesterov, adjust_lr_fn="match_rms_adamw"),
+            "adamw": torch.optim.AdamW(_groups([p for p in parameters if p.ndim != 4], weight_decay), lr=lr, foreach=True),
+        }
+
+    @property
+    def param_groups(self) -> list[dict]:
+        return [group for part in self.parts.values() for group in part.param_groups]
+
+    def zero_grad(self) -> None:
+        self.parts["adamw"].zero_grad()
+        for p in self.filters:
+            p.grad = None
+
+    def step(self) -> None:
+        for p, matrix in zip(self.filters, self.matrices, strict=True):
+            matrix.grad = _rows(p.grad, p)
+        for part in self.parts.values():
+            part.step()
+
+    def state_dict(self) -> dict[str, dict]:
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state: dict[str, dict]) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+
+
+def _groups(parameters: list[Tensor], weight_decay: float) -> list[dict]:
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _rows(filters: Tensor, like: Tensor) -> Tensor:
+    """(N, C, k_h, k_w) as (N, C·k_h·k_w), with columns in the order in which `like` lies in memory: the order itself is of no matter."""
+    return (filters if like.is_contiguous() else filters.permute(0, 2, 3, 1)).flatten(1)

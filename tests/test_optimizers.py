@@ -1,0 +1,87 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from resnet_pruning import optimizers
+from resnet_pruning.model import ResNet
+from resnet_pruning.training import Recipe, train
+
+EAGER = {"amp": False, "compile": False, "progress": False}
+needs_muon = pytest.mark.skipif("Muon" not in optimizers.OPTIMIZERS, reason="this torch has no Muon")
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_every_optimizer_makes_the_loss_smaller_and_decays_weights_only(small_images, name, memory_format):
+    torch.manual_seed(0)
+    model = ResNet(8, (4, 8, 8)).to(memory_format=memory_format)
+    optimizer = optimizers.optimizer_for(model, name, 0.01, 0.1)
+    decayed = {group["weight_decay"]: [p.ndim for p in group["params"]] for group in optimizer.param_groups}
+    assert min(decayed[0.1]) >= 2 and max(decayed[0.0]) == 1
+    inputs, losses = small_images.normalised(small_images.pixels), []
+    before = [p.detach().clone() for p in model.parameters()]
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs), small_images.labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.95 * losses[0]
+    assert all(not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+@needs_muon
+def test_muons_update_is_that_of_torch_on_the_matrix_of_filters_in_either_memory_format(small_images):
+    results = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        model = ResNet(8, (4, 8, 8)).to(memory_format=memory_format).double()
+        weight = model.layer1[0].conv1.weight
+        matrix = torch.nn.Parameter(weight.detach().flatten(1).clone())
+        expected = torch.optim.Muon([matrix], lr=0.01, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+        optimizer = optimizers.optimizer_for(model, "Muon", 0.01, 0.1)
+        F.cross_entropy(model(small_images.normalised(small_images.pixels).double()), small_images.labels).backward()
+        matrix.grad = weight.grad.flatten(1).clone()
+        optimizer.step()
+        expected.step()
+        torch.testing.assert_close(weight.flatten(1), matrix, rtol=0, atol=2e-4)  # torch orthogonalises in bfloat16
+        results.append(weight.detach().contiguous())
+    torch.testing.assert_close(*results, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in optimizers.OPTIMIZERS if name != "SGD"])
+def test_an_interrupted_training_goes_on_with_the_optimizers_state(small_images, tmp_path, name):
+    def trained(epochs_before_the_interruption):
+        torch.manual_seed(0)
+        model = ResNet(8, (4, 8, 8))
+        folder = tmp_path / f"{epochs_before_the_interruption}"
+        recipe = Recipe(epochs=3, batch_size=32, learning_rate=0.003, optimizer=name, schedule="constant", small_epochs=0, ema=0)
+        if epochs_before_the_interruption:
+            calls = []
+
+            def watch(_):
+                calls.append(1)
+                if len(calls) > epochs_before_the_interruption:
+                    raise KeyboardInterrupt
+                return {}
+
+            with pytest.raises(KeyboardInterrupt):
+                train(model, small_images, recipe, folder=folder, watch=watch, **EAGER)
+        train(model, small_images, recipe, folder=folder, **EAGER)
+        return torch.cat([t.flatten().float() for t in model.state_dict().values()])
+
+    assert torch.equal(trained(0), trained(2))
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match="optimizer is 'SGDW', expected one of SGD, Adam"):
+        optimizers.optimizer_for(ResNet(8), "SGDW", 0.1)
+    with pytest.raises(ValueError, match="optimizer is 'sgd', expected one of SGD, Adam"):
+        Recipe(optimizer="sgd")
+    with pytest.raises(ValueError, match="schedule is 'linear', expected one of cosine, constant"):
+        Recipe(schedule="linear")
+
+
+def test_a_constant_learning_rate_stays_after_warm_up():
+    recipe = Recipe(epochs=10, learning_rate=0.01, warmup_epochs=2, schedule="constant")
+    assert [recipe.learning_rate_at(epoch) for epoch in (1, 2, 5, 10)] == [0.005, 0.01, 0.01, 0.01]
