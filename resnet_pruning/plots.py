@@ -219,6 +219,92 @@ def _legend(row: Sequence[plt.Axes]) -> tuple[list, list[str]]:
     return [found[label] for label in lines], lines
 
 
+def scatter(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str,
+    label: str,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    reference: tuple[float, str] | None = None,
+) -> tuple[Figure, pd.DataFrame]:
+    """A dot for each row at columns `x` and `y`, with the text of column `label`; a colour and a marker for each value of `by`."""
+    with _subplots(figsize=(9, 5.4)) as (figure, axes):
+        if reference is not None:
+            axes.axhline(reference[0], color=GREY, linestyle="-.", linewidth=1, label=reference[1])
+        for i, (name, rows) in enumerate(table.groupby(by, sort=False)):
+            axes.plot(rows[x], rows[y], linestyle="", marker=MARKERS[i], color=COLORS[i], label=name)
+        width, height = (table[axis].max() - table[axis].min() or 1 for axis in (x, y))
+        taken: list[tuple[float, float, float]] = []  # left, right and height of the labels so far
+        for _, row in table.sort_values(y, ascending=False).iterrows():
+            left, place = row[x] + 0.012 * width, row[y]
+            right = left + 0.0105 * width * len(row[label])
+            while any(left < b and a < right and abs(place - c) < 0.032 * height for a, b, c in taken):
+                place -= 0.004 * height
+            taken.append((left, right, place))
+            axes.annotate(row[label], (left, place), fontsize=8, va="center")
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        axes.margins(x=0.12)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure, table
+
+
+def kinds_of_pruning() -> tuple[Figure, pd.DataFrame]:
+    """A drawing of what weight, unit and filter pruning and filter clustering take away from two layers' weights."""
+    rows, columns, following = 6, 4, 5
+    weights = torch.rand(rows, columns, generator=torch.Generator().manual_seed(3))
+    labels = [0, 1, 0, 2, 1, 2]
+    gone, whole = [1, 4], "#dce9f5"
+    kinds = {
+        "Weight pruning": "zeros anywhere; both tables keep their shape",
+        "Unit pruning": "rows, and the columns that read them",
+        "Filter pruning": "rows become zero where the channel must stay",
+        "Filter clustering": "equal rows are computed once",
+    }
+    cells = []
+    with _subplots(2, 4, figsize=(11, 5.6), height_ratios=(rows, following)) as (figure, grid):
+        for kind, (first, second) in zip(kinds, grid.T, strict=True):
+            for axes, (height, width) in ((first, (rows, columns)), (second, (following, rows))):
+                is_first = axes is first
+                for i in range(height):
+                    for j in range(width):
+                        channel = i if is_first else j
+                        colour, state = whole, "kept"
+                        if kind == "Weight pruning" and (weights[i, j] if is_first else weights[j, i % columns]) < 0.5:
+                            colour, state = "white", "zero"
+                        if kind == "Unit pruning" and channel in gone:
+                            colour, state = None, "gone"
+                        if kind == "Filter pruning" and is_first and channel in gone:
+                            colour, state = "white", "zero"
+                        if kind == "Filter clustering":
+                            colour, state = COLORS[labels[channel]], f"cluster {labels[channel]}"
+                        cells.append({"kind": kind, "table": "layer" if is_first else "next layer", "row": i, "column": j, "state": state})
+                        style = (
+                            {"edgecolor": GREY, "linewidth": 0.8}
+                            if colour
+                            else {"edgecolor": "#cccccc", "linestyle": ":", "linewidth": 0.8}
+                        )
+                        alpha = 0.55 if kind == "Filter clustering" else 1
+                        axes.add_patch(plt.Rectangle((j, i), 0.88, 0.88, facecolor=colour or "none", alpha=alpha, **style))
+                        if state == "zero":
+                            axes.text(j + 0.44, i + 0.46, "0", ha="center", va="center", fontsize=7, color=GREY)
+                        elif kind == "Filter clustering":
+                            axes.text(j + 0.44, i + 0.46, "ABC"[labels[channel]], ha="center", va="center", fontsize=8)
+                axes.set(xlim=(-0.2, rows + 0.1), ylim=(height, -0.1), aspect="equal")
+                axes.set_xticks([])
+                axes.set_yticks([])
+                axes.grid(visible=False)
+                axes.spines[:].set_visible(False)
+            first.set_title(f"{kind}\n", fontsize=11)
+            first.text(0, -0.35, kinds[kind], fontsize=8, va="bottom")
+        grid[0, 0].set_ylabel("a layer: a row for each filter,\na column for each input channel")
+        grid[1, 0].set_ylabel("the next layer: a column\nfor each of those rows")
+        figure.suptitle("What each way of pruning takes away from the weights of two layers", x=0.01, ha="left", weight="bold")
+    return figure, pd.DataFrame(cells)
+
+
 def heat_map(
     values: pd.DataFrame, title: str, unit: str, fmt: str = "{:.1f}", xlabel: str = "", ylabel: str = "", worst: float | None = None
 ) -> tuple[Figure, pd.DataFrame]:

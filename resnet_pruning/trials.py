@@ -1,11 +1,12 @@
 """The short runs that the training recipe was chosen by: ``python -m resnet_pruning.trials``.
 
 Each trial changes one thing in `BASE`, trains on 45,000 images and is judged on the 5,000 held out, never on the test
-set. Rows are appended to a CSV one by one; a trial that has its row is skipped, one that was interrupted goes on.
+set. A trial that has its row in the CSV is skipped, one that was interrupted goes on.
 """
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import pandas as pd
 import torch
 
 from .data import Images, hold_out, load
-from .files import results_folder, written_whole
+from .evaluation import accuracy
+from .files import results_folder
 from .hardware import default_device, machine
 from .model import ResNet
+from .sweeps import run_sweep
 from .training import Recipe, train
 
 BASE = Recipe(epochs=6, warmup_epochs=1, ema=0.995, small_epochs=3)
@@ -30,43 +33,48 @@ TRIALS: dict[str, Recipe] = {
 }
 
 
-def run_trials(train_images: Images, csv: str | Path, folder: str | Path, trials: Mapping[str, Recipe] = TRIALS) -> pd.DataFrame:
-    """Run the trials that have no row in `csv` yet, and return all rows, best first.
+def run_trials(
+    train_images: Images,
+    csv: str | Path,
+    folder: str | Path,
+    trials: Mapping[str, Recipe] = TRIALS,
+    *,
+    test_images: Images | None = None,
+    n_images: int = 0,
+) -> pd.DataFrame:
+    """Run the trials that have no row in `csv` yet, and return their rows, best first.
 
     Parameters
     ----------
     train_images : training images; a tenth of them is held out
-    csv : one row per trial: name, held-out accuracy (%), seconds, machine, and the recipe
+    csv : one row per trial: name, recipe, held-out accuracy (%), seconds, machine; see `sweeps.run_sweep`
     folder : where unfinished trials keep their state
+    trials : recipes by name; a name that ends with "second seed" has seed 1
+    test_images : if given, rows have the test accuracy too, and each epoch's held-out accuracy and loss, separated by spaces
+    n_images : trained on, 0 for all that are not held out
     """
-    csv = Path(csv)
     training, held_out = hold_out(train_images, len(train_images) // 10)
-    for name, recipe in trials.items():
-        table = pd.read_csv(csv) if csv.exists() else pd.DataFrame()
-        if len(table) and name in set(table.trial):
-            continue
-        seed = 1 if name.endswith("second seed") else 0
+    training = training[: n_images or len(training)]
+
+    def run(trial: str, seed: int, n_images: int, **recipe) -> dict[str, str | float]:
         torch.manual_seed(seed)
-        history = train(
-            ResNet(n_classes=len(train_images.classes)),
-            training,
-            recipe,
-            seed=seed,
-            held_out=held_out,
-            folder=Path(folder) / name.replace(" ", "_").replace(",", ""),
-        )
-        row = {
-            "trial": name,
-            "held_out_accuracy": round(history.held_out_accuracy.iloc[-1], 2),
-            "train_accuracy": round(history.train_accuracy.iloc[-1], 2),
-            "seconds": round(history.seconds.sum(), 1),
-            "machine": machine(),
-            "seed": seed,
-            **dataclasses.asdict(recipe),
-        }
-        with written_whole(csv) as partial:
-            pd.concat([table, pd.DataFrame([row])]).to_csv(partial, index=False)
-    return pd.read_csv(csv).sort_values("held_out_accuracy", ascending=False, ignore_index=True)
+        network = ResNet(n_classes=len(train_images.classes))
+        state = Path(folder) / re.sub(r"\W+", "_", trial)
+        torch.compiler.reset()  # compiled networks of trials before count towards a limit, from which on nothing is compiled
+        history = train(network, training, Recipe(**recipe), seed=seed, held_out=held_out, folder=state)
+        row = {name: round(history[name].iloc[-1], 2) for name in ("held_out_accuracy", "train_accuracy")}
+        if test_images is not None:
+            row["test_accuracy"] = round(accuracy(network, test_images), 2)
+            row["curve"] = " ".join(f"{value:.2f}" for value in history.held_out_accuracy)
+            row["losses"] = " ".join(f"{value:.4f}" for value in history.loss)
+        return row | {"seconds": round(history.seconds.sum(), 1), "machine": machine()}
+
+    points = [
+        {"trial": name, "seed": int(name.endswith("second seed")), "n_images": n_images, **dataclasses.asdict(recipe)}
+        for name, recipe in trials.items()
+    ]
+    table = run_sweep(run, points, csv, progress=False)  # each training has its own bar
+    return table.sort_values("held_out_accuracy", ascending=False, ignore_index=True)
 
 
 def main() -> None:

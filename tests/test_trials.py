@@ -17,5 +17,8 @@ def test_trials_add_a_row_each_and_are_run_once(small_images, tmp_path, monkeypa
     both = trials.run_trials(small_images, csv, tmp_path / "states", two)
     assert sorted(both.trial) == ["base", "slower"] and both.held_out_accuracy.is_monotonic_decreasing
     assert set(both.learning_rate) == {0.2, 0.01}
+    final = trials.run_trials(small_images, tmp_path / "final.csv", tmp_path / "final", two, test_images=small_images[:50], n_images=64)
+    assert final.curve.astype(str).astype(float).tolist() == final.held_out_accuracy.tolist()  # of one epoch
+    assert final.test_accuracy.between(0, 100).all() and set(final.n_images) == {64}
     monkeypatch.setattr(data.Batches, "epoch", None)
     pd.testing.assert_frame_equal(trials.run_trials(small_images, csv, tmp_path / "states", two), both)
