@@ -1,12 +1,10 @@
 """Ways to prune side by side, as points of a sweep: every one at the same MACs, and then fine-tuned in the same way."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pandas as pd
 from sklearn.model_selection import ParameterGrid
 from torch import nn
 
@@ -162,16 +160,10 @@ def _reconstruction(experiment: Comparison, level: float, seed: int) -> ResNet:
 def _by_sensitivity(sharing: bool) -> Callable[[Comparison, float, int], ResNet]:
     def pruned(experiment: Comparison, level: float, seed: int) -> ResNet:
         network = experiment.material.network
-        return experiment.merged(allocation.by_sensitivity(network, macs=level, sharing=sharing, errors=_errors(experiment)), seed)
+        errors = experiment.material.errors
+        return experiment.merged(allocation.by_sensitivity(network, macs=level, sharing=sharing, errors=errors), seed)
 
     return pruned
-
-
-@functools.lru_cache(maxsize=1)
-def _errors(experiment: Comparison) -> pd.DataFrame:
-    material = experiment.material
-    shares = (0.25, 0.5, 0.75) if experiment.profile == "quick" else allocation.SHARES
-    return allocation.layer_errors(material.network, material.merging[:1024], statistics=material.statistics, shares=shares, progress=False)
 
 
 TOGETHER = "all layers ranked together"

@@ -201,18 +201,19 @@ def save_checkpoint(path: str | Path, model: ResNet, facts: Mapping[str, Any]) -
         `load_checkpoint` would refuse
     """
     for key, value in facts.items():
-        _check_plain(value, key)
+        check_plain(value, key)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with written_whole(path) as partial:
         torch.save({"config": model.config, "state_dict": state, "facts": dict(facts)}, partial)
 
 
-def _check_plain(value: Any, key: str) -> None:
+def check_plain(value: Any, key: str) -> None:
+    """Raise a ValueError unless `value` is str, int, float, bool, None, or a list, tuple or dict of them."""
     if type(value) is dict:
         value = [*value.keys(), *value.values()]
     if type(value) in (list, tuple):
         for item in value:
-            _check_plain(item, key)
+            check_plain(item, key)
     elif type(value) not in (str, int, float, bool, type(None)):
         raise ValueError(f"facts[{key!r}] holds a {type(value).__module__}.{type(value).__name__}, expected plain values")
 

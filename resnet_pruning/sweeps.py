@@ -30,6 +30,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from . import calibration, cost, data, evaluation, model, pruning
+from .allocation import SHARES, layer_errors
 from .calibration import LayerStatistics
 from .compensation import merge
 from .data import Images
@@ -322,7 +323,8 @@ class Material:
         if experiment.profile == "quick":
             training, test = training[:2000], test[:1000]
         rest, held_out = data.hold_out(training, len(training) // 10)
-        self.calibration, self.merging = rest[:1000], rest[:2048]
+        self.calibration, self.merging = rest[:1000], rest[: 512 if experiment.profile == "quick" else 2048]
+        self._shares = (0.25, 0.5, 0.75) if experiment.profile == "quick" else SHARES
         self._images = {"test": test, "training": held_out}
         self._trained_on = {"test": training, "training": rest}
 
@@ -338,6 +340,11 @@ class Material:
     @functools.cached_property
     def statistics(self) -> dict[str, LayerStatistics]:
         return calibration.layer_statistics(self.network, self.calibration[:500])
+
+    @functools.cached_property
+    def errors(self) -> pd.DataFrame:
+        """What `allocation.by_sensitivity` needs to know."""
+        return layer_errors(self.network, self.merging[:1024], statistics=self.statistics, shares=self._shares, progress=False)
 
 
 @functools.lru_cache(maxsize=1)

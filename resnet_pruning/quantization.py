@@ -1,0 +1,249 @@
+"""Post-training quantization of a `ResNet`: weights and activations as integers of 2 to 16 bits, with a scale and an offset.
+
+Weights are *symmetric*: no offset, a scale for each filter, or one for the layer. Activations are *affine*: one scale and offset for each
+tensor, whose range is measured on some training images. Zero is an integer, so padding stays exact. Batch norm is folded into the
+convolutions first. See `quantized_model` for what the result computes.
+"""
+
+import copy
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from .calibration import check_images
+from .data import Images
+from .files import written_whole
+from .model import ResNet, check_plain, convolutions, read_tensors
+from .observers import OBSERVERS, Observer
+from .quantized_model import BATCH, QuantizedLayer, QuantizedResNet, activations, check_bits, layers, normalised_batches, quantized
+from .rounding import ROUNDINGS, reconstruct
+
+
+def quantize(
+    model: ResNet,
+    images: Images,
+    weight_bits: int = 8,
+    activation_bits: int = 8,
+    *,
+    end_bits: int | None = None,
+    observer: str = "mse",
+    weight_range: str = "mse",
+    per_channel: bool = True,
+    levels: str = "uniform",
+    bias_correction: bool = False,
+    rounding: str = "nearest",
+    n_steps: int = 1000,
+    seed: int = 0,
+    progress: bool = True,
+) -> QuantizedResNet:
+    """A quantized network, without labels and without training of the whole.
+
+    Parameters
+    ----------
+    model : trained; compact ones, with shared filters, too. It is not changed
+    images : training images, of which the labels are not used; the activations' ranges are measured on all of them
+    weight_bits, activation_bits : 2 to 16
+    end_bits : of the first and the last layer's weights, of the input and of what enters the last layer; as the others if None
+    observer : how ranges of activations follow from statistics, one of `OBSERVERS`
+    weight_range : "min-max", or "mse" for the scale with the smallest squared error
+    per_channel : a scale for each filter, or one for a layer
+    levels : "uniform", or "k-means": the 2^weight_bits values in steps that k-means finds for the layer's weights
+    bias_correction : shift each channel so that its mean on `images` is what it was (Nagel et al., *Data-Free Quantization*, ICCV 2019)
+    rounding : "nearest", or learnt so that outputs stay what they were: "layer" by layer (Nagel et al., *AdaRound*, ICML 2020) or "block"
+        by block, with the activations' scales (Li et al., *BRECQ*, ICLR 2021); see `rounding.reconstruct`
+    n_steps : of learning, for each layer or block
+    seed : of samples, k-means and batches
+    progress : whether to show a bar while rounding is learnt
+
+    Raises
+    ------
+    ValueError : bits that are no integer from 2 to 16, an unknown choice, no images or of another shape, a model that is quantized already,
+        activations that are not finite (the message names them), levels by k-means with rounding to be learnt or with more than 8 bits
+    """
+    for name, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits), ("end_bits", end_bits)):
+        if bits is not None:
+            check_bits(bits, name)
+    for name, value, known in (
+        ("observer", observer, OBSERVERS),
+        ("weight_range", weight_range, ("min-max", "mse")),
+        ("levels", levels, ("uniform", "k-means")),
+        ("rounding", rounding, ROUNDINGS),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+    if isinstance(model, QuantizedResNet):
+        raise ValueError("the model is quantized already, expected a ResNet of real numbers")
+    if levels == "k-means" and (rounding != "nearest" or weight_bits > 8):
+        raise ValueError(f"levels by k-means with rounding {rounding!r} and {weight_bits} bits, expected 'nearest' and at most 8 bits")
+    check_images(images, 1)
+    model = copy.deepcopy(model).eval()
+    bits = dict.fromkeys([*convolutions(model), "fc"], weight_bits) | dict.fromkeys(("conv1", "fc"), end_bits or weight_bits)
+    network = QuantizedResNet(model, bits, activation_bits, end_bits or activation_bits).to(images.device).eval()
+    observe(network, images, observer, seed)
+    for layer in layers(network).values():
+        if levels == "k-means" and layer.bits == weight_bits:
+            _cluster_weights(layer, seed)
+        else:
+            _round_weights(layer, weight_range, per_channel)
+    if rounding != "nearest":
+        reconstruct(network, model, images, unit=rounding, n_steps=n_steps, seed=seed, progress=progress)
+    if bias_correction:
+        correct_biases(network, model, images)
+    return network
+
+
+@torch.no_grad()
+def observe(network: QuantizedResNet, images: Images, observer: str = "mse", seed: int = 0) -> None:
+    """Set the ranges of all activations from what they are without quantization."""
+    quantizers, observers = activations(network), {}
+    for i, (name, quantizer) in enumerate(quantizers.items()):
+        observers[name] = Observer(name, seed + i)
+        quantizer.enabled, quantizer.see = False, observers[name].see
+    for inputs in normalised_batches(images):
+        network(inputs)
+    for name, quantizer in quantizers.items():
+        quantizer.set_range(*observers[name].range(observer, quantizer.bits))
+        quantizer.see = None
+
+
+@torch.no_grad()
+def correct_biases(network: QuantizedResNet, model: ResNet, images: Images) -> None:
+    """Shift each layer's channels, front to back, so that their means are those of the float `model`."""
+    exact = QuantizedResNet(model, network.bits["weights"], network.bits["activations"], network.bits["ends"]).to(images.device).eval()
+    inputs = torch.cat(list(normalised_batches(images)))
+    for name, layer in layers(network).items():
+        means = []
+        for other in (layers(exact)[name], layer):
+            seen: list[Tensor] = []
+            hook = other.register_forward_hook(
+                lambda module, arguments, output, seen=seen: seen.append(output.mean((0, *range(2, output.ndim))))
+            )
+            owner = exact if other is not layer else network
+            for batch in inputs.split(BATCH):
+                owner(batch)
+            hook.remove()
+            means.append(torch.stack(seen).mean(0))
+        layer.bias += means[0] - means[1]
+
+
+def _round_weights(layer: QuantizedLayer, weight_range: str, per_channel: bool) -> None:
+    """The nearest integers, with the scale that covers all weights, or the one with the smallest squared error.
+
+    There is one more negative integer than positive ones: a negative scale gives it to the side that needs it.
+    """
+    weight = layer.float_weight.flatten(1).double()
+    rows = weight if per_channel else weight.flatten().unsqueeze(0)
+    lowest, highest = layer.ends
+    scale = torch.maximum(rows.amax(1) / highest, rows.amin(1) / lowest)
+    scale = torch.where(scale > torch.finfo(torch.float32).tiny, scale, 1.0)
+    if weight_range == "mse":
+        best = torch.full((len(rows),), torch.inf, dtype=torch.double, device=rows.device)
+        bound = rows.abs().amax(1) / highest
+        chosen = scale.clone()
+        for share in torch.linspace(0.2, 1.0, 81).tolist():
+            for sign in (1, -1):
+                candidate = torch.where(bound > torch.finfo(torch.float32).tiny, sign * share * bound, 1.0)
+                steps = candidate.unsqueeze(1)
+                error = (quantized(rows, steps, 0, lowest, highest) * steps - rows).square().sum(1)
+                chosen = torch.where(error < best, candidate, chosen)
+                best = torch.minimum(error, best)
+        scale = chosen
+    scale = scale.expand(len(weight))
+    steps = layer.in_shape_of_filters(scale)
+    layer.set_codes(quantized(layer.float_weight.double(), steps, 0, lowest, highest), scale)
+
+
+def _cluster_weights(layer: QuantizedLayer, seed: int) -> None:
+    """Levels by k-means over all weights of the layer, each filter in units of its own size; the levels are stored in 8 bits."""
+    weight = layer.float_weight.flatten(1).double().cpu()
+    size = weight.square().mean(1).sqrt()
+    size = torch.where(size > torch.finfo(torch.float32).tiny, size, 1.0)
+    points = (weight / size.unsqueeze(1)).flatten().unsqueeze(1)
+    n_levels = 2**layer.bits
+    shares = (size.square().unsqueeze(1) / size.square().mean()).expand_as(weight).flatten()
+    n_distinct = len(points.unique())
+    centres = (
+        KMeans(min(n_levels, n_distinct), n_init=3, random_state=seed).fit(points.numpy(), sample_weight=shares.numpy()).cluster_centers_
+    )
+    centres = torch.from_numpy(np.sort(np.resize(centres.ravel(), n_levels)))
+    unit = centres.abs().max().clamp(min=1e-12) / 127
+    levels = (centres / unit).round()
+    codes = (weight.unsqueeze(2) / (size.view(-1, 1, 1) * unit) - levels).abs().argmin(2)
+    represented = levels[codes]
+    scale = (weight * represented).sum(1) / represented.square().sum(1).clamp(min=1e-12)  # of least squared error for these codes
+    scale = torch.where(scale.abs() > torch.finfo(torch.float32).tiny, scale, 1.0)
+    device = layer.weight.device
+    layer.set_codes((codes + layer.ends[0]).view(layer.weight.shape).to(device), scale.to(device), levels.to(torch.int32).to(device))
+
+
+def save_quantized(path: str | Path, network: QuantizedResNet, facts: Mapping[str, Any]) -> None:
+    """Write a quantized network, whole or not at all: weights in as few bits as they have, everything else as it is.
+
+    Raises
+    ------
+    ValueError : facts with other than plain values
+    """
+    check_plain(dict(facts), "facts")
+    stored = {}
+    for name, layer in layers(network).items():
+        stored[name] = {"codes": pack(layer.codes - layer.ends[0], layer.bits)}
+        stored[name] |= {key: getattr(layer, key).cpu() for key in ("scale", "bias", "factor") if getattr(layer, key) is not None}
+        if layer.levels is not None:
+            stored[name]["levels"] = layer.levels.to(torch.int8).cpu()
+    grids = {name: (float(quantizer.scale), int(quantizer.offset)) for name, quantizer in activations(network).items()}
+    content = {"config": network.config, "bits": network.bits, "layers": stored, "activations": grids, "facts": dict(facts)}
+    with written_whole(path) as partial:
+        torch.save(content, partial)
+
+
+def load_quantized(path: str | Path) -> tuple[QuantizedResNet, dict[str, Any]]:
+    """Read a quantized network, on the CPU, and its facts. Nothing in the file is executed.
+
+    Raises
+    ------
+    FileNotFoundError : no such file
+    ValueError : a file that is truncated, or holds no quantized network
+    """
+    content = read_tensors(path)
+    if not isinstance(content, dict) or not {"config", "bits", "layers", "activations"} <= set(content):
+        raise ValueError(f"{path} holds no quantized network, expected one from quantization.save_quantized")
+    bits = content["bits"]
+    network = QuantizedResNet(ResNet(**content["config"]).eval(), bits["weights"], bits["activations"], bits["ends"]).eval()
+    for name, layer in layers(network).items():
+        stored = content["layers"][name]
+        codes = unpack(stored["codes"], layer.bits, layer.codes.shape) + layer.ends[0]
+        levels = stored.get("levels")
+        layer.set_codes(codes, stored["scale"], None if levels is None else levels.to(torch.int32))
+        layer.bias, layer.factor = stored["bias"], stored.get("factor")
+    for name, quantizer in activations(network).items():
+        scale, offset = content["activations"][name]
+        quantizer.set_grid(scale, offset)
+    return network, content["facts"]
+
+
+def stored_bytes(network: QuantizedResNet) -> int:
+    """Bytes of packed weights, scales, offsets, biases and levels, without the file's own structure."""
+    total = 8 * len(activations(network))  # a scale and an offset of 4 bytes each
+    for layer in layers(network).values():
+        total += math.ceil(layer.codes.numel() * layer.bits / 8)
+        total += sum(4 * getattr(layer, key).numel() for key in ("scale", "bias", "factor") if getattr(layer, key) is not None)
+        total += 0 if layer.levels is None else layer.levels.numel()
+    return total
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Integers from 0 to 2^bits - 1 as a uint8 tensor, `bits` bits each, the lowest first, without gaps."""
+    values = codes.flatten().cpu().numpy().astype(np.uint16)
+    return torch.from_numpy(np.packbits((values[:, None] >> np.arange(bits)) & 1 == 1, axis=None, bitorder="little"))
+
+
+def unpack(packed: Tensor, bits: int, shape: torch.Size) -> Tensor:
+    """What `pack` packed, as int32."""
+    values = np.unpackbits(packed.numpy(), count=bits * math.prod(shape), bitorder="little").reshape(-1, bits)
+    return torch.from_numpy((values.astype(np.int32) << np.arange(bits)).sum(1).astype(np.int32)).view(shape)
