@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from resnet_pruning import evaluation, files, model, quantization, quantization_runs, sweeps
+from resnet_pruning.quantization_runs import READY, Quantizing
+
+torchao = pytest.importorskip("torchao")
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Everything that is written goes to a folder of the test's own."""
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    torch.manual_seed(0)
+    model.save_checkpoint(tmp_path / "small.pt", model.ResNet(8, (4, 6, 8)), {})
+    return Quantizing(str(tmp_path / "small.pt"), "digits", "quick")
+
+
+def test_fewer_bits_are_fewer_bytes_and_settings_are_kept_in_the_row(runs, tmp_path):
+    points = runs.quantizing_points([(8, 8), (4, 8), (2, 2)], n_images=[64], rounding=["nearest", "block"], n_steps=[3])
+    table = sweeps.run_sweep(runs.measure_quantized, points, tmp_path / "runs.csv", progress=False)
+    assert table.groupby("weight_bits").bytes.max().is_monotonic_increasing and (table.file_bytes > table.bytes).all()
+    assert (table.change == table.change_from_base).all() and set(table.rounding) == {"nearest", "block"}
+
+
+def test_a_kept_network_is_the_one_that_the_row_describes(runs, tmp_path):
+    (point,) = runs.quantizing_points([(4, 6)], n_images=[64], checkpoint=["mine"], end_bits=[0])
+    row = runs.measure_quantized(**point)
+    path = runs.path("mine")
+    network, facts = quantization.load_quantized(path)
+    assert facts["test_accuracy"] == row["accuracy"] == round(evaluation.accuracy(network, runs.material.images("test")), 2)
+    assert path.stat().st_size == row["file_bytes"] and facts["end_bits"] == 0 and network.bits["ends"] == 6
+
+
+def test_pytorchs_own_ways_are_judged_alike(runs, tmp_path):
+    table = sweeps.run_sweep(runs.measure_ready, runs.ready_points(), tmp_path / "ready.csv", progress=False).set_index("kind")
+    assert list(table.index) == list(READY) and table.change["float32"] == 0 and table.change.abs().max() < 20
+    assert table.bytes["torchao int8"] < table.bytes["bfloat16"] < table.bytes["float32"]
+
+
+def test_calibration_images_differ_by_seed_and_are_none_of_those_judged(runs):
+    chosen = [runs.images_to_calibrate(50, seed).pixels for seed in (0, 0, 1)]
+    assert torch.equal(chosen[0], chosen[1]) and not torch.equal(chosen[0], chosen[2])
+
+
+def test_unknown_settings_are_refused(runs):
+    with pytest.raises(ValueError, match="choices has quality, expected some of network"):
+        runs.quantizing_points([(8, 8)], quality=[8])
+    with pytest.raises(ValueError, match="kind is 'int3', expected one of float32"):
+        runs.measure_ready(**runs.ready_points(["int3"])[0])
+    with pytest.raises(ValueError, match="kind is 'float8', expected one of float16, bfloat16"):
+        quantization_runs.ready_quantization.HalfPrecision(model.ResNet(8), "float8")
