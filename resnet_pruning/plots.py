@@ -219,6 +219,33 @@ def _legend(row: Sequence[plt.Axes]) -> tuple[list, list[str]]:
     return [found[label] for label in lines], lines
 
 
+def histograms(
+    panels: Mapping[str, tuple[Tensor, tuple[float, float]]], xlabel: str, title: str, columns: int = 4, n_bins: int = 60
+) -> tuple[Figure, pd.DataFrame]:
+    """The distribution of each tensor, with the two ends of a range as lines; counts are on a logarithmic scale."""
+    rows = -(-len(panels) // columns)
+    table = []
+    with _subplots(rows, columns, figsize=(2.7 * columns, 2.2 * rows + 0.4), squeeze=False) as (figure, grid):
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        for axes, (name, (values, ends)) in zip(grid.flat, panels.items(), strict=False):
+            values = values.detach().flatten().double().cpu()
+            counts, edges = torch.histogram(values, n_bins)
+            axes.stairs(counts.numpy(), edges.numpy(), fill=True, color=BLUE, alpha=0.7)
+            for end in ends:
+                axes.axvline(end, color=ORANGE, linestyle="--", linewidth=1.2)
+            axes.set(yscale="log", ylim=(0.5, None))
+            axes.set_title(name, fontsize=9)
+            centres = (edges[1:] + edges[:-1]) / 2
+            table += [
+                {"panel": name, "low": ends[0], "high": ends[1], "value": round(float(centre), 5), "count": int(count)}
+                for centre, count in zip(centres, counts, strict=True)
+            ]
+        figure.supxlabel(xlabel, fontsize=10)
+        figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    return figure, pd.DataFrame(table)
+
+
 def scatter(
     table: pd.DataFrame,
     x: str,

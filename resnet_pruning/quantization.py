@@ -28,7 +28,7 @@ from .rounding import ROUNDINGS, reconstruct
 def quantize(
     model: ResNet,
     images: Images,
-    weight_bits: int = 8,
+    weight_bits: int | Mapping[str, int] = 8,
     activation_bits: int = 8,
     *,
     end_bits: int | None = None,
@@ -48,7 +48,7 @@ def quantize(
     ----------
     model : trained; compact ones, with shared filters, too. It is not changed
     images : training images, of which the labels are not used; the activations' ranges are measured on all of them
-    weight_bits, activation_bits : 2 to 16
+    weight_bits, activation_bits : 2 to 16; the weights' also by layer, for every convolution and "fc"
     end_bits : of the first and the last layer's weights, of the input and of what enters the last layer; as the others if None
     observer : how ranges of activations follow from statistics, one of `OBSERVERS`
     weight_range : "min-max", or "mse" for the scale with the smallest squared error
@@ -66,9 +66,11 @@ def quantize(
     ValueError : bits that are no integer from 2 to 16, an unknown choice, no images or of another shape, a model that is quantized already,
         activations that are not finite (the message names them), levels by k-means with rounding to be learnt or with more than 8 bits
     """
-    for name, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits), ("end_bits", end_bits)):
-        if bits is not None:
-            check_bits(bits, name)
+    by_layer = isinstance(weight_bits, Mapping)
+    checked = {f"weight_bits[{layer!r}]": bits for layer, bits in weight_bits.items()} if by_layer else {"weight_bits": weight_bits}
+    checked |= {"activation_bits": activation_bits} | ({} if end_bits is None else {"end_bits": end_bits})
+    for name, bits in checked.items():
+        check_bits(bits, name)
     for name, value, known in (
         ("observer", observer, OBSERVERS),
         ("weight_range", weight_range, ("min-max", "mse")),
@@ -79,15 +81,19 @@ def quantize(
             raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
     if isinstance(model, QuantizedResNet):
         raise ValueError("the model is quantized already, expected a ResNet of real numbers")
-    if levels == "k-means" and (rounding != "nearest" or weight_bits > 8):
-        raise ValueError(f"levels by k-means with rounding {rounding!r} and {weight_bits} bits, expected 'nearest' and at most 8 bits")
     check_images(images, 1)
     model = copy.deepcopy(model).eval()
-    bits = dict.fromkeys([*convolutions(model), "fc"], weight_bits) | dict.fromkeys(("conv1", "fc"), end_bits or weight_bits)
+    names = [*convolutions(model), "fc"]
+    if by_layer and set(weight_bits) != set(names):
+        raise ValueError(f"weight_bits names {', '.join(weight_bits)}, expected each of {', '.join(names)}")
+    inner = dict(weight_bits) if by_layer else dict.fromkeys(names, weight_bits)
+    bits = inner | ({} if end_bits is None else {"conv1": end_bits, "fc": end_bits})
+    if levels == "k-means" and (rounding != "nearest" or max(inner.values()) > 8):
+        raise ValueError(f"levels by k-means with rounding {rounding!r} and {weight_bits} bits, expected 'nearest' and at most 8 bits")
     network = QuantizedResNet(model, bits, activation_bits, end_bits or activation_bits).to(images.device).eval()
     observe(network, images, observer, seed)
-    for layer in layers(network).values():
-        if levels == "k-means" and layer.bits == weight_bits:
+    for name, layer in layers(network).items():
+        if levels == "k-means" and (end_bits is None or name not in ("conv1", "fc")):
             _cluster_weights(layer, seed)
         else:
             _round_weights(layer, weight_range, per_channel)

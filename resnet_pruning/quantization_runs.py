@@ -31,12 +31,14 @@ class Quantizing(Experiment):
         ----------
         bits : pairs such as (4, 8)
         images : what accuracy is measured on, "test" or "training" (a tenth of the training images)
-        choices : lists for network (a checkpoint's name, or "" for the experiment's own), end_bits (0 for none), observer, weight_range,
-            per_channel, levels, bias_correction, rounding, n_steps, n_images (to calibrate and learn on), seed, and checkpoint: a name under which the
-            result is kept, or ""; see `quantization.quantize`
+        choices : lists for network (a checkpoint's name, or "" for the experiment's own), layer (the only one with so few bits, the
+            others have 16; "" for all), n_images (to calibrate and learn on), checkpoint (a name under which the result is kept, or ""),
+            and of `quantization.quantize` end_bits (0 for none), observer, weight_range, per_channel, levels, bias_correction, rounding,
+            n_steps and seed
         """
         defaults = {
             "network": [""],
+            "layer": [""],
             "end_bits": [8],
             "observer": ["mse"],
             "weight_range": ["mse"],
@@ -60,14 +62,28 @@ class Quantizing(Experiment):
         return points
 
     def measure_quantized(
-        self, *, base: str, images: str, weight_bits: int, activation_bits: int, network: str, checkpoint: str, n_images: int, **settings
+        self,
+        *,
+        base: str,
+        images: str,
+        weight_bits: int,
+        activation_bits: int,
+        network: str,
+        layer: str,
+        checkpoint: str,
+        n_images: int,
+        **settings,
     ) -> dict[str, Any]:
         """Accuracy in %, its change from the network in floats and from the experiment's own in pp, bytes, seconds."""
         start = time.perf_counter()
+        whole = self.network(network)
+        bits = weight_bits
+        if layer:
+            bits = dict.fromkeys([*model.convolutions(whole), "fc"], 16) | {layer: weight_bits}
         small = quantization.quantize(
-            self.network(network),
+            whole,
             self.images_to_calibrate(n_images, settings["seed"]),
-            weight_bits,
+            bits,
             activation_bits,
             **settings | {"end_bits": settings["end_bits"] or None},
             progress=False,
