@@ -65,9 +65,9 @@ def test_the_checkpoint_for_choices_has_not_seen_the_images_that_it_is_judged_on
     assert evaluation.accuracy(network, held_out) == pytest.approx(facts["held_out_accuracy"], abs=0.1) and facts["held_out_accuracy"] < 92
 
 
-@pytest.mark.parametrize("share", [0.7, 0.5, 0.25])
-def test_fine_tuned_checkpoints_have_the_size_and_the_accuracy_that_they_claim(cifar10, share):
-    name = f"resnet20_finetuned{100 * share:g}"
+@pytest.mark.parametrize("share, schedule", [(0.7, ""), (0.5, ""), (0.25, ""), (0.5, "_long"), (0.25, "_long")])
+def test_fine_tuned_checkpoints_have_the_size_and_the_accuracy_that_they_claim(cifar10, share, schedule):
+    name = f"resnet20_finetuned{100 * share:g}{schedule}"
     network, facts = model.load_checkpoint(ROOT / "checkpoints" / f"{name}.pt")
     whole, _ = model.load_checkpoint(ROOT / "checkpoints" / "resnet20.pt")
     assert facts["base"] == fingerprint(ROOT / "checkpoints" / "resnet20.pt")
