@@ -78,8 +78,8 @@ class Tied(_Constraint):
 class Projected(_Constraint):
     """A weight whose filters are replaced by the centroids of their clusters in the forward pass, and not in the backward pass.
 
-    Every `renew_every` forward passes in training mode, filters go to the nearest centroid (a step of Lloyd's algorithm). The member
-    nearest to a centroid stays, so that no cluster is ever empty. With 0, clusters remain as they are.
+    In the first forward pass in training mode, and in every `renew_every`-th one after it, filters go to the nearest centroid (a step of
+    Lloyd's algorithm). The member nearest to a centroid stays, so that no cluster is ever empty. With 0, clusters remain as they are.
     """
 
     def __init__(self, labels: Tensor, renew_every: int):
@@ -91,7 +91,8 @@ class Projected(_Constraint):
         if self.training and self.renew_every:
             # A choice between tensors, because a branch on their values would break a compiled graph.
             self.n_passes.add_(1)
-            due = self.n_passes % self.renew_every == 0
+            # At the start of each period, so that all that follows in it is trained for the new clusters.
+            due = self.n_passes % self.renew_every == 1 % self.renew_every
             self.labels.copy_(torch.where(due, self._renewed(weight.detach().flatten(1)), self.labels))
         return self.clustered(weight).detach() + (weight - weight.detach())
 
