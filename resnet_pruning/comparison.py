@@ -122,9 +122,12 @@ def _unit_pruning(criterion: str) -> Callable[[Comparison, float, int], ResNet]:
     return pruned
 
 
-def _neuron_merging(experiment: Comparison, level: float, seed: int) -> ResNet:
-    network = experiment.material.network
-    return baselines.merge_neurons(network, allocation.uniform_inside_blocks(network, level))
+def _neuron_merging(threshold: float) -> Callable[[Comparison, float, int], ResNet]:
+    def pruned(experiment: Comparison, level: float, seed: int) -> ResNet:
+        network = experiment.material.network
+        return baselines.merge_neurons(network, allocation.uniform_inside_blocks(network, level), threshold=threshold)
+
+    return pruned
 
 
 def _torch_pruning(importance: str, ranked_together: bool) -> Callable[[Comparison, float, int], ResNet]:
@@ -173,7 +176,8 @@ FAMILIES: dict[str, dict[str, Callable[[Comparison, float, int], ResNet]]] = {
         "smallest L1 norm": _unit_pruning("L1 norm"),
         "smallest L2 norm": _unit_pruning("L2 norm"),
         "geometric median": _unit_pruning("geometric median"),
-        "Neuron Merging": _neuron_merging,
+        "Neuron Merging": _neuron_merging(0.1),  # the paper's threshold
+        "Neuron Merging, similarity from 0.45": _neuron_merging(0.45),
     },
     "Torch-Pruning": {
         f"Torch-Pruning, {importance}{f', {TOGETHER}' if together else ''}": _torch_pruning(importance, together)
