@@ -81,6 +81,8 @@ def quantize(
             raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
     if isinstance(model, QuantizedResNet):
         raise ValueError("the model is quantized already, expected a ResNet of real numbers")
+    if rounding != "nearest" and n_steps < 1:
+        raise ValueError(f"n_steps is {n_steps!r}, expected at least 1 where rounding is learnt")
     check_images(images, 1)
     model = copy.deepcopy(model).eval()
     names = [*convolutions(model), "fc"]

@@ -1,6 +1,7 @@
 """Learn whether each weight is rounded up or down, so that what a part of the network computes stays what it was."""
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -79,73 +80,78 @@ def reconstruct(
     with torch.no_grad():
         inputs = network.input(inputs)
     generator = torch.Generator().manual_seed(seed)
-    for parts in tqdm(list(_units(network, exact, unit)), desc="rounding", unit=unit, disable=not progress):
-        quantized_part, exact_part, trained_layers, quantizers, ends_stream = parts
-        targets = _apply(exact_part, original)
-        _learn(
-            quantized_part, inputs, original, targets, trained_layers, quantizers, n_steps, batch_size, learning_rate, strength, generator
-        )
-        if ends_stream:
-            original, inputs = targets, _apply(quantized_part, inputs)
+    for part in tqdm(list(_parts(network, exact, unit)), desc="rounding", unit=unit, disable=not progress):
+        targets = _apply(part.exact, original)
+        _learn(part, inputs, original, targets, n_steps, batch_size, learning_rate, strength, generator)
+        if part.is_stream:
+            original, inputs = targets, _apply(part.quantized, inputs)
 
 
-def _units(network: QuantizedResNet, exact: QuantizedResNet, unit: str) -> Iterator[tuple]:
-    """Quantized part, exact part, layers and quantizers that are learnt, and whether what follows reads its output."""
+class Part(NamedTuple):
+    """What is learnt together."""
 
+    quantized: Callable[[Tensor], Tensor]
+    exact: Callable[[Tensor], Tensor]
+    layers: list[QuantizedLayer]
+    quantizers: list[ActivationQuantizer]
+    is_stream: bool  # whether its output is the next part's input
+
+
+def _parts(network: QuantizedResNet, exact: QuantizedResNet, unit: str) -> Iterator[Part]:
     def stem(net: QuantizedResNet) -> Callable[[Tensor], Tensor]:
         return lambda x: net.act1(F.relu(net.conv1(x)))
-
-    def head(net: QuantizedResNet) -> Callable[[Tensor], Tensor]:
-        return lambda x: net.fc(net.pooled(x.mean((2, 3))))
 
     def inner(block: QuantizedBlock) -> Callable[[Tensor], Tensor]:
         return lambda x: block.act1(F.relu(block.conv1(x)))
 
-    yield stem(network), stem(exact), [network.conv1], [network.act1], True
+    def head(net: QuantizedResNet) -> Callable[[Tensor], Tensor]:
+        return lambda x: net.fc(net.pooled(x.mean((2, 3))))
+
+    yield Part(stem(network), stem(exact), [network.conv1], [network.act1], True)
     for name, block in network.blocks.items():
+        original = exact.blocks[name]
         if unit == "layer":
-            yield inner(block), inner(exact.blocks[name]), [block.conv1], [block.act1], False
-            yield block, exact.blocks[name], [block.conv2], [block.act2], True
+            yield Part(inner(block), inner(original), [block.conv1], [block.act1], False)
+            yield Part(block, original, [block.conv2], [block.act2], True)
         else:
-            yield block, exact.blocks[name], [block.conv1, block.conv2], [block.act1, block.act2], True
-    yield head(network), head(exact), [network.fc], [network.pooled], False
+            yield Part(block, original, [block.conv1, block.conv2], [block.act1, block.act2], True)
+    yield Part(head(network), head(exact), [network.fc], [network.pooled], False)
 
 
 def _learn(
-    part: Callable[[Tensor], Tensor],
+    part: Part,
     inputs: Tensor,
     original: Tensor,
     targets: Tensor,
-    trained: list[QuantizedLayer],
-    quantizers: list[ActivationQuantizer],
     n_steps: int,
     batch_size: int,
     learning_rate: float,
     strength: float,
     generator: torch.Generator,
 ) -> None:
-    roundings = [SoftRounding(layer) for layer in trained]
-    for layer, rounding in zip(trained, roundings, strict=True):
+    roundings = [SoftRounding(layer) for layer in part.layers]
+    for layer, rounding in zip(part.layers, roundings, strict=True):
         layer.rounding = rounding
         layer.bias = layer.bias.detach().clone().requires_grad_()
-    starts = [quantizer.scale.detach().clone() for quantizer in quantizers]
-    logs = [torch.zeros((), device=inputs.device, requires_grad=True) for _ in quantizers]
-    scale_of_targets = targets.square().mean().clamp(min=1e-12)
+    starts = [quantizer.scale.detach().clone() for quantizer in part.quantizers]
+    logarithms = [torch.zeros((), device=inputs.device, requires_grad=True) for _ in starts]
+    decisions = [rounding.decision for rounding in roundings]
     optimizer = torch.optim.Adam(
         [
-            {"params": [rounding.decision for rounding in roundings], "lr": learning_rate},
-            {"params": [layer.bias for layer in trained], "lr": learning_rate / 10},
-            {"params": logs, "lr": learning_rate / 20},
+            {"params": decisions, "lr": learning_rate},
+            {"params": [layer.bias for layer in part.layers], "lr": learning_rate / 10},
+            {"params": logarithms, "lr": learning_rate / 20},
         ]
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
-    n_weights = sum(rounding.decision.numel() for rounding in roundings)
+    size, n_weights = targets.square().mean().clamp(min=1e-12), sum(decision.numel() for decision in decisions)
     for step in range(n_steps):
-        for quantizer, start, log in zip(quantizers, starts, logs, strict=True):
-            quantizer.learnt_scale = start * log.exp()
+        for quantizer, start, logarithm in zip(part.quantizers, starts, logarithms, strict=True):
+            quantizer.learnt_scale = start * logarithm.exp()
         batch = torch.randint(len(inputs), (batch_size,), generator=generator).to(inputs.device)
-        mixed = torch.where(torch.rand(inputs[batch].shape, generator=generator).to(inputs.device) < 0.5, inputs[batch], original[batch])
-        loss = (part(mixed) - targets[batch]).square().mean() / scale_of_targets
+        exact = torch.rand(inputs[batch].shape, generator=generator).to(inputs.device) < 0.5
+        seen = torch.where(exact, original[batch], inputs[batch])
+        loss = (part.quantized(seen) - targets[batch]).square().mean() / size
         progress = (step / n_steps - WARMUP) / (1 - WARMUP)
         if progress > 0:
             power = 2 + 18 * (1 - progress)
@@ -154,10 +160,10 @@ def _learn(
         loss.backward()
         optimizer.step()
         schedule.step()
-    for quantizer, start, log in zip(quantizers, starts, logs, strict=True):
+    for quantizer, start, logarithm in zip(part.quantizers, starts, logarithms, strict=True):
         quantizer.learnt_scale = None
-        quantizer.scale.copy_(start * log.detach().exp())
-    for layer, rounding in zip(trained, roundings, strict=True):
+        quantizer.scale.copy_(start * logarithm.detach().exp())
+    for layer, rounding in zip(part.layers, roundings, strict=True):
         layer.rounding = None
         layer.bias = layer.bias.detach()
         layer.set_codes(rounding.codes().detach(), layer.scale)

@@ -1,6 +1,10 @@
 import os
 from pathlib import Path
 
+if n_workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # Workers, and the notebooks that they start, share the processor. Before torch is loaded, which reads this once.
+    os.environ["OMP_NUM_THREADS"] = str(max(1, os.cpu_count() // int(n_workers)))
+
 import matplotlib
 import pytest
 import torch

@@ -1,9 +1,19 @@
 import papermill
 import pytest
+from filelock import FileLock
 from nbformat import v4, write
 
-from resnet_pruning import notebooks
+from resnet_pruning import base, notebooks
 from resnet_pruning.files import ROOT
+
+
+@pytest.fixture(scope="module", autouse=True)
+def checkpoints():
+    """What several notebooks start from is made once, whichever of the tests' processes comes first."""
+    (ROOT / "build").mkdir(exist_ok=True)
+    with FileLock(ROOT / "build" / "tests.lock"):
+        base.base_checkpoint("digits", "quick")
+        base.choosing_checkpoint("digits", "quick")
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in notebooks.NOTEBOOKS.glob("*.ipynb")))

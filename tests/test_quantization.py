@@ -208,6 +208,7 @@ def test_a_float_checkpoint_is_no_quantized_one(tmp_path):
         ({"observer": "guess"}, "observer is 'guess', expected one of min-max"),
         ({"weight_range": "all"}, "weight_range is 'all'"),
         ({"rounding": "up"}, "rounding is 'up', expected one of nearest, layer, block"),
+        ({"rounding": "block", "n_steps": 0}, "n_steps is 0, expected at least 1"),
         ({"levels": "k-means", "rounding": "block"}, "levels by k-means with rounding 'block'"),
     ],
 )
