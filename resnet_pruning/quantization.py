@@ -7,7 +7,7 @@ convolutions first. See `quantized_model` for what the result computes.
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from .data import Images
 from .files import written_whole
 from .model import ResNet, check_plain, convolutions, read_tensors
 from .observers import OBSERVERS, Observer
-from .quantized_model import BATCH, QuantizedLayer, QuantizedResNet, activations, check_bits, layers, normalised_batches, quantized
+from .quantized_model import QuantizedLayer, QuantizedResNet, activations, check_bits, layers, normalised_batches, quantized
 from .rounding import ROUNDINGS, reconstruct
 
 
@@ -124,20 +124,25 @@ def observe(network: QuantizedResNet, images: Images, observer: str = "mse", see
 def correct_biases(network: QuantizedResNet, model: ResNet, images: Images) -> None:
     """Shift each layer's channels, front to back, so that their means are those of the float `model`."""
     exact = QuantizedResNet(model, network.bits["weights"], network.bits["activations"], network.bits["ends"]).to(images.device).eval()
-    inputs = torch.cat(list(normalised_batches(images)))
-    for name, layer in layers(network).items():
-        means = []
-        for other in (layers(exact)[name], layer):
-            seen: list[Tensor] = []
-            hook = other.register_forward_hook(
-                lambda module, arguments, output, seen=seen: seen.append(output.mean((0, *range(2, output.ndim))))
-            )
-            owner = exact if other is not layer else network
-            for batch in inputs.split(BATCH):
-                owner(batch)
-            hook.remove()
-            means.append(torch.stack(seen).mean(0))
-        layer.bias += means[0] - means[1]
+    targets = _channel_means(exact, images, list(layers(exact)))
+    for name, layer in layers(network).items():  # each sees what the corrected ones before it give
+        layer.bias += targets[name] - _channel_means(network, images, [name])[name]
+
+
+def _channel_means(network: QuantizedResNet, images: Images, names: Sequence[str]) -> dict[str, Tensor]:
+    """The mean of each channel of the outputs of some layers."""
+    sums: dict[str, Tensor] = {}
+
+    def add(name: str, output: Tensor) -> None:
+        per_image = output.mean((2, 3)) if output.ndim == 4 else output
+        sums[name] = sums.get(name, 0) + per_image.sum(0)
+
+    hooks = [layers(network)[name].register_forward_hook(lambda module, arguments, output, name=name: add(name, output)) for name in names]
+    for inputs in normalised_batches(images):
+        network(inputs)
+    for hook in hooks:
+        hook.remove()
+    return {name: total / len(images) for name, total in sums.items()}
 
 
 def _round_weights(layer: QuantizedLayer, weight_range: str, per_channel: bool) -> None:

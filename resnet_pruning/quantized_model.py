@@ -122,7 +122,7 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("factor", None if factor is None else factor.float())
         self.register_buffer("labels", labels)
         self.register_buffer("levels", None)  # what codes stand for, in steps; codes themselves where it is None
-        self.float_weight: Tensor = self.weight.clone()
+        self.register_buffer("float_weight", weight.float(), persistent=False)
         self.rounding: nn.Module | None = None  # while it is learnt: see `rounding`
 
     @property
