@@ -159,28 +159,6 @@ def ways(figures: Path) -> str:
     return _table(["way", "before", f"{n_epochs} epochs, labels alone", f"{n_epochs} epochs with distillation"], *rows)
 
 
-def baselines(figures: Path) -> str:
-    """Every way to prune at the same MACs: accuracy without training, and after the same fine-tuning."""
-    table = pd.read_csv(figures / "baselines_methods.csv")
-    n_epochs = table.epochs.max()
-    columns = {f"{100 * level:g} %": ("new batch-norm statistics", level) for level in (0.75, 0.5, 0.25)}
-    columns |= {f"50 %, {n_epochs} epochs of fine-tuning": ("fine-tuned", 0.5)}
-    by_column = {name: table[(table.stage == stage) & (table.level == level)] for name, (stage, level) in columns.items()}
-    order = by_column[list(columns)[-1]].groupby("method").accuracy.median().sort_values(ascending=False).index
-    rows = []
-    for method in order:
-        parts = [part[part.method == method].accuracy for part in by_column.values()]
-        rows.append([method, *(_median_and_range(part) if len(part) else "" for part in parts)])
-    return _table(["method", *columns], *rows)
-
-
-def optimizers(figures: Path) -> str:
-    """The optimizers side by side, after the same number of epochs."""
-    table = pd.read_csv(figures / "optimizers.csv").sort_values("test_accuracy", ascending=False)
-    rows = ([row.trial, f"{row.test_accuracy:.2f} %", f"{row.seconds / row.epochs:.1f} s"] for row in table.itertuples())
-    return _table(["optimizer, learning rate and schedule", f"test accuracy after {table.epochs.max()} epochs", "time per epoch"], *rows)
-
-
 def inference(figures: Path) -> str:
     """Speed-up of each compact network over the trained one, by runtime and batch size."""
     table = pd.read_csv(figures / "benchmark_inference.csv")
@@ -206,11 +184,7 @@ def _change(values: pd.Series) -> str:
 
 ENDS = ("first-heavy", "last-heavy", "first/last-heavy", "chosen on training images")
 BLOCKS: dict[str, Callable[[Path], str]] = {
-    f.__name__: f
-    for f in (
-        *(result, checkpoints, compensation, allocation, fine_tuning, ways, baselines),
-        *(inference, speed, trials, optimizers, clustering, ends),
-    )
+    f.__name__: f for f in (result, checkpoints, compensation, allocation, fine_tuning, ways, inference, speed, trials, clustering, ends)
 }
 
 

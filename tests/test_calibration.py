@@ -80,9 +80,9 @@ def test_what_has_no_statistics_is_refused(network, small_images):
 def test_reestimated_statistics_are_those_of_the_images(network, small_images):
     renewed = calibration.reestimate_batch_norm(network, small_images, augmented=False)
     x = small_images.normalised(small_images.pixels)
-    outputs = F.conv2d(x, network.conv1.weight, padding=1)
-    torch.testing.assert_close(renewed.bn1.running_mean, outputs.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(renewed.bn1.running_var, outputs.var((0, 2, 3)), rtol=1e-4, atol=1e-6)
+    outputs = F.conv2d(x, network.conv1.weight, padding=1).double()
+    torch.testing.assert_close(renewed.bn1.running_mean.double(), outputs.mean((0, 2, 3)), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(renewed.bn1.running_var.double(), outputs.var((0, 2, 3)), rtol=1e-3, atol=1e-6)
     # In evaluation it now does what batch norm in training mode does with these images.
     with torch.no_grad():
         trained = network.train()(x)
