@@ -91,7 +91,7 @@ class Quantizing(Experiment):
         seconds = time.perf_counter() - start
         row = self._judged(small, network, images)
         facts = {"base": base, "test_accuracy" if images == "test" else "held_out_accuracy": row["accuracy"], "dataset": self.dataset}
-        facts |= {"weight_bits": weight_bits, "activation_bits": activation_bits, "n_images": n_images, **settings}
+        facts |= {"network": network, "weight_bits": weight_bits, "activation_bits": activation_bits, "n_images": n_images, **settings}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "small.pt"
             if checkpoint:
