@@ -340,8 +340,8 @@ def heat_map(
     All values have one sign. `worst` is where the shade ends, so that one bad cell does not make the others look the same.
     """
     rows, columns = values.shape
-    longest = max(len(line) for column in values.columns for line in str(column).split("\n"))
-    with _subplots(figsize=(2.6 + max(0.62, 0.09 * longest) * columns, 1.4 + 0.32 * rows)) as (figure, axes):
+    above, left = (max(len(line) for label in labels for line in str(label).split("\n")) for labels in (values.columns, values.index))
+    with _subplots(figsize=(1.9 + 0.07 * left + max(0.62, 0.09 * above) * columns, 1.4 + 0.32 * rows)) as (figure, axes):
         sign = -1 if values.min(axis=None) < 0 else 1
         furthest = values.abs().max(axis=None) if worst is None else abs(worst)
         image = axes.imshow(values.abs(), cmap="Oranges", vmin=0, vmax=max(furthest, 1e-9), aspect="auto")
