@@ -173,23 +173,25 @@ def curves(
     reference: tuple[float, str] | None = None,
     ticks: Sequence[Sequence[float] | None] | None = None,
     title: str = "",
+    sharey: bool = True,
 ) -> tuple[Figure, pd.DataFrame]:
     """`y` against `x`, a panel for each table and a line for each value of its column `by`: the median over rows with the same
     `x` (seeds), in a band from the lowest to the highest.
 
     Parameters
     ----------
-    panels : tables by title, in one row of panels that share the y axis
+    panels : tables by title, in one row of panels
     xlabel : for all panels, or one each
     reference : a value of `y` to mark with a line, and its label
     ticks : per panel, values of `x` to place at equal distances (for 1, 2, 4, 8, …); None for a linear axis
     title : of the whole figure
+    sharey : whether the panels share the y axis
     """
     labels = list(dict.fromkeys(label for table in panels.values() for label in table[by]))
     colors = dict(zip(labels, itertools.cycle(COLORS), strict=False))
     xlabels = [xlabel] * len(panels) if isinstance(xlabel, str) else xlabel
     summary = []
-    with _subplots(1, len(panels), figsize=(5.2 * len(panels), 4.2), sharey=True, squeeze=False) as (figure, (row,)):
+    with _subplots(1, len(panels), figsize=(5.2 * len(panels), 4.2), sharey=sharey, squeeze=False) as (figure, (row,)):
         for axes, (name, table), label, values in zip(row, panels.items(), xlabels, ticks or [None] * len(panels), strict=True):
             if reference is not None:
                 axes.axhline(reference[0], color=GREY, linestyle="-.", linewidth=1, label=reference[1])
