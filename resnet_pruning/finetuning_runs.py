@@ -17,12 +17,12 @@ from . import calibration, compaction, cost, evaluation, finetuning
 from .clustering import cluster_layers
 from .compensation import merge
 from .data import Images
+from .experiment import Experiment
 from .files import ROOT, results_folder
 from .hardware import has_fast_bfloat16
 from .model import ResNet, convolutions, save_checkpoint
 from .plans import Plan
 from .pruning import rescale_like
-from .sweeps import Experiment
 from .training import Recipe, train
 
 WAYS = (
