@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -258,22 +259,32 @@ def scatter(
     ylabel: str,
     title: str,
     reference: tuple[float, str] | None = None,
+    logarithmic: bool = False,
 ) -> tuple[Figure, pd.DataFrame]:
-    """A dot for each row at columns `x` and `y`, with the text of column `label`; a colour and a marker for each value of `by`."""
+    """A dot for each row at columns `x` and `y`, with the text of column `label`; a colour and a marker for each value of `by`.
+
+    `reference` is a value of `y` to mark with a line, and its label; with `logarithmic`, x has a logarithmic axis.
+    """
     with _subplots(figsize=(9, 5.4)) as (figure, axes):
         if reference is not None:
             axes.axhline(reference[0], color=GREY, linestyle="-.", linewidth=1, label=reference[1])
         for i, (name, rows) in enumerate(table.groupby(by, sort=False)):
             axes.plot(rows[x], rows[y], linestyle="", marker=MARKERS[i], color=COLORS[i], label=name)
-        width, height = (table[axis].max() - table[axis].min() or 1 for axis in (x, y))
+        ordered = table.sort_values(y, ascending=False)
+        along = np.log10(ordered[x]) if logarithmic else ordered[x]
+        width, height = (values.max() - values.min() or 1 for values in (along, table[y]))
         taken: list[tuple[float, float, float]] = []  # left, right and height of the labels so far
-        for _, row in table.sort_values(y, ascending=False).iterrows():
-            left, place = row[x] + 0.012 * width, row[y]
+        for (_, row), start in zip(ordered.iterrows(), along, strict=True):
+            left, place = start + 0.012 * width, row[y]
             right = left + 0.0105 * width * len(row[label])
             while any(left < b and a < right and abs(place - c) < 0.032 * height for a, b, c in taken):
                 place -= 0.004 * height
             taken.append((left, right, place))
-            axes.annotate(row[label], (left, place), fontsize=8, va="center")
+            axes.annotate(row[label], (10**left if logarithmic else left, place), fontsize=8, va="center")
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
         axes.margins(x=0.12)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)

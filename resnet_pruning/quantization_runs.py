@@ -8,15 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from sklearn.model_selection import ParameterGrid
 from torch import nn
 
 from . import cost, evaluation, model, quantization, ready_quantization
+from .bit_allocation import bit_errors, bits_by_sensitivity
 from .data import Images
+from .experiment import Experiment
 from .files import fingerprint, results_folder
-from .sweeps import Experiment
 
+ALLOCATIONS = ("equal", "by sensitivity")
 READY = ("float32", *ready_quantization.HALVES, "torchao int8")
 
 
@@ -32,13 +35,15 @@ class Quantizing(Experiment):
         bits : pairs such as (4, 8)
         images : what accuracy is measured on, "test" or "training" (a tenth of the training images)
         choices : lists for network (a checkpoint's name, or "" for the experiment's own), layer (the only one with so few bits, the
-            others have 16; "" for all), n_images (to calibrate and learn on), checkpoint (a name under which the result is kept, or ""),
-            and of `quantization.quantize` end_bits (0 for none), observer, weight_range, per_channel, levels, bias_correction, rounding,
-            n_steps and seed
+            others have 16; "" for all), allocation ("equal", or "by sensitivity": as many bytes, divided among layers by
+            `bit_allocation.bits_by_sensitivity`), n_images (to calibrate and learn on), checkpoint (a name under which the result is
+            kept, or ""), and of `quantization.quantize` end_bits (0 for none), observer, weight_range, per_channel, levels,
+            bias_correction, rounding, n_steps and seed
         """
         defaults = {
             "network": [""],
             "layer": [""],
+            "allocation": ["equal"],
             "end_bits": [8],
             "observer": ["mse"],
             "weight_range": ["mse"],
@@ -70,14 +75,19 @@ class Quantizing(Experiment):
         activation_bits: int,
         network: str,
         layer: str,
+        allocation: str,
         checkpoint: str,
         n_images: int,
         **settings,
     ) -> dict[str, Any]:
-        """Accuracy in %, its change from the network in floats and from the experiment's own in pp, bytes, seconds."""
+        """Accuracy in %, its change from the network in floats and from the experiment's own in pp, bits by layer, bytes, seconds."""
+        if allocation not in ALLOCATIONS:
+            raise ValueError(f"allocation is {allocation!r}, expected one of {', '.join(ALLOCATIONS)}")
         start = time.perf_counter()
         whole = self.network(network)
         bits = weight_bits
+        if allocation == "by sensitivity":
+            bits = bits_by_sensitivity(_bit_errors(self, network), weight_bits, settings["end_bits"] or None)
         if layer:
             bits = dict.fromkeys([*model.convolutions(whole), "fc"], 16) | {layer: weight_bits}
         small = quantization.quantize(
@@ -91,13 +101,15 @@ class Quantizing(Experiment):
         seconds = time.perf_counter() - start
         row = self._judged(small, network, images)
         facts = {"base": base, "test_accuracy" if images == "test" else "held_out_accuracy": row["accuracy"], "dataset": self.dataset}
-        facts |= {"network": network, "weight_bits": weight_bits, "activation_bits": activation_bits, "n_images": n_images, **settings}
+        facts |= {"network": network, "weight_bits": weight_bits, "activation_bits": activation_bits, "allocation": allocation}
+        facts |= {"n_images": n_images, **settings}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "small.pt"
             if checkpoint:
                 path = results_folder(self.dataset, self.profile) / "checkpoints" / f"{checkpoint}.pt"
             quantization.save_quantized(path, small, facts)
             file_bytes = path.stat().st_size
+        row["layer_bits"] = " ".join(map(str, small.bits["weights"].values()))
         return {**row, "bytes": quantization.stored_bytes(small), "file_bytes": file_bytes, "seconds": round(seconds, 1)}
 
     def ready_points(self, kinds: Sequence[str] = READY, images: str = "test", networks: Sequence[str] = ("",)) -> list[dict[str, Any]]:
@@ -151,3 +163,8 @@ class Quantizing(Experiment):
 @functools.cache
 def _accuracy(experiment: Quantizing, network: str, images: str) -> float:
     return evaluation.accuracy(experiment.network(network), experiment.material.images(images))
+
+
+@functools.cache
+def _bit_errors(experiment: Quantizing, network: str) -> pd.DataFrame:
+    return bit_errors(experiment.network(network), experiment.images_to_calibrate(512, 0))

@@ -17,6 +17,7 @@ from .data import Images
 from .model import Block, ResNet, SharedConv2d, affine, batch_norms, blocks
 
 BATCH = 128  # images at a time where no gradient is needed
+ENDS = ("conv1", "fc")  # the first and the last layer
 
 
 def check_bits(bits: int, name: str) -> None:
