@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from resnet_pruning import compensation, cost, data, evaluation, model, plans, runtimes, sweeps
+from resnet_pruning import comparison, compensation, cost, data, evaluation, model, plans, quantization, quantization_runs, runtimes
+from resnet_pruning.experiment import Experiment
 from resnet_pruning.files import ROOT, fingerprint
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -65,7 +66,7 @@ def test_the_checkpoint_for_choices_has_not_seen_the_images_that_it_is_judged_on
     assert evaluation.accuracy(network, held_out) == pytest.approx(facts["held_out_accuracy"], abs=0.1) and facts["held_out_accuracy"] < 92
 
 
-@pytest.mark.parametrize("share, schedule", [(0.7, ""), (0.5, ""), (0.25, ""), (0.5, "_long"), (0.25, "_long")])
+@pytest.mark.parametrize("share, schedule", [(0.7, ""), (0.5, ""), (0.25, ""), (0.5, "_long"), (0.25, "_long"), (0.5, "_fast")])
 def test_fine_tuned_checkpoints_have_the_size_and_the_accuracy_that_they_claim(cifar10, share, schedule):
     name = f"resnet20_finetuned{100 * share:g}{schedule}"
     network, facts = model.load_checkpoint(ROOT / "checkpoints" / f"{name}.pt")
@@ -97,7 +98,11 @@ def test_half_of_the_channels_inside_blocks_cost_little_with_least_squares(cifar
 
 
 @pytest.mark.parametrize(
-    "name", ["fine_tune", "compact_compensation", "compact_allocation", "prune_uniform", "prune_sensitivity", "prune_ends"]
+    "name",
+    [
+        *("prune_uniform", "prune_sensitivity", "prune_ends", "compact_compensation", "compact_allocation", "fine_tune"),
+        *("baselines_methods", "baselines_weights", "quantize"),
+    ],
 )
 def test_sweeps_were_made_from_the_committed_checkpoint(name):
     table = pd.read_csv(ROOT / "figures" / f"{name}.csv")
@@ -111,10 +116,49 @@ def test_a_sweeps_row_can_be_measured_again(cifar10, share):
     table = pd.read_csv(ROOT / "figures" / "prune_uniform.csv")
     rows = table[(table.level == share) & (table.images == "test") & (table.distance == "correlation") & (table.weighting == 0.5)]
     row = rows[rows.seed == 0].iloc[0]
-    experiment = sweeps.Experiment(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10")
+    experiment = Experiment(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10")
     again = experiment.measure(**row[list(table)[:10]])
     assert again["accuracy"] == pytest.approx(row.accuracy, abs=2)  # on another processor k-means may end in another optimum
     assert again["accuracy"] >= {0.75: 80, 0.5: 45}[share]
+
+
+def test_all_ways_to_prune_are_compared_at_the_same_macs():
+    table = pd.read_csv(ROOT / "figures" / "baselines_methods.csv")
+    assert set(table.method) == set(comparison.METHODS) and set(table.stage) == set(comparison.STAGES)
+    assert (table.macs_share / table.level).between(0.99, 1).all()
+    assert table[table.stage == "fine-tuned"].groupby(["epochs", "learning_rate"]).ngroups == 1
+
+
+@pytest.mark.parametrize("method", ["smallest L2 norm", "geometric median", "Neuron Merging"])
+def test_rows_of_other_ways_to_prune_can_be_measured_again(cifar10, method):
+    table = pd.read_csv(ROOT / "figures" / "baselines_methods.csv")
+    row = table[(table.method == method) & (table.level == 0.5) & (table.stage == "new batch-norm statistics")].iloc[0]
+    experiment = comparison.Comparison(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10")
+    again = experiment.measure_method(**row[list(table)[: list(table).index("accuracy")]])
+    assert again["macs"] == row.macs and again["accuracy"] == pytest.approx(row.accuracy, abs=0.3)
+
+
+@pytest.mark.parametrize("bits, corrected, tolerance", [((16, 16), False, 0.02), ((8, 8), False, 0.1), ((4, 4), True, 0.3)])
+def test_recorded_accuracies_of_quantized_networks_are_measured_again(cifar10, bits, corrected, tolerance):
+    table = pd.read_csv(ROOT / "figures" / "quantize.csv", keep_default_na=False)
+    rows = table[(table.weight_bits == bits[0]) & (table.activation_bits == bits[1]) & (table.rounding == "nearest") & (table.seed == 0)]
+    (row,) = rows[(rows.bias_correction == corrected) & (rows.levels == "uniform") & (rows.end_bits >= 8)].itertuples(index=False)
+    runs = quantization_runs.Quantizing(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10")
+    again = runs.measure_quantized(**dict(list(row._asdict().items())[: list(table).index("accuracy")]))
+    assert again["accuracy"] == pytest.approx(row.accuracy, abs=tolerance)
+    if bits == (16, 16):
+        assert abs(again["change"]) <= 0.02
+    assert again["bytes"] == row.bytes
+
+
+def test_the_quantized_checkpoint_is_small_and_has_the_accuracy_that_it_claims(cifar10):
+    path = ROOT / "checkpoints" / "resnet20_100kB.pt"
+    network, facts = quantization.load_quantized(path)
+    assert quantization.stored_bytes(network) <= 100_000 and path.stat().st_size <= 100_000
+    accuracy = evaluation.accuracy(network, cifar10[1])
+    assert accuracy == pytest.approx(facts["test_accuracy"], abs=0.05)
+    row = pd.read_csv(ROOT / "figures" / "quantize_kept.csv").iloc[0]
+    assert (row.accuracy, row.file_bytes) == (facts["test_accuracy"], path.stat().st_size)
 
 
 def test_no_data_set_is_committed():
