@@ -13,7 +13,8 @@ def notebooks(figures: Path) -> str:
     """What each notebook shows: a link, a sentence or two, a figure."""
     parts = []
     for notebook, (figure, finding) in FINDINGS.items():
-        parts.append(f"### [{notebook}](notebooks/{notebook}.ipynb)\n\n{finding(figures)}\n\n![{notebook}](figures/{figure}.png)")
+        shown = figure.replace("_", " ")
+        parts.append(f"### [{notebook}](notebooks/{notebook}.ipynb)\n\n{finding(figures)}\n\n![{shown}](figures/{figure}.png)")
     return "\n\n".join(parts)
 
 
