@@ -23,6 +23,7 @@ from .calibration import LayerStatistics, check_images, layer_statistics
 from .compaction import expanded
 from .compensation import N_FITTED, N_STATISTICS, PartFit, apply, augmented, parts_of
 from .data import Images
+from .evaluation import change_of_logits
 from .hardware import default_device
 from .model import Block, ResNet, blocks, convolutions
 from .runtimes import prepared
@@ -69,7 +70,6 @@ def layer_errors(
     inputs = augmented(images[: n_fitted + N_FITTED], seed)
     parts = parts_of(model)
     logits = _logits(model, [*parts.values()], inputs[n_fitted:])
-    variance = logits.var(0).sum()
     rows = []
     with tqdm(total=len(convolutions(model)), desc="errors", unit="layer", disable=not progress) as bar:
         for i, (name, part) in enumerate(parts.items()):
@@ -80,7 +80,7 @@ def layer_errors(
                     if n_clusters < whole:
                         small = fit.solve({layer: n_clusters}, "least squares", seed=seed)
                         changed = _logits(model, [small, *list(parts.values())[i + 1 :]], inputs[n_fitted:])
-                        error = float((changed - logits).square().sum(1).mean() / variance)
+                        error = change_of_logits(changed, logits)
                     rows.append({"layer": layer, "n_clusters": n_clusters, "error": error})
                 bar.update()
             inputs = apply(part, inputs)

@@ -14,6 +14,7 @@ from torch import Tensor
 from .allocation import cheapest
 from .calibration import check_images
 from .data import Images
+from .evaluation import change_of_logits
 from .model import ResNet, convolutions
 from .quantization import round_weights
 from .quantized_model import ENDS, QuantizedResNet, check_bits, layers, normalised_batches
@@ -43,16 +44,17 @@ def bit_errors(model: ResNet, images: Images, bits: Sequence[int] = BITS) -> pd.
     check_images(images, 1)
     for n_bits in bits:
         check_bits(n_bits, "bits")
+    network = QuantizedResNet(model, dict.fromkeys([*convolutions(model), "fc"], 16), 16, 16).to(images.device).eval()
+    exact = _logits(network, images)  # its activations have no ranges, so they stay floats
     rows = []
-    for n_bits in bits:
-        network = QuantizedResNet(model, dict.fromkeys([*convolutions(model), "fc"], n_bits), 16, 16).to(images.device).eval()
-        exact = _logits(network, images)  # its activations have no ranges, so they stay floats
-        for name, layer in layers(network).items():
+    for name, layer in layers(network).items():
+        n_weights = layer.weight.numel()
+        for n_bits in bits:
+            layer.bits = n_bits
             round_weights(layer, "mse", per_channel=True)
-            error = float((_logits(network, images) - exact).square().sum(1).mean() / exact.var(0).sum())
-            n_weights = layer.weight.numel()
-            rows.append({"layer": name, "bits": n_bits, "bytes": math.ceil(n_weights * n_bits / 8), "n_weights": n_weights, "error": error})
-            layer.weight = layer.float_weight
+            error = change_of_logits(_logits(network, images), exact)
+            rows.append({"layer": name, "bits": n_bits, "bytes": _packed(n_weights, n_bits), "n_weights": n_weights, "error": error})
+        layer.weight = layer.float_weight
     return pd.DataFrame(rows)
 
 
@@ -77,10 +79,14 @@ def bits_by_sensitivity(errors: pd.DataFrame, weight_bits: float, end_bits: int 
         raise ValueError(f"weight_bits is {weight_bits!r}, expected at least {errors.bits.min()}, the fewest in errors")
     fixed = {} if end_bits is None else dict.fromkeys(ENDS, end_bits)
     parts = {layer: rows for layer, rows in errors.groupby("layer", sort=False) if layer not in fixed}
-    budget = sum(math.ceil(rows.n_weights.iloc[0] * weight_bits / 8) for rows in parts.values())
+    budget = sum(_packed(rows.n_weights.iloc[0], weight_bits) for rows in parts.values())
     chosen = cheapest([rows[["bytes", "error"]].to_numpy(float) for rows in parts.values()], budget)
     bits = fixed | {layer: int(rows.bits.iloc[i]) for (layer, rows), i in zip(parts.items(), chosen, strict=True)}
     return {layer: bits[layer] for layer in errors.layer.unique()}
+
+
+def _packed(n_weights: int, bits: float) -> int:
+    return math.ceil(n_weights * bits / 8)
 
 
 def _logits(network: QuantizedResNet, images: Images) -> Tensor:

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sklearn.model_selection import ParameterGrid
 from torch import nn
 
 from . import allocation, baselines, calibration, compaction, cost, finetuning, pruning
 from .compensation import merge
+from .experiment import combined
 from .files import fingerprint
 from .finetuning_runs import FineTuning
 from .model import ResNet
@@ -34,14 +34,11 @@ class Comparison(FineTuning):
             on, 0 for all) of the fine-tuning, which are 0 for other stages
         """
         defaults = {"stage": STAGES[:2], "seed": [0], "n_images": [0]} | {name: [value] for name, value in FINE_TUNING.items()}
-        if unknown := set(choices) - set(defaults):
-            raise ValueError(f"choices has {', '.join(sorted(unknown))}, expected some of {', '.join(defaults)}")
-        base, points = fingerprint(self.checkpoint), []
-        for choice in ParameterGrid(defaults | {"method": list(methods), "level": list(levels)} | choices):
+        base, points = {"base": fingerprint(self.checkpoint), "images": images}, []
+        for choice in combined(defaults, choices, method=list(methods), level=list(levels)):
             if choice["stage"] != "fine-tuned":
                 choice |= {"epochs": 0, "learning_rate": 0.0, "n_images": 0}
-            names = ("method", "level", "stage", "seed", "n_images", "epochs", "learning_rate")
-            points.append({"base": base, "images": images} | {name: choice[name] for name in names})
+            points.append(base | choice)
         return points
 
     def measure_method(
@@ -80,13 +77,11 @@ class Comparison(FineTuning):
 
     def weight_points(self, sparsities: Sequence[float], images: str = "test", **choices: Sequence) -> list[dict]:
         """Points for `measure_weights`: shares of zeros, with each combination of choices for criterion, epochs, learning_rate, seed."""
-        defaults = {"criterion": ["global"], "epochs": [0], "learning_rate": [FINE_TUNING["learning_rate"]], "seed": [0]}
-        base, points = fingerprint(self.checkpoint), []
-        for choice in ParameterGrid(defaults | {"sparsity": list(sparsities)} | choices):
-            names = ("criterion", "sparsity", "epochs", "learning_rate", "seed")
-            point = {"base": base, "images": images} | {name: choice[name] for name in names}
-            points.append(point | ({} if point["epochs"] else {"learning_rate": 0.0}))
-        return points
+        defaults = {"criterion": ["global"], "sparsity": list(sparsities), "epochs": [0]}
+        defaults |= {"learning_rate": [FINE_TUNING["learning_rate"]], "seed": [0]}
+        base = {"base": fingerprint(self.checkpoint), "images": images}
+        combinations = combined(defaults, choices)
+        return [base | choice | ({} if choice["epochs"] else {"learning_rate": 0.0}) for choice in combinations]
 
     def measure_weights(
         self, *, base: str, images: str, criterion: str, sparsity: float, epochs: int, learning_rate: float, seed: int

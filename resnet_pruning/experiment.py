@@ -76,17 +76,19 @@ class Experiment:
         """Points that name the base network and hold each plan, as numbers of clusters front to back, with each combination of choices."""
         network = self.material.network
         base = fingerprint(self.checkpoint)
-        if unknown := set(choices) - set(defaults):
-            raise ValueError(f"choices has {', '.join(sorted(unknown))}, expected some of {', '.join(defaults)}")
+        combinations = combined(defaults, choices)
         points = []
         for (name, level), plan in plans.items():
             check_plan(network, plan)
             widths = {layer: conv.out_channels for layer, conv in model.convolutions(network).items()}
             clusters = " ".join(str(min(plan.get(layer, width), width)) for layer, width in widths.items())
-            for choice in ParameterGrid(dict(defaults) | dict(choices)):
-                ordered = {key: choice[key].item() if isinstance(choice[key], np.generic) else choice[key] for key in defaults}
-                points.append({"base": base, "images": images, "plan": name, "level": level, "clusters": clusters, **ordered})
+            for choice in combinations:
+                points.append({"base": base, "images": images, "plan": name, "level": level, "clusters": clusters, **choice})
         return points
+
+    def numbers(self, clusters: str) -> dict[str, int]:
+        """A plan from its numbers of clusters, front to back, as `grid` writes them."""
+        return dict(zip(model.convolutions(self.material.network), map(int, clusters.split()), strict=True))
 
     def measure(
         self,
@@ -107,8 +109,7 @@ class Experiment:
         `clusters` holds the numbers of clusters of all convolutions, front to back; `plan` and `level` only name them.
         """
         material = self.material
-        layers = list(model.convolutions(material.network))
-        numbers = dict(zip(layers, map(int, clusters.split()), strict=True))
+        numbers = self.numbers(clusters)
         start = time.perf_counter()
         needs_statistics = weighting > 0 or distance in ("output", "correlation")
         statistics = material.statistics if needs_statistics else None
@@ -117,10 +118,7 @@ class Experiment:
             material.network, numbers, representative, distance=distance, weighting=weighting, statistics=statistics, seed=seed
         )
         clustered = time.perf_counter()
-        if batch_norm == "re-estimated":
-            network = calibration.reestimate_batch_norm(network, material.calibration)
-        elif batch_norm != "as trained":
-            raise ValueError(f"batch_norm is {batch_norm!r}, expected 're-estimated' or 'as trained'")
+        network = self._with_batch_norm(network, batch_norm, "as trained")
         estimated = time.perf_counter()
         parameters, macs = cost.of_plan(material.network, numbers)
         row = self.judged(network, images, {"distinct_filters": sum(numbers.values()), "parameters": parameters, "macs": macs})
@@ -148,7 +146,7 @@ class Experiment:
     ) -> dict[str, int | float]:
         """As `measure`, for the network that `compensation.merge` makes with 2,048 training images."""
         material = self.material
-        numbers = dict(zip(model.convolutions(material.network), map(int, clusters.split()), strict=True))
+        numbers = self.numbers(clusters)
         statistics = material.statistics
         start = time.perf_counter()
         network = merge(
@@ -163,12 +161,16 @@ class Experiment:
             progress=False,
         )
         merged = time.perf_counter()
-        if batch_norm == "re-estimated":
-            network = calibration.reestimate_batch_norm(network, material.calibration)
-        elif batch_norm != "as it is":
-            raise ValueError(f"batch_norm is {batch_norm!r}, expected 're-estimated' or 'as it is'")
+        network = self._with_batch_norm(network, batch_norm, "as it is")
         row = self.judged(network, images, {"parameters": cost.parameters(network), "macs": cost.macs(network)})
         return {**row, "seconds_merging": round(merged - start, 2)}
+
+    def _with_batch_norm(self, network: nn.Module, batch_norm: str, unchanged: str) -> nn.Module:
+        if batch_norm == "re-estimated":
+            return calibration.reestimate_batch_norm(network, self.material.calibration)
+        if batch_norm != unchanged:
+            raise ValueError(f"batch_norm is {batch_norm!r}, expected 're-estimated' or {unchanged!r}")
+        return network
 
     def judged(self, network: nn.Module, images: str, size: Mapping[str, int]) -> dict[str, int | float]:
         """Accuracy in % and its change in pp, `size`, its parameters and macs as shares of the base too, accuracy per class."""
@@ -183,6 +185,40 @@ class Experiment:
                 row[f"{name}_share"] = round(value / getattr(cost, name)(material.network), 4)
         by_class = evaluation.per_class_accuracy(logits, labels).tolist()
         return row | {f"class_{name}": round(value, 2) for name, value in zip(chosen.classes, by_class, strict=True)}
+
+
+def combined(defaults: Mapping[str, Sequence], choices: Mapping[str, Sequence], **given: Sequence) -> list[dict[str, Any]]:
+    """Each combination of the lists in `given`, in `choices`, and in `defaults` where there is no choice.
+
+    Values are plain, the names in `given` come first and then those in `defaults`.
+
+    Raises
+    ------
+    ValueError : choices of what has no default
+    """
+    if unknown := set(choices) - set(defaults):
+        raise ValueError(f"choices has {', '.join(sorted(unknown))}, expected some of {', '.join(defaults)}")
+    names = [*given, *defaults]
+    grid = ParameterGrid(given | dict(defaults) | dict(choices))
+    return [{name: choice[name].item() if isinstance(choice[name], np.generic) else choice[name] for name in names} for choice in grid]
+
+
+def gains_over_uniform(table: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy of plans over that of uniform ones of the same cost (pp), a column for each family of plans.
+
+    Parameters
+    ----------
+    table : rows of `Experiment.measure` whose plans are called "FAMILY, MEASURE", MEASURE being what their levels are shares of, for
+        the families "uniform" and others
+
+    Returns
+    -------
+    DataFrame by distance, measure, level and seed
+    """
+    names = table.plan.str.split(", ", expand=True)
+    rows = table.assign(family=names[0], measure=names[1])
+    wide = rows.pivot_table(index=["distance", "measure", "level", "seed"], columns="family", values="accuracy")
+    return wide.drop(columns="uniform").sub(wide["uniform"], axis=0)
 
 
 class Material:

@@ -97,7 +97,7 @@ class FineTuning(Experiment):
         if way not in WAYS:
             raise ValueError(f"way is {way!r}, expected one of {', '.join(WAYS)}")
         point = {key: value for key, value in locals().items() if key != "self"}
-        numbers = dict(zip(convolutions(self.material.network), map(int, clusters.split()), strict=True))
+        numbers = self.numbers(clusters)
         training, judged = self.material.trained_on(images), self.material.images(images)
         training = training[: n_images or len(training)]
         recipe = self.recipe(epochs, learning_rate)

@@ -10,13 +10,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from sklearn.model_selection import ParameterGrid
 from torch import nn
 
 from . import cost, evaluation, model, quantization, ready_quantization
 from .bit_allocation import bit_errors, bits_by_sensitivity
 from .data import Images
-from .experiment import Experiment
+from .experiment import Experiment, combined
 from .files import fingerprint, results_folder
 
 ALLOCATIONS = ("equal", "by sensitivity")
@@ -56,14 +55,12 @@ class Quantizing(Experiment):
             "seed": [0],
             "checkpoint": [""],
         }
-        if unknown := set(choices) - set(defaults):
-            raise ValueError(f"choices has {', '.join(sorted(unknown))}, expected some of {', '.join(defaults)}")
+        combinations = combined(defaults, choices)
         points = []
         for weight_bits, activation_bits in bits:
-            for choice in ParameterGrid(defaults | choices):
+            for choice in combinations:
                 point = {"base": fingerprint(self.path(choice["network"])), "images": images}
-                point |= {"weight_bits": weight_bits, "activation_bits": activation_bits}
-                points.append(point | {name: choice[name] for name in defaults})
+                points.append(point | {"weight_bits": weight_bits, "activation_bits": activation_bits} | choice)
         return points
 
     def measure_quantized(
@@ -86,10 +83,10 @@ class Quantizing(Experiment):
         start = time.perf_counter()
         whole = self.network(network)
         bits = weight_bits
-        if allocation == "by sensitivity":
-            bits = bits_by_sensitivity(_bit_errors(self, network), weight_bits, settings["end_bits"] or None)
         if layer:
             bits = dict.fromkeys([*model.convolutions(whole), "fc"], 16) | {layer: weight_bits}
+        elif allocation == "by sensitivity":
+            bits = bits_by_sensitivity(_bit_errors(self, network), weight_bits, settings["end_bits"] or None)
         small = quantization.quantize(
             whole,
             self.images_to_calibrate(n_images, settings["seed"]),

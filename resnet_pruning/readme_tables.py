@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from .experiment import gains_over_uniform
+
 
 def main_result(figures: Path) -> str:
     """The networks that are committed, next to the trained one: size, accuracy, time."""
@@ -240,10 +242,7 @@ def _change(values: pd.Series) -> str:
 
 def gains_of_ends(figures: Path) -> pd.DataFrame:
     """Accuracy over that of the uniform plan (pp), by distance, measure, level and seed, a column for each family of plans."""
-    table = pd.read_csv(figures / "prune_ends.csv").query("images == 'test' and plan != 'as trained'")
-    table[["family", "measure"]] = table.plan.str.split(", ", expand=True)
-    wide = table.pivot_table(index=["distance", "measure", "level", "seed"], columns="family", values="accuracy")
-    return wide.drop(columns="uniform").sub(wide["uniform"], axis=0)
+    return gains_over_uniform(pd.read_csv(figures / "prune_ends.csv").query("images == 'test' and plan != 'as trained'"))
 
 
 def _table(header: list[str], *rows: list) -> str:
