@@ -1,16 +1,22 @@
-# make run                                   all notebooks, quickly, on digits, offline: results in build/
+# make run                                   the notebooks of the assignment, quickly, on digits, offline: results in build/
+# make run NOTEBOOKS=all                     all notebooks; or some, by how their names begin: NOTEBOOKS="02 08"
 # make run DATASET=cifar10 PROFILE=quick     the same on CIFAR-10
 # make run DATASET=cifar10 PROFILE=full      the real thing: refreshes notebooks/, figures/ and checkpoints/
+# make lab                                   JupyterLab on notebooks/
 DATASET ?= digits
 PROFILE ?= quick
+NOTEBOOKS ?= assignment
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/installed
 
-.PHONY: run test lint readme clean
+.PHONY: run lab test lint readme clean
 
 run: $(INSTALLED)
-	$(VENV)/bin/python -m resnet_pruning.notebooks --dataset $(DATASET) --profile $(PROFILE)
+	$(VENV)/bin/python -m resnet_pruning.report.notebooks --dataset $(DATASET) --profile $(PROFILE) --only $(NOTEBOOKS)
+
+lab: $(INSTALLED)
+	$(VENV)/bin/jupyter lab notebooks
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest
@@ -20,7 +26,7 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 
 readme: $(INSTALLED)
-	$(VENV)/bin/python -m resnet_pruning.readme
+	$(VENV)/bin/python -m resnet_pruning.report.readme
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis
@@ -28,5 +34,5 @@ clean:
 $(INSTALLED): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, {sys.executable} is {v[0]}.{v[1]}: try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --requirement requirements.txt --editable .
+	$(VENV)/bin/python -m pip install --quiet --editable '.[export,peers,studies,dev]'
 	touch $@

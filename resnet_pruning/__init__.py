@@ -1,3 +1,31 @@
-"""Filter pruning of CIFAR-10 ResNets by k-means clustering: data, network, training, cost and figures."""
+"""Filters of a trained ResNet, clustered by k-means, and what can be made of it; the names that a notebook needs first."""
 
-__version__ = "0.1.0"
+import importlib
+
+__version__ = "0.2.0"
+
+# From where each name comes. They are imported when they are first used, so that `report`, which draws and writes, needs no torch.
+_HOME = {
+    "data": ["load_images", "hold_out"],
+    "model": ["ResNet", "load_checkpoint", "save_checkpoint"],
+    "training": ["Recipe", "train"],
+    "evaluation": ["accuracy"],
+    "plans": ["uniform", "uniform_fraction", "first_last_heavy"],
+    "clustering": ["cluster_layers"],
+    "pruning": ["replace_filters"],
+    "compaction": ["compact"],
+    "compression": ["compress"],
+    "quantization": ["quantize"],
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+__all__ = list(_MODULE_OF)
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -81,17 +81,6 @@ def layer_statistics(model: nn.Module, images: Images, *, seed: int = 0, batch_s
     return {name: LayerStatistics(sums[name][0] / n_patches[name], sums[name][1] / n_patches[name], importance[name]) for name in norms}
 
 
-def check_images(images: Images, at_least: int) -> None:
-    """Raise a ValueError unless these are at least so many `Images` of the networks' input shape."""
-    if not isinstance(images, Images):
-        raise ValueError(f"images is a {type(images).__name__}, expected data.Images: see data.load")
-    shape = tuple(images.pixels.shape)
-    if len(shape) != 4 or shape[1:] != (3, 32, 32):
-        raise ValueError(f"the images' pixels have shape {shape}, expected (N, 3, 32, 32)")
-    if len(images) < at_least:
-        raise ValueError(f"{len(images)} images, expected at least {at_least}, better some hundred more")
-
-
 def patches(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
     """What each output of a convolution sees of its inputs (B, C_in, H, W): (C_in·k_h·k_w, B · positions), zeros at the borders."""
     return F.unfold(inputs, conv.kernel_size, conv.dilation, conv.padding, conv.stride).transpose(0, 1).flatten(1)

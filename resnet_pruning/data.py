@@ -14,9 +14,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import calculate_md5
 
-from .files import ROOT
-
-DATASETS = ("cifar10", "digits")
+from .files import DATASETS, ROOT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Images:
     ----------
     pixels : uint8 tensor of shape (N, 3, 32, 32)
     labels : int64 tensor of shape (N,)
-    dataset : name of the data set, one of `DATASETS`
+    dataset : name of the data set, one of `files.DATASETS`
     classes : names of the classes, by label
     mean, std : per colour channel, of pixels scaled to [0, 1]; what the network sees is (pixel - mean) / std
     flips : whether a mirrored image still shows its class (not so for digits)
@@ -66,7 +64,18 @@ class Images:
             yield self.normalised(pixels), labels
 
 
-def load(name: str, root: str | Path | None = None, device: torch.device | str = "cpu") -> tuple[Images, Images]:
+def check_images(images: Images, at_least: int) -> None:
+    """Raise a ValueError unless these are at least so many `Images` of the networks' input shape."""
+    if not isinstance(images, Images):
+        raise ValueError(f"images is a {type(images).__name__}, expected data.Images: see data.load_images")
+    shape = tuple(images.pixels.shape)
+    if len(shape) != 4 or shape[1:] != (3, 32, 32):
+        raise ValueError(f"the images' pixels have shape {shape}, expected (N, 3, 32, 32)")
+    if len(images) < at_least:
+        raise ValueError(f"{len(images)} images, expected at least {at_least}, better some hundred more")
+
+
+def load_images(name: str, root: str | Path | None = None, device: torch.device | str = "cpu") -> tuple[Images, Images]:
     """The training and the test images of a data set.
 
     Parameters

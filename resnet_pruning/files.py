@@ -1,12 +1,15 @@
 """Files that are either whole or not there, and where the results of a run belong."""
 
 import hashlib
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
+DATASETS = ("cifar10", "digits")
 PROFILES = ("quick", "full")
 
 
@@ -41,3 +44,16 @@ def fingerprint(path: str | Path) -> str:
     """The file's name and the first 8 digits of its SHA-256, by which results say what they were made from."""
     path = Path(path)
     return f"{path.stem} {hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
+
+
+def required(module: str, extra: str) -> ModuleType:
+    """Import a module that comes with an extra of this package.
+
+    Raises
+    ------
+    ImportError : it is not installed; the message says which extra brings it
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{module} is not installed, expected it here: pip install -e '.[{extra}]' brings it") from error

@@ -20,7 +20,7 @@ constraint     what is trained
 
 `masked` is the constraint of weight pruning, for comparison: what is zero stays zero.
 
-The fourth way needs no constraint: a network that is smaller already, from `compensation.merge`, is trained like any other.
+The fourth way needs no constraint: a network that is smaller already, from `compression.compress_by_plan`, is trained like any other.
 
 All start from the same weights: where clusters have gains (see `clustering`), filters are first brought to their cluster's scale, which
 batch norm takes up, so that the centroid of a cluster is the plain mean of its filters.

@@ -61,7 +61,7 @@ def uniform_fraction(
     ------
     ValueError : `fraction` is not in (0, 1]; layers that do not exist
     """
-    fraction = _checked_fraction(fraction)
+    fraction = check_share(fraction)
     return {name: _amount(model, name, fraction) for name in select(model, layers, without)}
 
 
@@ -90,7 +90,7 @@ def first_last_heavy(
     if n_first + n_last > len(names):
         raise ValueError(f"n_first + n_last is {n_first + n_last}, expected at most the number of layers, {len(names)}")
     for amount in (inner, ends):
-        _checked_fraction(amount) if isinstance(amount, Real) and not isinstance(amount, Integral) else check_n_clusters(amount)
+        check_share(amount) if isinstance(amount, Real) and not isinstance(amount, Integral) else check_n_clusters(amount)
     last = len(names) - n_last
     return {name: _amount(model, name, inner if n_first <= i < last else ends) for i, name in enumerate(names)}
 
@@ -137,10 +137,11 @@ def check_n_clusters(n_clusters: int, layer: str = "") -> None:
         raise ValueError(f"n_clusters is {n_clusters!r}{f' for {layer}' if layer else ''}, expected an integer from 1")
 
 
-def _checked_fraction(fraction: float) -> float:
-    if not isinstance(fraction, Real) or isinstance(fraction, bool) or not 0 < fraction <= 1:
-        raise ValueError(f"fraction is {fraction!r}, expected a number above 0 and at most 1")
-    return float(fraction)
+def check_share(share: float, name: str = "fraction") -> float:
+    """A share as a float; raise a ValueError that names it unless it is above 0 and at most 1."""
+    if not isinstance(share, Real) or isinstance(share, bool) or not 0 < share <= 1:
+        raise ValueError(f"{name} is {share!r}, expected a number above 0 and at most 1")
+    return float(share)
 
 
 def _amount(model: nn.Module, name: str, amount: int | float) -> int:

@@ -97,7 +97,7 @@ def rescale_like(model: nn.Module, other: nn.Module) -> nn.Module:
     """A copy that computes the same function, in which each filter has the norm that the filters of that layer in `other` have on average.
 
     Batch norm takes the scale of a filter out, so the smaller the filter, the further the same step of training turns it. Where
-    a network was solved for, as by `compensation.merge`, norms say nothing; those of a trained one fit its learning rates.
+    a network was solved for, as by `compression.compress_by_plan`, norms say nothing; those of a trained one fit its learning rates.
 
     Parameters
     ----------

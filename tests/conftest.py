@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 
 @pytest.fixture(scope="session")
 def digits():
-    return data.load("digits")
+    return data.load_images("digits")
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,7 @@ def cifar10():
     root = Path(os.environ.get("CIFAR10_ROOT") or ROOT / "data")
     if not (root / "cifar-10-batches-py" / "test_batch").exists():
         pytest.skip(f"CIFAR-10 is not in {root}: `make run DATASET=cifar10` downloads it")
-    return data.load("cifar10")
+    return data.load_images("cifar10")
 
 
 @pytest.fixture

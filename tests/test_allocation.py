@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_compensation import IMAGES, NETWORK, STATISTICS, with_multiples
+from test_compress_by_plan import IMAGES, NETWORK, STATISTICS, with_multiples
 
-from resnet_pruning import allocation, compensation, cost, data, model
+from resnet_pruning import compression, cost, data, model
+from resnet_pruning.compression import allocation
 
-MANY = data.load("digits")[0][:240]
+MANY = data.load_images("digits")[0][:240]
 SHARES = (0.25, 0.5, 0.75, 1.0)
 ERRORS = allocation.layer_errors(NETWORK, MANY, shares=SHARES, statistics=STATISTICS, progress=False)
 
@@ -54,7 +55,7 @@ def test_the_plan_stays_within_its_budget_and_no_measured_plan_is_better(share):
 
 def test_the_merged_network_has_the_macs_that_were_allocated():
     plan = allocation.by_sensitivity(NETWORK, macs=0.4, errors=ERRORS)
-    small = compensation.merge(NETWORK, plan, IMAGES, "least squares", statistics=STATISTICS, progress=False)
+    small = compression.compress_by_plan(NETWORK, plan, IMAGES, "least squares", statistics=STATISTICS, progress=False)
     assert 0.25 * cost.macs(NETWORK) < cost.macs(small) == cost.of_plan(NETWORK, plan, merged=True)[1] <= 0.4 * cost.macs(NETWORK)
 
 

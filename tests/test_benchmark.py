@@ -2,7 +2,8 @@ import pandas as pd
 import pytest
 import torch
 
-from resnet_pruning import benchmark, model
+from resnet_pruning import model
+from resnet_pruning.studies import benchmark
 
 
 def test_the_first_loop_sees_what_training_sees(small_images):

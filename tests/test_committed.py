@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from resnet_pruning import comparison, compensation, cost, data, evaluation, model, plans, quantization, quantization_runs, runtimes
-from resnet_pruning.experiment import Experiment
+from resnet_pruning import compression, cost, data, evaluation, model, plans, quantization
+from resnet_pruning.deployment import runtimes
 from resnet_pruning.files import ROOT, fingerprint
+from resnet_pruning.studies import method_runs, quantization_runs
+from resnet_pruning.studies.pruning_runs import PruningRuns
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FIGURES = sorted((ROOT / "figures").glob("*.png"))
@@ -92,7 +94,7 @@ def test_half_of_the_channels_inside_blocks_cost_little_with_least_squares(cifar
     """The row of notebook 09, measured again on 2,000 test images, above what the assignment's prototype reached."""
     network, _ = model.load_checkpoint(ROOT / "checkpoints" / "resnet20.pt")
     plan = plans.uniform_fraction(network, 0.5, "*.conv1")
-    small = compensation.merge(network, plan, cifar10[0][:512], "least squares", progress=False)
+    small = compression.compress_by_plan(network, plan, cifar10[0][:512], "least squares", progress=False)
     test = cifar10[1][:2000]
     assert evaluation.accuracy(small, test) > evaluation.accuracy(network, test) - 15
 
@@ -100,7 +102,7 @@ def test_half_of_the_channels_inside_blocks_cost_little_with_least_squares(cifar
 @pytest.mark.parametrize(
     "name",
     [
-        *("prune_uniform", "prune_sensitivity", "prune_ends", "compact_compensation", "compact_allocation", "fine_tune"),
+        *("prune_uniform", "prune_sensitivity", "prune_ends", "compact_repair", "compact_allocation", "fine_tune"),
         *("baselines_methods", "baselines_weights", "quantize"),
     ],
 )
@@ -116,7 +118,7 @@ def test_a_sweeps_row_can_be_measured_again(cifar10, share):
     table = pd.read_csv(ROOT / "figures" / "prune_uniform.csv")
     rows = table[(table.level == share) & (table.images == "test") & (table.distance == "correlation") & (table.weighting == 0.5)]
     row = rows[rows.seed == 0].iloc[0]
-    experiment = Experiment(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10")
+    experiment = PruningRuns(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10")
     again = experiment.measure(**row[list(table)[:10]])
     assert again["accuracy"] == pytest.approx(row.accuracy, abs=2)  # on another processor k-means may end in another optimum
     assert again["accuracy"] >= {0.75: 80, 0.5: 45}[share]
@@ -124,7 +126,7 @@ def test_a_sweeps_row_can_be_measured_again(cifar10, share):
 
 def test_all_ways_to_prune_are_compared_at_the_same_macs():
     table = pd.read_csv(ROOT / "figures" / "baselines_methods.csv")
-    assert set(table.method) == set(comparison.METHODS) and set(table.stage) == set(comparison.STAGES)
+    assert set(table.method) == set(method_runs.METHODS) and set(table.stage) == set(method_runs.STAGES)
     assert (table.macs_share / table.level).between(0.99, 1).all()
     assert table[table.stage == "fine-tuned"].groupby(["epochs", "learning_rate"]).ngroups == 1
 
@@ -133,7 +135,7 @@ def test_all_ways_to_prune_are_compared_at_the_same_macs():
 def test_rows_of_other_ways_to_prune_can_be_measured_again(cifar10, method):
     table = pd.read_csv(ROOT / "figures" / "baselines_methods.csv")
     row = table[(table.method == method) & (table.level == 0.5) & (table.stage == "new batch-norm statistics")].iloc[0]
-    experiment = comparison.Comparison(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10")
+    experiment = method_runs.MethodRuns(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10")
     again = experiment.measure_method(**row[list(table)[: list(table).index("accuracy")]])
     assert again["macs"] == row.macs and again["accuracy"] == pytest.approx(row.accuracy, abs=0.3)
 
@@ -143,7 +145,7 @@ def test_recorded_accuracies_of_quantized_networks_are_measured_again(cifar10, b
     table = pd.read_csv(ROOT / "figures" / "quantize.csv", keep_default_na=False)
     rows = table[(table.weight_bits == bits[0]) & (table.activation_bits == bits[1]) & (table.rounding == "nearest") & (table.seed == 0)]
     (row,) = rows[(rows.bias_correction == corrected) & (rows.levels == "uniform") & (rows.end_bits >= 8)].itertuples(index=False)
-    runs = quantization_runs.Quantizing(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10")
+    runs = quantization_runs.QuantizationRuns(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10")
     again = runs.measure_quantized(**dict(list(row._asdict().items())[: list(table).index("accuracy")]))
     assert again["accuracy"] == pytest.approx(row.accuracy, abs=tolerance)
     if bits == (16, 16):

@@ -15,7 +15,7 @@ def test_digits_are_images_of_cifars_shape_in_a_fixed_split(digits):
     train, test = digits
     assert train.pixels.shape == (1437, 3, 32, 32) and test.pixels.shape == (360, 3, 32, 32)
     assert train.pixels.dtype == torch.uint8 and train.pixels.max() == 255
-    assert test.labels.bincount().tolist() == data.load("digits")[1].labels.bincount().tolist()
+    assert test.labels.bincount().tolist() == data.load_images("digits")[1].labels.bincount().tolist()
     assert test.labels.bincount().min() >= 35 and test.labels.bincount().max() <= 37
     inputs = torch.cat([inputs for inputs, _ in train.batches()])
     assert inputs.mean().abs() < 1e-3 and (inputs.std() - 1).abs() < 1e-3
@@ -116,7 +116,7 @@ def test_batch_sizes_that_cannot_be_are_refused(small_images, batch_size):
 
 def test_unknown_data_set_is_refused():
     with pytest.raises(ValueError, match="'mnist', expected one of cifar10, digits"):
-        data.load("mnist")
+        data.load_images("mnist")
 
 
 @pytest.mark.parametrize("n", [0, 96, -3])
@@ -132,7 +132,7 @@ def test_no_data_and_no_network_says_where_and_what_else(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", offline)
     monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path))
     with pytest.raises(FileNotFoundError) as caught:
-        data.load("cifar10")
+        data.load_images("cifar10")
     for needed in (str(tmp_path), "CIFAR10_ROOT", "digits", "no route to host"):
         assert needed in str(caught.value)
 
@@ -142,7 +142,7 @@ def test_a_truncated_archive_file_is_named_and_not_opened(tmp_path):
     folder.mkdir()
     (folder / "data_batch_3").write_bytes(b"\x80\x02}q\x01(")
     with pytest.raises(ValueError, match=r"data_batch_3 is truncated or altered.*Delete it"):
-        data.load("cifar10", root=tmp_path)
+        data.load_images("cifar10", root=tmp_path)
 
 
 def test_images_select_and_move_together(small_images):

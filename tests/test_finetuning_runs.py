@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from resnet_pruning import cost, data, evaluation, files, finetuning_runs, model, plans, sweeps
-from resnet_pruning.finetuning_runs import WAYS, FineTuning, per_epoch
+from resnet_pruning import cost, data, evaluation, files, model, plans
+from resnet_pruning.studies import finetuning_runs, sweeps
+from resnet_pruning.studies.finetuning_runs import WAYS, FineTuningRuns, per_epoch
 
 PLANS = {("mine", 0.5): {"conv1": 2, "layer1.0.conv1": 2, "layer2.0.conv2": 4, "layer3.0.conv1": 3}}
 
@@ -14,7 +15,7 @@ def runs(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     torch.manual_seed(0)
     model.save_checkpoint(tmp_path / "small.pt", model.ResNet(8, (4, 6, 8)), {})
-    return FineTuning(str(tmp_path / "small.pt"), "digits", "quick")
+    return FineTuningRuns(str(tmp_path / "small.pt"), "digits", "quick")
 
 
 def points_of(runs, **choices):
@@ -49,7 +50,7 @@ def test_a_choice_is_judged_on_images_that_were_not_trained_on(runs):
     whole = {image.numpy().tobytes() for image in trained.pixels}
     seen = sum(image.numpy().tobytes() in whole for image in judged.pixels)
     duplicates = len(trained) - len(whole)
-    assert len(trained) + len(judged) == len(material.trained_on("test")) == len(data.load("digits")[0]) and seen <= duplicates
+    assert len(trained) + len(judged) == len(material.trained_on("test")) == len(data.load_images("digits")[0]) and seen <= duplicates
 
 
 def test_a_kept_result_is_the_network_that_the_row_describes(runs):

@@ -3,8 +3,9 @@ import pytest
 from filelock import FileLock
 from nbformat import v4, write
 
-from resnet_pruning import base, notebooks
 from resnet_pruning.files import ROOT
+from resnet_pruning.report import notebooks
+from resnet_pruning.studies import base
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,7 +8,7 @@ from torch import nn
 
 from resnet_pruning import calibration, clustering, compaction, data, evaluation, model, plans, pruning
 
-IMAGES = data.load("digits")[0][:64]
+IMAGES = data.load_images("digits")[0][:64]
 
 
 def varied() -> model.ResNet:

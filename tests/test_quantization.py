@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pruning import IMAGES, NETWORK
 
-from resnet_pruning import compaction, data, evaluation, model, observers, plans, pruning, quantization, quantized_model
-from resnet_pruning.quantization import quantize
-from resnet_pruning.quantized_model import affine_grid, layers, quantized
+from resnet_pruning import compaction, data, evaluation, model, plans, pruning, quantization
+from resnet_pruning.quantization import files, observers, post_training, quantized_model
+from resnet_pruning.quantization.post_training import quantize
+from resnet_pruning.quantization.quantized_model import affine_grid, layers, quantized
 from resnet_pruning.training import Recipe, train
 
 QUIET = {"progress": False, "n_steps": 20}
@@ -53,7 +54,7 @@ def test_weights_are_rounded_by_at_most_half_a_step(bits, seed, per_channel, wei
     conv.weight.data *= torch.tensor([1.0, 30.0, 1e-3, 0.0, 1.0]).view(-1, 1, 1, 1)
     conv.weight.data[4] = 0.25  # a constant channel
     layer = quantized_model.QuantizedLayer(conv, None, bits)
-    quantization.round_weights(layer, weight_range, per_channel)
+    post_training.round_weights(layer, weight_range, per_channel)
     assert layer.scale.isfinite().all() and (layer.scale != 0).all() and layer.weight.isfinite().all()
     assert layer.codes.min() >= layer.ends[0] and layer.codes.max() <= layer.ends[1] and (per_channel or layer.scale.unique().numel() == 1)
     steps = (layer.float_weight / layer.in_shape_of_filters(layer.scale)).clamp(*layer.ends)
@@ -69,7 +70,7 @@ def test_the_smallest_squared_error_is_no_larger_than_that_of_the_whole_range():
         torch.manual_seed(0)
         layer = quantized_model.QuantizedLayer(torch.nn.Conv2d(16, 32, 3, bias=False), None, 3)
         layer.float_weight.pow_(3)  # long tails
-        quantization.round_weights(layer, weight_range, True)
+        post_training.round_weights(layer, weight_range, True)
         errors[weight_range] = (layer.weight - layer.float_weight).square().sum((1, 2, 3))
     assert (errors["mse"] <= errors["min-max"] + 1e-12).all() and errors["mse"].sum() < 0.8 * errors["min-max"].sum()
 
@@ -139,13 +140,13 @@ def trained():
     torch.manual_seed(0)
     network = model.ResNet(8, (8, 8, 16))
     recipe = Recipe(epochs=3, batch_size=64, warmup_epochs=0, ema=0, small_epochs=0)
-    train(network, data.load("digits")[0], recipe, amp=False, compile=False, progress=False)
+    train(network, data.load_images("digits")[0], recipe, amp=False, compile=False, progress=False)
     return network
 
 
 @pytest.mark.parametrize("rounding", ["layer", "block"])
 def test_learnt_rounding_comes_nearer_to_the_original(rounding, trained):
-    training, held_out = data.load("digits")
+    training, held_out = data.load_images("digits")
     nearest = quantize(trained, training[:256], 3, 8, progress=False)
     learnt = quantize(trained, training[:256], 3, 8, rounding=rounding, progress=False, n_steps=100)
     errors = [float((logits(network, held_out) - logits(trained, held_out)).square().mean()) for network in (nearest, learnt)]
@@ -173,9 +174,9 @@ def test_levels_by_k_means_are_integers_too_and_fit_better():
 @settings(deadline=None, max_examples=100)
 def test_packing_and_unpacking_give_the_same_integers_in_as_few_bytes_as_possible(bits, n, seed):
     codes = torch.randint(2**bits, (n, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.int32)
-    packed = quantization.pack(codes, bits)
+    packed = files.pack(codes, bits)
     assert packed.dtype == torch.uint8 and len(packed) == math.ceil(codes.numel() * bits / 8)
-    assert torch.equal(quantization.unpack(packed, bits, codes.shape), codes)
+    assert torch.equal(files.unpack(packed, bits, codes.shape), codes)
 
 
 @pytest.mark.parametrize("settings", [{}, {"levels": "k-means"}, {"rounding": "block"}, {"end_bits": 8, "bias_correction": True}])
@@ -250,5 +251,5 @@ def test_a_network_of_zeros_has_finite_scales():
     network = model.ResNet(8).eval()
     for parameter in network.parameters():
         parameter.data.zero_()
-    small = quantize(network, data.load("digits")[0][:8], 4, 4)
+    small = quantize(network, data.load_images("digits")[0][:8], 4, 4)
     assert not logits(small, IMAGES).any()

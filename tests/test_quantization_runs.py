@@ -1,8 +1,10 @@
 import pytest
 import torch
 
-from resnet_pruning import evaluation, files, model, quantization, quantization_runs, sweeps
-from resnet_pruning.quantization_runs import READY, Quantizing
+from resnet_pruning import evaluation, files, model, quantization
+from resnet_pruning.quantization import pytorch
+from resnet_pruning.studies import sweeps
+from resnet_pruning.studies.quantization_runs import READY, QuantizationRuns
 
 torchao = pytest.importorskip("torchao")
 
@@ -13,7 +15,7 @@ def runs(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "ROOT", tmp_path)
     torch.manual_seed(0)
     model.save_checkpoint(tmp_path / "small.pt", model.ResNet(8, (4, 6, 8)), {})
-    return Quantizing(str(tmp_path / "small.pt"), "digits", "quick")
+    return QuantizationRuns(str(tmp_path / "small.pt"), "digits", "quick")
 
 
 def test_fewer_bits_are_fewer_bytes_and_settings_are_kept_in_the_row(runs, tmp_path):
@@ -57,4 +59,4 @@ def test_unknown_settings_are_refused(runs):
     with pytest.raises(ValueError, match="kind is 'int3', expected one of float32"):
         runs.measure_ready(**runs.ready_points(["int3"])[0])
     with pytest.raises(ValueError, match="kind is 'float8', expected one of float16, bfloat16"):
-        quantization_runs.ready_quantization.HalfPrecision(model.ResNet(8), "float8")
+        pytorch.HalfPrecision(model.ResNet(8), "float8")

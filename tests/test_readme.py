@@ -2,8 +2,9 @@ import re
 
 import pytest
 
-from resnet_pruning import cost, evaluation, model, quantization, readme
+from resnet_pruning import cost, evaluation, model, quantization
 from resnet_pruning.files import ROOT
+from resnet_pruning.report import readme
 
 
 def test_every_block_says_what_the_csvs_say():

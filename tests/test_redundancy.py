@@ -5,7 +5,7 @@ import torch
 from test_pruning import NETWORK
 
 from resnet_pruning import model
-from resnet_pruning.redundancy import redundancy
+from resnet_pruning.studies.redundancy import redundancy
 
 
 def test_measures_know_repeated_and_independent_filters():

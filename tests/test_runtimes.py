@@ -2,7 +2,8 @@ import pytest
 import torch
 from test_pruning import IMAGES, NETWORK, replaced
 
-from resnet_pruning import compaction, cost, evaluation, plans, runtimes
+from resnet_pruning import compaction, evaluation, plans
+from resnet_pruning.deployment import runtimes, timing
 from resnet_pruning.hardware import can_compile
 
 COMPACT = compaction.compact(replaced(plans.uniform(NETWORK, 4), distance="correlation", mergeable=True))
@@ -37,11 +38,11 @@ def test_each_runtime_is_timed(runtime):
     if runtime == "compiled" and not can_compile("cpu"):
         pytest.skip("torch.compile does not work here")
     models = {"whole": torch.nn.Conv2d(3, 8, 3), "small": torch.nn.Conv2d(3, 4, 3)}
-    table = cost.latency(models, 4, runtime, device="cpu", rounds=3, progress=False)
+    table = timing.latency(models, 4, runtime, device="cpu", rounds=3, progress=False)
     assert list(table.model) == ["whole", "small"] and set(table.runtime) == {runtime}
     assert table.speedup[0] == 1 and (table.lowest <= table.milliseconds).all() and (table.milliseconds <= table.highest).all()
 
 
 def test_timing_needs_something_to_time():
     with pytest.raises(ValueError, match="0 models, batch_size 256 and rounds 10, expected at least 1 of each"):
-        cost.latency({})
+        timing.latency({})

@@ -6,7 +6,7 @@ import joblib
 import pandas as pd
 import pytest
 
-from resnet_pruning import sweeps
+from resnet_pruning.studies import sweeps
 
 POINTS = [{"x": x, "name": name} for x in (1, 2.5) for name in ("a", 'with "quotes", commas')]
 
@@ -51,7 +51,7 @@ def test_the_bar_counts_all_points_and_starts_at_those_done(tmp_path, capsys):
 
 INTERRUPTED = """
 import os, signal, sys
-from resnet_pruning import sweeps
+from resnet_pruning.studies import sweeps
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
 

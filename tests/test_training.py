@@ -66,7 +66,7 @@ import sys, torch
 from resnet_pruning import data, model, training
 torch.set_num_threads(1); torch.manual_seed(0)
 network = model.ResNet(8, (8, 16, 16))
-images = data.load("digits")[0][:320]
+images = data.load_images("digits")[0][:320]
 recipe = training.Recipe(epochs=7, batch_size=32, warmup_epochs=1, ema=0.9, small_epochs=3)
 training.train(network, images, recipe, folder=sys.argv[1], amp=False, compile=False, progress=False)
 torch.save(network.state_dict(), sys.argv[1] + "/end.pt")

@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pandas as pd
 
-from resnet_pruning import data, trials
+from resnet_pruning import data
+from resnet_pruning.studies import trials
 from resnet_pruning.training import Recipe
 
 RECIPE = Recipe(epochs=1, batch_size=32, small_epochs=0, warmup_epochs=0, ema=0)

@@ -1,0 +1,17 @@
+"""Smaller networks under a budget or by a plan, repaired part by part without labels."""
+
+from .allocation import by_sensitivity, layer_errors, part_timings, uniform_inside_blocks
+from .by_plan import REPAIRS, SELECTIONS, compress_by_plan
+from .compress import before_after, compress
+
+__all__ = [
+    "REPAIRS",
+    "SELECTIONS",
+    "before_after",
+    "by_sensitivity",
+    "compress",
+    "compress_by_plan",
+    "layer_errors",
+    "part_timings",
+    "uniform_inside_blocks",
+]

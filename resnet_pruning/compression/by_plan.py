@@ -1,0 +1,118 @@
+"""A compact network for a plan, in which what is left makes up for what was taken away: no labels, part by part, front to back.
+
+Where `compaction.compact` keeps a replaced network's function to the last digit, `compress_by_plan` keeps that of the network *before* it
+was pruned, as well as it can: each part (the stem, then each block) gets the inputs that the smaller network really produces, and is
+fitted to what the original network made of its own, so that it also corrects the errors of the parts before it.
+
+Inside a block, some channels are kept and the rest go, and with them the slices of ``conv2`` that read them. On the residual stream, the
+filters of a cluster share one filter, computed once, of which each channel has a multiple in its batch norm.
+
+================  ===========================================================================================================
+repair            what is done about the channels that go
+================  ===========================================================================================================
+"none"            nothing
+"summed"          the slices that read them are added to that of the kept channel that each is most correlated with
+"scaled"          the same, times the positive factor between the two activations (ReLU(a·x) = a·ReLU(x); Kim et al., *Neuron
+                  Merging*, NeurIPS 2020, take it from the weights)
+"least squares"   ``conv2`` is solved for anew (He et al., *Channel Pruning*, ICCV 2017)
+"reconstruction"  and then the whole part is trained for some hundred steps to give what the original one gives (as Li et al.,
+                  *BRECQ*, ICLR 2021, do for quantization)
+================  ===========================================================================================================
+
+Up to "scaled", batch norm holds the statistics of the original network, which no longer fit; from "least squares" on it holds those of
+the smaller one.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..calibration import LayerStatistics, layer_statistics
+from ..compaction import expanded
+from ..data import Images, check_images
+from ..model import Block, ResNet, SharedConv2d
+from ..plans import Plan, check_plan
+from .parts import N_FITTED, N_STATISTICS, PartFit, apply, augmented, parts_of
+
+REPAIRS = ("none", "summed", "scaled", "least squares", "reconstruction")
+SELECTIONS = ("k-means", "elimination")
+
+
+def compress_by_plan(
+    model: ResNet,
+    plan: Plan,
+    images: Images,
+    repair: str = "reconstruction",
+    *,
+    selection: str = "elimination",
+    statistics: Mapping[str, LayerStatistics] | None = None,
+    n_steps: int = 400,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    progress: bool = True,
+) -> ResNet:
+    """The compact network of a plan: as many channels inside each block as planned, as many filters computed on the residual stream.
+
+    There are fewer where more would make no difference: among channels that are always 0, or for inputs that are.
+
+    Parameters
+    ----------
+    model : is not changed; a compact one is taken as the network that it computes, see `compaction.expanded`
+    plan : by layer. For ``conv1`` of a block the number of channels that are kept; for the stem and ``conv2`` the number of clusters of
+        filters, of which each is computed once. Layers that are not named are kept whole
+    images : training images, of which the labels are not used. They are shifted and mirrored as in training. Least squares takes the
+        first 512, reconstruction all: 2,000 do
+    repair : one of `REPAIRS`, see the top of this module
+    selection : how the kept channels are chosen. "k-means" clusters activations by correlation and keeps each cluster's medoid;
+        "elimination" takes out one channel after the other, each time the one whose loss least squares in ``conv2`` repairs
+        best (Frantar & Alistarh, *Optimal Brain Compression*, NeurIPS 2022, for groups of weights)
+    statistics : from `calibration.layer_statistics` for this model, computed here if not given
+    n_steps, learning_rate : of the reconstruction of each part: Adam on batches of 64, with a cosine to 0
+    seed : of augmentation, k-means and the reconstruction's batches
+    progress : whether to show a bar
+
+    Raises
+    ------
+    ValueError : an unknown repair or selection, a plan for another model, images of another shape or fewer than 100
+    """
+    if repair not in REPAIRS:
+        raise ValueError(f"repair is {repair!r}, expected one of {', '.join(REPAIRS)}")
+    if selection not in SELECTIONS:
+        raise ValueError(f"selection is {selection!r}, expected one of {', '.join(SELECTIONS)}")
+    check_images(images, 100)
+    model = expanded(model).eval()
+    check_plan(model, plan)
+    statistics = statistics or layer_statistics(model, images[:N_STATISTICS], seed=seed)
+    original = augmented(images if repair == "reconstruction" else images[:N_FITTED], seed)
+    inputs = original
+    parts = {}
+    for name, part in tqdm(parts_of(model).items(), desc="compressing", unit="part", disable=not progress):
+        fit = PartFit(name, part, original, inputs, statistics)
+        if inputs is original and not fit.changes(plan):
+            parts[name] = copy.deepcopy(part)
+            original = inputs = apply(part, inputs)
+        else:
+            parts[name] = fit.solve(plan, repair, selection=selection, seed=seed)
+            if repair == "reconstruction":
+                fit.reconstruct(parts[name], n_steps=n_steps, learning_rate=learning_rate, seed=seed)
+            original, inputs = apply(part, original), apply(parts[name], inputs)
+    return _assembled(model, parts)
+
+
+def _assembled(model: ResNet, parts: Mapping[str, nn.Module]) -> ResNet:
+    """The network of the configuration that `model` would have with these parts."""
+    inner_widths, sharing, state = {}, {}, {}
+    for name, part in parts.items():
+        prefix = f"{name}." if name else ""
+        state |= {prefix + key: tensor for key, tensor in part.state_dict().items()}
+        for last in ("conv1", "conv2"):
+            if isinstance(conv := getattr(part, last, None), SharedConv2d):
+                sharing[prefix + last] = conv.labels.tolist()
+        if isinstance(part, Block) and part.conv1.out_channels != part.bn2.num_features:
+            inner_widths[f"{name}.conv1"] = part.conv1.out_channels
+    small = ResNet(**model.config | {"inner_widths": inner_widths, "sharing": sharing})
+    small.load_state_dict(state | {f"fc.{key}": tensor for key, tensor in model.fc.state_dict().items()})
+    return small.to(next(model.parameters()).device, memory_format=torch.channels_last).eval()

@@ -1,0 +1,69 @@
+"""The whole of it in one call: measure, allocate, merge, reconstruct."""
+
+from .. import cost
+from ..calibration import layer_statistics
+from ..data import Images, check_images
+from ..evaluation import accuracy
+from ..model import ResNet
+from .allocation import by_sensitivity, check_budget, layer_errors
+from .by_plan import compress_by_plan
+from .parts import N_STATISTICS
+
+N_IMAGES = 2048
+
+
+def compress(
+    model: ResNet,
+    images: Images,
+    macs: float | None = None,
+    *,
+    latency: float | None = None,
+    sharing: bool = True,
+    test_images: Images | None = None,
+    n_steps: int = 400,
+    seed: int = 0,
+    progress: bool = True,
+) -> ResNet:
+    """A compact network within a budget, without labels and without training of the whole; prints what it was and what it is.
+
+    Measures what each layer's filters are worth, gives each layer its number of clusters, merges, and reconstructs part by part: see
+    `allocation.by_sensitivity` and `compression.compress_by_plan`, which can be called with other settings.
+
+    Parameters
+    ----------
+    model : trained, in any number of channels; it is not changed
+    images : training images, of which the labels are not used; of more than 2,048, that many at equal distances
+    macs : the budget, as a share of the model's MACs; 0.5 if nothing is given
+    latency : a budget of time instead, as a share of what the model takes on this machine
+    sharing : whether filters on the residual stream may be shared, which saves MACs but hardly time
+    test_images : to print accuracies too
+    n_steps : of each part's reconstruction
+    seed : of everything that is random
+    progress : whether to show bars
+
+    Raises
+    ------
+    ValueError : a budget outside (0, 1] or smaller than any plan, images of another shape or fewer than 200
+    """
+    check_images(images, 200)
+    macs = 0.5 if macs is None and latency is None else macs
+    check_budget(macs, latency)
+    images = images[:: max(1, len(images) // N_IMAGES)][:N_IMAGES]
+    statistics = layer_statistics(model, images[:N_STATISTICS], seed=seed)
+    errors = layer_errors(model, images, statistics=statistics, seed=seed, progress=progress)
+    plan = by_sensitivity(model, macs=macs, latency=latency, sharing=sharing, errors=errors)
+    small = compress_by_plan(model, plan, images, statistics=statistics, n_steps=n_steps, seed=seed, progress=progress)
+    print(before_after(model, small, test_images))
+    return small
+
+
+def before_after(model: ResNet, small: ResNet, test_images: Images | None = None) -> str:
+    """One line: parameters, MACs and bytes of two networks, and with `test_images` their accuracies."""
+    parts = []
+    for unit, count in (("parameters", cost.parameters), ("MACs", cost.macs), ("bytes", cost.size_in_bytes)):
+        before, after = count(model), count(small)
+        parts.append(f"{before:,} → {after:,} {unit} ({after / before:.1%})")
+    if test_images is not None:
+        before, after = accuracy(model, test_images), accuracy(small, test_images)
+        parts.append(f"accuracy {before:.2f} → {after:.2f} % ({after - before:+.2f} pp)")
+    return ", ".join(parts)

@@ -1,0 +1,35 @@
+"""One option for each part, under a budget: the dynamic programme that plans and bits share."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def cheapest(options: Sequence[np.ndarray], budget: float) -> list[int]:
+    """Of each part one option, given as rows of cost and error, so that costs sum to at most `budget` and errors to the least.
+
+    Exact, by dynamic programming over the sums that no other beats in both.
+
+    Raises
+    ------
+    ValueError : no choice is within the budget
+    """
+    costs, errors = np.zeros(1), np.zeros(1)
+    rest = np.cumsum([0.0, *(part[:, 0].min() for part in reversed(options))])[::-1]  # what the parts from i on take at least
+    trail = []
+    for i, part in enumerate(options):
+        costs, errors = (np.add.outer(sums, column).ravel() for sums, column in ((costs, part[:, 0]), (errors, part[:, 1])))
+        order = np.lexsort((errors, costs))
+        order = order[costs[order] <= budget - rest[i + 1] + 1e-9 * abs(budget)]
+        if not len(order):
+            raise ValueError(f"budget is {budget:g}, expected at least {rest[0]:g}")
+        least_before = np.minimum.accumulate(np.concatenate([[np.inf], errors[order][:-1]]))
+        order = order[errors[order] < least_before]
+        costs, errors = costs[order], errors[order]
+        trail.append(order)
+    chosen = []
+    state = len(costs) - 1  # the costliest of those that are left has the least error
+    for part, order in zip(reversed(options), reversed(trail), strict=True):
+        state, option = divmod(int(order[state]), len(part))
+        chosen.append(option)
+    return chosen[::-1]

@@ -1,0 +1,252 @@
+"""The parts of a network, the stem and the blocks, and smaller ones fitted to take their place."""
+
+import copy
+import functools
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..calibration import LayerStatistics
+from ..clustering import cluster_filters, cluster_points, distances_to_centroids, distinct_filters, usable_weights
+from ..data import Batches, Images
+from ..model import Block, ResNet, SharedConv2d, affine, blocks
+from ..plans import Plan
+from .least_squares import Moments, eliminate
+
+N_FITTED = 512  # images for least squares
+N_STATISTICS = 500  # images for how much the logits depend on each channel
+
+
+def parts_of(model: ResNet) -> dict[str, nn.Module]:
+    """The stem (named "", with its batch norm and ReLU) and the blocks, front to back: each takes what the one before it gives."""
+    stem = nn.Sequential(OrderedDict(conv1=model.conv1, bn1=model.bn1, relu=nn.ReLU()))
+    return {"": stem, **blocks(model)}
+
+
+def augmented(images: Images, seed: int = 0) -> Tensor:
+    """All `images`, shifted and mirrored as in training, as one float32 tensor (N, 3, 32, 32)."""
+    return next(Batches(images, len(images), seed=seed).epoch(0))[0]
+
+
+@torch.no_grad()
+def apply(part: nn.Module, inputs: Tensor) -> Tensor:
+    """The outputs of a part for many inputs, some at a time."""
+    return torch.cat([part(batch) for batch in inputs.split(256)])
+
+
+class PartFit:
+    """The stem or a block, and smaller ones that take its place.
+
+    Parameters
+    ----------
+    name, part : from `parts_of`
+    original : float32 tensor (N, C, H, W), what the part sees in the original network
+    inputs : of the same shape, what it sees in the smaller network
+    statistics : of the original network, from `calibration.layer_statistics`
+    """
+
+    def __init__(self, name: str, part: nn.Module, original: Tensor, inputs: Tensor, statistics: Mapping[str, LayerStatistics]):
+        self.part, self.original, self.inputs = part, original, inputs
+        self.is_block = isinstance(part, Block)
+        self.conv, self.norm = (part.conv2, part.bn2) if self.is_block else (part.conv1, part.bn1)
+        self.first, self.last = (f"{name}.conv1", f"{name}.conv2") if self.is_block else (None, "conv1")
+        self.importance = statistics[self.last].importance
+        self.inner_importance = statistics[self.first].importance if self.is_block else None
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """The part's convolutions and their numbers of filters."""
+        return ({self.first: self.conv.in_channels} if self.is_block else {}) | {self.last: self.conv.out_channels}
+
+    def changes(self, plan: Plan) -> bool:
+        """Whether a plan asks for less than the part has."""
+        return any(plan.get(layer, n_filters) < n_filters for layer, n_filters in self.layers.items())
+
+    @functools.cached_property
+    def activations(self) -> Tensor:
+        """What the last convolution sees in the smaller network if no channel is taken out."""
+        inputs = self.inputs[:N_FITTED]
+        with torch.no_grad():
+            return F.relu(self.part.bn1(self.part.conv1(inputs))) if self.is_block else inputs
+
+    @functools.cached_property
+    def moments(self) -> Moments:
+        """Of the last convolution's input patches, and of what it should give: the original stream, less the shortcut as it now is."""
+        original, inputs = self.original[:N_FITTED], self.inputs[:N_FITTED]
+        with torch.no_grad():
+            if self.is_block:
+                targets = self.part.shortcut(original) + self.part.residual(original) - self.part.shortcut(inputs)
+            else:
+                targets = self.norm(self.conv(original))
+            return Moments.of(self.conv, self.activations, targets)
+
+    @functools.cached_property
+    def elimination(self) -> list[int]:
+        """The channels in the order in which they are taken out, the last one being the one that stays longest."""
+        return eliminate(self.moments, self.importance)
+
+    @functools.cached_property
+    def correlations(self) -> Tensor:
+        """Of the activations of any two channels, (C, C), float64 on the CPU; 0 for channels that are always 0."""
+        return torch.corrcoef(self.activations.transpose(0, 1).flatten(1)).double().cpu().nan_to_num(0.0)
+
+    def selected(self, n_channels: int, selection: str, seed: int) -> tuple[Tensor, Tensor]:
+        """The channels that are kept (n_channels,), in order, and for each channel (C,) the number of the kept one it is merged with."""
+        if selection == "elimination":
+            kept = torch.tensor(sorted(self.elimination[-n_channels:]))
+        else:
+            eigenvalues, vectors = torch.linalg.eigh(self.correlations)
+            points = vectors * eigenvalues.clamp(min=0).sqrt()
+            variances = self.activations.transpose(0, 1).flatten(1).var(1).double().cpu()
+            weights = usable_weights((self.inner_importance * variances).sqrt())
+            members, squared = distances_to_centroids(points, cluster_points(points, n_channels, weights, seed=seed), weights)
+            kept = torch.where(members > 0, squared, torch.inf).argmin(1).sort().values
+        labels = self.correlations[:, kept].argmax(1)
+        labels[kept] = torch.arange(len(kept))
+        return kept, labels
+
+    def solve(self, plan: Plan, repair: str, *, selection: str = "elimination", seed: int = 0) -> nn.Module:
+        """The smaller part for a plan, by one of `REPAIRS`. For "reconstruction" it is the start, from least squares."""
+        kept = labels = torch.arange(self.conv.in_channels)
+        if plan.get(self.first, len(kept)) < len(kept):
+            kept, labels = self.selected(plan[self.first], selection, seed)
+        moments = self.moments.restricted(kept)
+        fitted = repair in ("least squares", "reconstruction")
+        if fitted:
+            weight = moments.solution()
+            shift = moments.target_mean - weight @ moments.mean
+        else:
+            slope, shift = affine(self.norm)
+            weight = (self._mixed(kept, labels, repair) * slope.view(-1, 1, 1, 1)).flatten(1)
+        small = copy.deepcopy(self.part)
+        last = _shared(weight, shift, moments, self.importance, plan.get(self.last, len(weight)), self.conv.stride[0], seed)
+        if self.is_block:
+            small.conv2, small.bn2 = last
+            slope, shift = affine(self.part.bn1)
+            weight = (self.part.conv1.weight.detach().double().cpu() * slope.view(-1, 1, 1, 1))[kept]
+            small.conv1, small.bn1 = _convolution(weight, self.part.stride), _batch_norm(torch.ones(len(kept)), shift[kept])
+        else:
+            small.conv1, small.bn1 = last
+        small = small.to(self.inputs.device, memory_format=torch.channels_last).eval()
+        if fitted:
+            self._state_measured(small)
+        elif self.is_block:
+            _state_believed(small.bn1, self.part.bn1, kept)
+            _state_believed(small.bn2, self.part.bn2)
+        else:
+            _state_believed(small.bn1, self.part.bn1)
+        return small
+
+    def reconstruct(self, small: nn.Module, *, n_steps: int, learning_rate: float, seed: int = 0, batch_size: int = 64) -> None:
+        """Train a part from `solve` to give what the original part gives, each channel weighted by what the logits make of it."""
+        targets = apply(self.part, self.original)
+        weights = (self.importance / self.importance.mean()).to(targets).view(-1, 1, 1)
+        small.requires_grad_()
+        optimizer = torch.optim.Adam(small.parameters(), lr=learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(n_steps, 1))
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(n_steps):
+            batch = torch.randint(len(targets), (batch_size,), generator=generator).to(targets.device)
+            loss = ((small(self.inputs[batch]) - targets[batch]).square() * weights).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        self._state_measured(small)
+
+    def _mixed(self, kept: Tensor, labels: Tensor, repair: str) -> Tensor:
+        """The last convolution's filters for the kept channels only, float64 (N, kept, k_h, k_w)."""
+        mixture = F.one_hot(labels).double()  # (C, kept)
+        if repair == "none":
+            mixture = torch.zeros_like(mixture)
+        if repair == "scaled":
+            values = self.activations.transpose(0, 1).flatten(1)
+            products = (values * values[kept[labels].to(values.device)]).sum(1) / values[kept[labels].to(values.device)].square().sum(1)
+            mixture *= products.double().cpu().nan_to_num(0.0).unsqueeze(1)
+        mixture[kept] = torch.eye(len(kept), dtype=torch.double)
+        return torch.einsum("oihw,ik->okhw", self.conv.weight.detach().double().cpu(), mixture)
+
+    @torch.no_grad()
+    def _state_measured(self, small: nn.Module) -> None:
+        """Have each batch norm of `small` hold the statistics of what it sees, without a change of what it computes."""
+        inputs = self.inputs[:N_FITTED]
+        for conv, norm in ((small.conv1, small.bn1), (small.conv2, small.bn2)) if self.is_block else ((small.conv1, small.bn1),):
+            outputs = conv(inputs)
+            _state(norm, outputs.mean((0, 2, 3)), outputs.var((0, 2, 3)))
+            inputs = F.relu(norm(outputs))
+
+
+def _shared(
+    weight: Tensor, shift: Tensor, moments: Moments, importance: Tensor, n_filters: int, stride: int, seed: int
+) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    """A convolution that computes `n_filters` filters, and a batch norm that makes of them about weight (N, D) times patch plus shift.
+
+    Filters are clustered by the correlation of their outputs. The one that stands for a cluster is its principal component, and each
+    channel gets the multiple of it that is nearest to its own output.
+    """
+    shape = (-1, len(moments.mean) // moments.kernel_area, *[int(moments.kernel_area**0.5)] * 2)
+    conv, norm = _convolution(weight.view(shape), stride), _batch_norm(torch.ones(len(weight)), shift)
+    if n_filters >= len(weight):
+        return conv, norm
+    second_moment = moments.covariance + torch.outer(moments.mean, moments.mean)
+    statistics = LayerStatistics(moments.mean, second_moment, importance)
+    clusters = cluster_filters(conv, n_filters, "correlation", batch_norm=norm, statistics=statistics, weighting=0.5, seed=seed)
+    labels = distinct_filters(clusters.labels.unsqueeze(1))[1]  # numbered in the order of the channels, as `compact` does
+    filters, scale = [], torch.zeros(len(weight), dtype=torch.double)
+    for cluster in range(int(labels.max()) + 1):
+        members = labels == cluster
+        own = weight[members]
+        weighted = own * (importance[members] / importance.mean()).pow(0.25).unsqueeze(1)
+        component = torch.linalg.eigh(weighted @ moments.covariance @ weighted.T).eigenvectors[:, -1] @ weighted
+        deviation = (component @ moments.covariance @ component).clamp(min=0).sqrt()
+        component = component / deviation if deviation > 0 else component
+        filters.append(component)
+        scale[members] = own @ moments.covariance @ component
+    filters = torch.stack(filters)
+    shared = SharedConv2d(shape[1], labels.tolist(), stride)
+    with torch.no_grad():
+        shared.weight.copy_(filters.view(shape))
+    return shared, _batch_norm(scale, shift + (weight - scale.unsqueeze(1) * filters[labels]) @ moments.mean)
+
+
+def _convolution(weight: Tensor, stride: int) -> nn.Conv2d:
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], stride, padding=weight.shape[2] // 2, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(weight)
+    return conv
+
+
+def _batch_norm(scale: Tensor, shift: Tensor) -> nn.BatchNorm2d:
+    """A batch norm that computes scale · y + shift, with statistics that say mean 0 and variance 1."""
+    norm = nn.BatchNorm2d(len(scale)).eval()
+    with torch.no_grad():
+        norm.running_var.fill_(1 - norm.eps)
+        norm.weight.copy_(scale)
+        norm.bias.copy_(shift)
+    return norm
+
+
+@torch.no_grad()
+def _state(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
+    """Give a batch norm other statistics, and the weight and the bias with which it computes the same."""
+    factor, constant = affine(norm)
+    mean, variance = mean.double().cpu(), variance.double().cpu()
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+    norm.weight.copy_(factor * (variance + norm.eps).sqrt())
+    norm.bias.copy_(constant + factor * mean)
+
+
+def _state_believed(norm: nn.BatchNorm2d, original: nn.BatchNorm2d, channels: Tensor | slice = slice(None)) -> None:
+    """Have `norm`, which computes the same, or less well, as these channels of `original`, hold the statistics that that one holds.
+
+    They say that the output has mean β and deviation γ, whatever it is by now.
+    """
+    factor, constant = affine(norm)
+    mean, deviation = (t.detach().double().cpu()[channels] for t in (original.bias, original.weight))
+    dead = factor == 0
+    safe = torch.where(dead, 1.0, factor)
+    _state(norm, torch.where(dead, 0.0, (mean - constant) / safe), torch.where(dead, 1.0, (deviation / safe).square()))

@@ -1,0 +1,1 @@
+"""Networks outside of training: runtimes, export, and time."""

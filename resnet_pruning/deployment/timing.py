@@ -1,0 +1,87 @@
+"""How long networks take, interleaved: each runs in every round, so that a change of the machine's speed meets all of them alike."""
+
+import time
+from collections.abc import Callable, Mapping
+
+import pandas as pd
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..hardware import default_device, keep_freed_memory, machine
+from .runtimes import prepared
+
+
+def latency(
+    models: Mapping[str, nn.Module],
+    batch_size: int = 256,
+    runtime: str = "eager",
+    *,
+    device: torch.device | str | None = None,
+    rounds: int = 10,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """How long networks take for a batch of 32×32 images, measured interleaved.
+
+    Parameters
+    ----------
+    models : by name; the first is the one that the others are compared with
+    batch_size : images
+    runtime : one of `runtimes.RUNTIMES`
+    device : a GPU where there is one, if not given
+    rounds : turns of each model
+    progress : whether to show a bar
+
+    Returns
+    -------
+    DataFrame with a row per model: milliseconds for the batch, the median over the rounds, and the lowest and the highest; speedup, the
+    median over the rounds of the first model's time divided by this one's in the same round, and the lowest and the highest
+
+    Raises
+    ------
+    ValueError : no models, a batch size or a number of rounds below 1, an unknown runtime
+    """
+    if not models or batch_size < 1 or rounds < 1:
+        raise ValueError(f"{len(models)} models, batch_size {batch_size} and rounds {rounds}, expected at least 1 of each")
+    device = torch.device(device or default_device())
+    inputs = torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
+    runs = {name: prepared(model, inputs, runtime) for name, model in models.items()}
+    times = interleaved(runs, rounds, progress) * 1000
+    speedups = 1 / times.div(times.iloc[:, 0], axis=0)
+    return pd.DataFrame(
+        {
+            "machine": machine(),
+            "device": device.type,
+            "runtime": runtime,
+            "batch_size": batch_size,
+            "model": list(models),
+            "milliseconds": times.median().round(3).to_numpy(),
+            "lowest": times.min().round(3).to_numpy(),
+            "highest": times.max().round(3).to_numpy(),
+            "speedup": speedups.median().round(3).to_numpy(),
+            "lowest_speedup": speedups.min().round(3).to_numpy(),
+            "highest_speedup": speedups.max().round(3).to_numpy(),
+            "rounds": rounds,
+        }
+    )
+
+
+def interleaved(runs: Mapping[str, Callable[[], None]], rounds: int, progress: bool = True, least: float = 0.05) -> pd.DataFrame:
+    """Seconds that each function takes, a column each, in rounds in which they take turns: so a change of the machine's speed meets
+    all alike. In a turn a function runs as often as fits into `least` seconds."""
+    keep_freed_memory()
+    repeats = {}
+    for name, run in runs.items():
+        for _ in range(3):  # the first compiles, and all warm up
+            start = time.perf_counter()
+            run()
+            repeats[name] = max(1, round(least / (time.perf_counter() - start)))
+    rows = []
+    for _ in tqdm(range(rounds), desc="rounds", disable=not progress):
+        rows.append({})
+        for name, run in runs.items():
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                run()
+            rows[-1][name] = (time.perf_counter() - start) / repeats[name]
+    return pd.DataFrame(rows)

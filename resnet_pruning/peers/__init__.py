@@ -1,0 +1,20 @@
+"""What others do, to compare with."""
+
+from .neuron_merging import merge_neurons
+from .torch_pruning import HAS_TORCH_PRUNING, IMPORTANCES, prune_by_torch_pruning
+from .units import UNIT_CRITERIA, kept_units, mask_units, prune_units
+from .weights import WEIGHT_CRITERIA, prune_weights, sparsity_of
+
+__all__ = [
+    "HAS_TORCH_PRUNING",
+    "IMPORTANCES",
+    "UNIT_CRITERIA",
+    "WEIGHT_CRITERIA",
+    "kept_units",
+    "mask_units",
+    "merge_neurons",
+    "prune_by_torch_pruning",
+    "prune_units",
+    "prune_weights",
+    "sparsity_of",
+]

@@ -1,0 +1,103 @@
+"""Torch-Pruning's own pruners (Fang et al., *DepGraph*, CVPR 2023), on this network."""
+
+import copy
+import importlib.util
+from collections.abc import Callable, Mapping
+
+import torch
+
+from .. import cost
+from ..compaction import expanded
+from ..files import required
+from ..model import ResNet, blocks, convolutions
+from ..plans import Plan, check_share
+from .units import check_inside_blocks
+from .weights import weighted_layers
+
+IMPORTANCES = ("group norm", "batch-norm scale", "geometric median")
+HAS_TORCH_PRUNING = importlib.util.find_spec("torch_pruning") is not None
+
+
+def prune_by_torch_pruning(model: ResNet, importance: str = "group norm", *, plan: Plan | None = None, macs: float | None = None) -> ResNet:
+    """A compact network from Torch-Pruning (Fang et al., *DepGraph*, CVPR 2023), in one step, without its sparse training.
+
+    Parameters
+    ----------
+    importance : its score of a unit, over all tensors that hold the unit: "group norm"; "batch-norm scale" (Liu et al., *Network
+        Slimming*, ICCV 2017); "geometric median" (*FPGM*)
+    plan : how many channels stay, for first convolutions of blocks
+    macs : or a budget, as a share of the model's MACs: then it ranks the units of all layers together
+
+    Raises
+    ------
+    ImportError : torch_pruning is not installed
+    ValueError : an unknown importance, not exactly one of `plan` and `macs`, a budget that it cannot meet
+    """
+    if importance not in IMPORTANCES:
+        raise ValueError(f"importance is {importance!r}, expected one of {', '.join(IMPORTANCES)}")
+    if (plan is None) == (macs is None):
+        raise ValueError(f"plan is {plan!r} and macs is {macs!r}, expected exactly one of them")
+    required("torch_pruning", "peers")
+    model = expanded(model)
+    if plan is None:
+        plan = _plan_of_torch_pruning(model, importance, check_share(macs, "macs"))
+    check_inside_blocks(model, plan)
+    convs = convolutions(model)
+    ratios = {name: 1 - (min(n_kept, convs[name].out_channels) + 0.5) / convs[name].out_channels for name, n_kept in plan.items()}
+    return _torch_pruned(model, importance, {name: max(ratio, 0.0) for name, ratio in ratios.items()})  # it rounds down what stays
+
+
+def _plan_of_torch_pruning(model: ResNet, importance: str, share: float) -> dict[str, int]:
+    """How many channels stay in each layer when the units of all layers are ranked together.
+
+    Each unit that goes makes the network smaller: the fewest go whose removal fits. What is then left of the budget, less than a unit
+    of that layer whose turn it is, goes to single units of others, front to back.
+    """
+    budget = share * cost.macs(model)
+    n_units = sum(block.conv1.out_channels for block in blocks(model).values())
+
+    def plan_without(n_pruned: int) -> dict[str, int]:
+        return dict(_torch_pruned(model, importance, (n_pruned - 0.5) / n_units if n_pruned else 0.0).config["inner_widths"])
+
+    def macs(plan: Plan) -> int:
+        return cost.of_plan(model, plan, merged=True)[1]
+
+    low, high = 0, n_units - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if macs(plan_without(middle)) <= budget else (middle + 1, high)
+    plan = plan_without(low)
+    if macs(plan) > budget:
+        raise ValueError(f"macs is {share}, expected more: it takes no layer's last unit, and misses this budget")
+    for name, n_kept in plan.items():
+        if n_kept < convolutions(model)[name].out_channels and macs(larger := plan | {name: n_kept + 1}) <= budget:
+            plan = larger
+    return plan
+
+
+def _torch_pruned(model: ResNet, importance: str, ratios: float | Mapping[str, float]) -> ResNet:
+    """One step of Torch-Pruning, at ratios by layer, or at one over all units."""
+    torch_pruning = required("torch_pruning", "peers")
+    scores: dict[str, Callable] = {
+        "group norm": torch_pruning.importance.GroupMagnitudeImportance,
+        "batch-norm scale": torch_pruning.importance.BNScaleImportance,
+        "geometric median": torch_pruning.importance.FPGMImportance,
+    }
+    network = copy.deepcopy(model).cpu()
+    inside = [block.conv1 for block in blocks(network).values()]
+    by_layer = isinstance(ratios, Mapping)
+    pruner = torch_pruning.pruner.BasePruner(
+        network,
+        torch.zeros(1, 3, 32, 32),
+        scores[importance](),
+        pruning_ratio=0.0 if by_layer else ratios,
+        pruning_ratio_dict={network.get_submodule(name): ratio for name, ratio in ratios.items()} if by_layer else None,
+        global_pruning=not by_layer,
+        max_pruning_ratio=15 / 16,  # or else it takes all units of a layer
+        ignored_layers=[layer for layer in weighted_layers(network).values() if layer not in inside],
+    )
+    pruner.step()
+    widths = {name: conv.out_channels for name, conv in convolutions(network).items() if conv in inside}
+    small = ResNet(**model.config | {"inner_widths": widths})
+    small.load_state_dict(network.state_dict())
+    return small.to(next(model.parameters()).device, memory_format=torch.channels_last).train(model.training)

@@ -1,0 +1,82 @@
+"""Unit pruning: channels inside the blocks, between their two convolutions, are removed, and nothing makes up for them.
+
+Inside the blocks is where this network can lose channels: what adds to the residual stream must have all of its channels. A plan (see
+`plans`) names first convolutions of blocks and says how many of their channels stay.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from ..compaction import compact, expanded
+from ..model import ResNet, batch_norms, convolutions
+from ..plans import Plan, check_plan
+
+UNIT_CRITERIA = ("L1 norm", "L2 norm", "geometric median", "random")
+
+
+def prune_units(model: ResNet, plan: Plan, criterion: str = "L2 norm", *, seed: int = 0) -> ResNet:
+    """A compact network that lacks the units with the lowest scores, without repair for what they did.
+
+    Parameters
+    ----------
+    plan : how many channels stay, for first convolutions of blocks
+    criterion : "L1 norm" (Li et al., *Pruning Filters for Efficient ConvNets*, ICLR 2017) or "L2 norm" of a filter; "geometric median":
+        filters that lie nearest to all others of their layer go first (He et al., *FPGM*, CVPR 2019); "random"
+    seed : of chance
+
+    Raises
+    ------
+    ValueError : an unknown criterion, a plan for other layers
+    """
+    return compact(mask_units(model, plan, criterion, seed=seed))
+
+
+def mask_units(model: ResNet, plan: Plan, criterion: str = "L2 norm", *, seed: int = 0) -> ResNet:
+    """What `prune_units` makes smaller: a copy of the same shapes, in which the channels that go are zero on any input."""
+    model = expanded(model)
+    for name, kept in kept_units(model, plan, criterion, seed=seed).items():
+        mask(model, name, kept)
+    return model
+
+
+def kept_units(model: nn.Module, plan: Plan, criterion: str = "L2 norm", *, seed: int = 0) -> dict[str, Tensor]:
+    """For each layer of the plan, which of its channels stay: sorted numbers (n_kept,). See `prune_units`."""
+    if criterion not in UNIT_CRITERIA:
+        raise ValueError(f"criterion is {criterion!r}, expected one of {', '.join(UNIT_CRITERIA)}")
+    check_inside_blocks(model, plan)
+    convs, kept = convolutions(model), {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, n_kept in plan.items():
+            conv = copy.deepcopy(convs[name]).cpu()
+            n_pruned = max(conv.out_channels - n_kept, 0)
+            if criterion == "geometric median":
+                filters = conv.weight.detach().flatten(1).double()
+                order = torch.cdist(filters, filters).sum(1).argsort(stable=True)
+                kept[name] = order[n_pruned:].sort().values
+                continue
+            if criterion == "random":
+                prune.random_structured(conv, "weight", amount=n_pruned, dim=0)
+            else:
+                prune.ln_structured(conv, "weight", amount=n_pruned, n=int(criterion[1]), dim=0)
+            kept[name] = conv.weight_mask.flatten(1).any(1).nonzero().flatten()
+    return kept
+
+
+@torch.no_grad()
+def mask(model: nn.Module, name: str, kept: Tensor) -> None:
+    """Make the other channels of a layer zero after its batch norm, whatever comes in."""
+    conv, norm = convolutions(model)[name], batch_norms(model)[name]
+    gone = torch.ones(conv.out_channels, dtype=torch.bool)
+    gone[kept] = False
+    for tensor in (conv.weight, norm.weight, norm.bias):
+        tensor[gone.to(tensor.device)] = 0.0
+
+
+def check_inside_blocks(model: nn.Module, plan: Plan) -> None:
+    check_plan(model, plan)
+    if others := [name for name in plan if not name.endswith(".conv1")]:
+        raise ValueError(f"the plan names {', '.join(others)}, expected first convolutions of blocks, whose channels can go")

@@ -1,0 +1,92 @@
+"""How many bits the weights of each layer get, when all of them together may take so many bytes.
+
+The error of a layer with few bits is what it does alone: the mean squared change of the logits, all else in floats. If these errors are
+independent, they add, and the best bits for any budget are found as the best plans are: see `allocation.cheapest`.
+"""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..compression.knapsack import cheapest
+from ..data import Images, check_images
+from ..evaluation import change_of_logits
+from ..model import ResNet, convolutions
+from .post_training import round_weights
+from .quantized_model import ENDS, QuantizedResNet, check_bits, layers, normalised_batches
+
+BITS = (2, 3, 4, 5, 6, 8)
+
+
+@torch.no_grad()
+def bit_errors(model: ResNet, images: Images, bits: Sequence[int] = BITS) -> pd.DataFrame:
+    """What each layer alone does to the logits with few bits, its weights rounded to the nearest; labels are not used.
+
+    Parameters
+    ----------
+    model : is not changed
+    images : training images to measure on; some hundred are enough
+    bits : to measure
+
+    Returns
+    -------
+    DataFrame with the columns layer, bits, bytes (of the layer's packed weights), n_weights and error: the mean squared change of the
+    logits as a share of their variance
+
+    Raises
+    ------
+    ValueError : no images or of another shape, bits that are no integer from 2 to 16
+    """
+    check_images(images, 1)
+    for n_bits in bits:
+        check_bits(n_bits, "bits")
+    network = QuantizedResNet(model, dict.fromkeys([*convolutions(model), "fc"], 16), 16, 16).to(images.device).eval()
+    exact = _logits(network, images)  # its activations have no ranges, so they stay floats
+    rows = []
+    for name, layer in layers(network).items():
+        n_weights = layer.weight.numel()
+        for n_bits in bits:
+            layer.bits = n_bits
+            round_weights(layer, "mse", per_channel=True)
+            error = change_of_logits(_logits(network, images), exact)
+            rows.append({"layer": name, "bits": n_bits, "bytes": _packed(n_weights, n_bits), "n_weights": n_weights, "error": error})
+        layer.weight = layer.float_weight
+    return pd.DataFrame(rows)
+
+
+def bits_by_sensitivity(errors: pd.DataFrame, weight_bits: float, end_bits: int | None = None) -> dict[str, int]:
+    """The bits of each layer with the smallest sum of errors, in at most the bytes that `weight_bits` in every layer take.
+
+    Parameters
+    ----------
+    errors : from `bit_errors`
+    weight_bits : the budget; need not be an integer
+    end_bits : of the first and the last layer, which are not part of the budget then; as the others if None
+
+    Returns
+    -------
+    dict from layer to bits, front to back, as `quantization.quantize` takes it
+
+    Raises
+    ------
+    ValueError : a budget below the fewest bits that were measured
+    """
+    if not weight_bits >= errors.bits.min():
+        raise ValueError(f"weight_bits is {weight_bits!r}, expected at least {errors.bits.min()}, the fewest in errors")
+    fixed = {} if end_bits is None else dict.fromkeys(ENDS, end_bits)
+    parts = {layer: rows for layer, rows in errors.groupby("layer", sort=False) if layer not in fixed}
+    budget = sum(_packed(rows.n_weights.iloc[0], weight_bits) for rows in parts.values())
+    chosen = cheapest([rows[["bytes", "error"]].to_numpy(float) for rows in parts.values()], budget)
+    bits = fixed | {layer: int(rows.bits.iloc[i]) for (layer, rows), i in zip(parts.items(), chosen, strict=True)}
+    return {layer: bits[layer] for layer in errors.layer.unique()}
+
+
+def _packed(n_weights: int, bits: float) -> int:
+    return math.ceil(n_weights * bits / 8)
+
+
+def _logits(network: QuantizedResNet, images: Images) -> Tensor:
+    return torch.cat([network(inputs) for inputs in normalised_batches(images)])

@@ -1,0 +1,108 @@
+"""Quantized networks in files: weights in as few bits as they have, deflated."""
+
+import math
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..files import written_whole
+from ..model import ResNet, check_plain, read_tensors
+from .quantized_model import QuantizedResNet, activations, layers
+
+
+def save_quantized(path: str | Path, network: QuantizedResNet, facts: Mapping[str, Any]) -> None:
+    """Write a quantized network, whole or not at all: weights in as few bits as they have, everything else as it is, then deflated.
+
+    Integers of a bell-shaped distribution are not equally frequent, so that 4 bits take about 3.5 (the last step of Han et al., *Deep
+    Compression*, 2016).
+
+    Raises
+    ------
+    ValueError : facts with other than plain values
+    """
+    check_plain(dict(facts), "facts")
+    data = b"".join(tensor.numpy().tobytes() for tensor in _stored(network).values())
+    content = {
+        "config": network.config,
+        "bits": network.bits,
+        "layers_with_levels": [name for name, layer in layers(network).items() if layer.levels is not None],
+        "data": torch.frombuffer(bytearray(zlib.compress(data, 9)), dtype=torch.uint8),
+        "facts": dict(facts),
+    }
+    with written_whole(path) as partial:
+        torch.save(content, partial)
+
+
+def load_quantized(path: str | Path) -> tuple[QuantizedResNet, dict[str, Any]]:
+    """Read a quantized network, on the CPU, and its facts. Nothing in the file is executed.
+
+    Raises
+    ------
+    FileNotFoundError : no such file
+    ValueError : a file that is truncated, or holds no quantized network
+    """
+    content = read_tensors(path)
+    if not isinstance(content, dict) or not {"config", "bits", "layers_with_levels", "data"} <= set(content):
+        raise ValueError(f"{path} holds no quantized network, expected one from quantization.save_quantized")
+    bits = content["bits"]
+    network = QuantizedResNet(ResNet(**content["config"]).eval(), bits["weights"], bits["activations"], bits["ends"]).eval()
+    for name in content["layers_with_levels"]:
+        layer = layers(network)[name]
+        layer.levels = torch.zeros(2**layer.bits, dtype=torch.int32)
+    tensors = _split(content["data"], _stored(network), path)
+    for name, layer in layers(network).items():
+        codes = unpack(tensors[f"{name}.codes"], layer.bits, layer.codes.shape) + layer.ends[0]
+        levels = tensors.get(f"{name}.levels")
+        layer.set_codes(codes, tensors[f"{name}.scale"], None if levels is None else levels.to(torch.int32))
+        layer.bias, layer.factor = tensors[f"{name}.bias"], tensors.get(f"{name}.factor")
+    for name, quantizer in activations(network).items():
+        quantizer.set_grid(float(tensors[f"{name}.scale"]), int(tensors[f"{name}.offset"]))
+    return network, content["facts"]
+
+
+def stored_bytes(network: QuantizedResNet) -> int:
+    """Bytes of packed weights, scales, offsets, biases and levels, not deflated, without the file's own structure."""
+    return sum(tensor.nbytes for tensor in _stored(network).values())
+
+
+def _stored(network: QuantizedResNet) -> dict[str, Tensor]:
+    """What a file holds of a network, in order, on the CPU."""
+    tensors = {}
+    for name, layer in layers(network).items():
+        tensors[f"{name}.codes"] = pack(layer.codes - layer.ends[0], layer.bits)
+        tensors |= {f"{name}.{key}": getattr(layer, key) for key in ("scale", "bias", "factor") if getattr(layer, key) is not None}
+        if layer.levels is not None:
+            tensors[f"{name}.levels"] = layer.levels.to(torch.int8)
+    for name, quantizer in activations(network).items():
+        tensors |= {f"{name}.scale": quantizer.scale, f"{name}.offset": quantizer.offset.to(torch.int32)}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _split(deflated: Tensor, like: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """Tensors of the types and shapes of `like` from deflated bytes, none of which are read beyond what these need."""
+    sizes = [tensor.nbytes for tensor in like.values()]
+    try:
+        data = zlib.decompressobj().decompress(deflated.numpy().tobytes(), sum(sizes) + 1)
+    except zlib.error as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if len(data) != sum(sizes):
+        raise ValueError(f"{path} is damaged: its weights do not fill {sum(sizes)} bytes")
+    parts = torch.frombuffer(bytearray(data), dtype=torch.uint8).split(sizes)
+    return {name: part.clone().view(tensor.dtype).view(tensor.shape) for (name, tensor), part in zip(like.items(), parts, strict=True)}
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Integers from 0 to 2^bits - 1 as a uint8 tensor, `bits` bits each, the lowest first, without gaps."""
+    values = codes.flatten().cpu().numpy().astype(np.uint16)
+    return torch.from_numpy(np.packbits((values[:, None] >> np.arange(bits)) & 1 == 1, axis=None, bitorder="little"))
+
+
+def unpack(packed: Tensor, bits: int, shape: torch.Size) -> Tensor:
+    """What `pack` packed, as int32."""
+    values = np.unpackbits(packed.numpy(), count=bits * math.prod(shape), bitorder="little").reshape(-1, bits)
+    return torch.from_numpy((values.astype(np.int32) << np.arange(bits)).sum(1).astype(np.int32)).view(shape)

@@ -1,0 +1,190 @@
+"""Post-training quantization of a `ResNet`: weights and activations as integers of 2 to 16 bits, with a scale and an offset.
+
+Weights are *symmetric*: no offset, a scale for each filter, or one for the layer. Activations are *affine*: one scale and offset for each
+tensor, whose range is measured on some training images. Zero is an integer, so padding stays exact. Batch norm is folded into the
+convolutions first. See `quantized_model` for what the result computes.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from ..data import Images, check_images
+from ..model import ResNet, convolutions
+from .observers import OBSERVERS, Observer
+from .quantized_model import ENDS, QuantizedLayer, QuantizedResNet, activations, check_bits, layers, normalised_batches, quantized
+from .rounding import ROUNDINGS, reconstruct
+
+
+def quantize(
+    model: ResNet,
+    images: Images,
+    weight_bits: int | Mapping[str, int] = 8,
+    activation_bits: int = 8,
+    *,
+    end_bits: int | None = None,
+    observer: str = "mse",
+    weight_range: str = "mse",
+    per_channel: bool = True,
+    levels: str = "uniform",
+    bias_correction: bool = False,
+    rounding: str = "nearest",
+    n_steps: int = 1000,
+    seed: int = 0,
+    progress: bool = True,
+) -> QuantizedResNet:
+    """A quantized network, without labels and without training of the whole.
+
+    Parameters
+    ----------
+    model : trained; compact ones, with shared filters, too. It is not changed
+    images : training images, of which the labels are not used; the activations' ranges are measured on all of them
+    weight_bits, activation_bits : 2 to 16; the weights' also by layer, for every convolution and "fc"
+    end_bits : of the first and the last layer's weights, of the input and of what enters the last layer; as the others if None
+    observer : how ranges of activations follow from statistics, one of `OBSERVERS`
+    weight_range : "min-max", or "mse" for the scale with the smallest squared error
+    per_channel : a scale for each filter, or one for a layer
+    levels : "uniform", or "k-means": the 2^weight_bits values in steps that k-means finds for the layer's weights
+    bias_correction : shift each channel so that its mean on `images` is what it was (Nagel et al., *Data-Free Quantization*, ICCV 2019)
+    rounding : "nearest", or learnt so that outputs stay what they were: "layer" by layer (Nagel et al., *AdaRound*, ICML 2020) or "block"
+        by block, with the activations' scales (Li et al., *BRECQ*, ICLR 2021); see `rounding.reconstruct`
+    n_steps : of learning, for each layer or block
+    seed : of samples, k-means and batches
+    progress : whether to show a bar while rounding is learnt
+
+    Raises
+    ------
+    ValueError : bits that are no integer from 2 to 16, an unknown choice, no images or of another shape, a model that is quantized already,
+        activations that are not finite (the message names them), levels by k-means with rounding to be learnt or with more than 8 bits
+    """
+    by_layer = isinstance(weight_bits, Mapping)
+    checked = {f"weight_bits[{layer!r}]": bits for layer, bits in weight_bits.items()} if by_layer else {"weight_bits": weight_bits}
+    checked |= {"activation_bits": activation_bits} | ({} if end_bits is None else {"end_bits": end_bits})
+    for name, bits in checked.items():
+        check_bits(bits, name)
+    for name, value, known in (
+        ("observer", observer, OBSERVERS),
+        ("weight_range", weight_range, ("min-max", "mse")),
+        ("levels", levels, ("uniform", "k-means")),
+        ("rounding", rounding, ROUNDINGS),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+    if isinstance(model, QuantizedResNet):
+        raise ValueError("the model is quantized already, expected a ResNet of real numbers")
+    if rounding != "nearest" and n_steps < 1:
+        raise ValueError(f"n_steps is {n_steps!r}, expected at least 1 where rounding is learnt")
+    check_images(images, 1)
+    model = copy.deepcopy(model).eval()
+    names = [*convolutions(model), "fc"]
+    if by_layer and set(weight_bits) != set(names):
+        raise ValueError(f"weight_bits names {', '.join(weight_bits)}, expected each of {', '.join(names)}")
+    inner = dict(weight_bits) if by_layer else dict.fromkeys(names, weight_bits)
+    bits = inner | ({} if end_bits is None else dict.fromkeys(ENDS, end_bits))
+    if levels == "k-means" and (rounding != "nearest" or max(inner.values()) > 8):
+        raise ValueError(f"levels by k-means with rounding {rounding!r} and {weight_bits} bits, expected 'nearest' and at most 8 bits")
+    network = QuantizedResNet(model, bits, activation_bits, end_bits or activation_bits).to(images.device).eval()
+    observe(network, images, observer, seed)
+    for name, layer in layers(network).items():
+        if levels == "k-means" and (end_bits is None or name not in ENDS):
+            _cluster_weights(layer, seed)
+        else:
+            round_weights(layer, weight_range, per_channel)
+    if rounding != "nearest":
+        reconstruct(network, model, images, unit=rounding, n_steps=n_steps, seed=seed, progress=progress)
+    if bias_correction:
+        correct_biases(network, model, images)
+    return network
+
+
+@torch.no_grad()
+def observe(network: QuantizedResNet, images: Images, observer: str = "mse", seed: int = 0) -> None:
+    """Set the ranges of all activations from what they are without quantization."""
+    quantizers, observers = activations(network), {}
+    for i, (name, quantizer) in enumerate(quantizers.items()):
+        observers[name] = Observer(name, seed + i)
+        quantizer.enabled, quantizer.see = False, observers[name].see
+    for inputs in normalised_batches(images):
+        network(inputs)
+    for name, quantizer in quantizers.items():
+        quantizer.set_range(*observers[name].range(observer, quantizer.bits))
+        quantizer.see = None
+
+
+@torch.no_grad()
+def correct_biases(network: QuantizedResNet, model: ResNet, images: Images) -> None:
+    """Shift each layer's channels, front to back, so that their means are those of the float `model`."""
+    exact = QuantizedResNet(model, network.bits["weights"], network.bits["activations"], network.bits["ends"]).to(images.device).eval()
+    targets = _channel_means(exact, images, list(layers(exact)))
+    for name, layer in layers(network).items():  # each sees what the corrected ones before it give
+        layer.bias += targets[name] - _channel_means(network, images, [name])[name]
+
+
+def _channel_means(network: QuantizedResNet, images: Images, names: Sequence[str]) -> dict[str, Tensor]:
+    """The mean of each channel of the outputs of some layers."""
+    sums: dict[str, Tensor] = {}
+
+    def add(name: str, output: Tensor) -> None:
+        per_image = output.mean((2, 3)) if output.ndim == 4 else output
+        sums[name] = sums.get(name, 0) + per_image.sum(0)
+
+    hooks = [layers(network)[name].register_forward_hook(lambda module, arguments, output, name=name: add(name, output)) for name in names]
+    for inputs in normalised_batches(images):
+        network(inputs)
+    for hook in hooks:
+        hook.remove()
+    return {name: total / len(images) for name, total in sums.items()}
+
+
+def round_weights(layer: QuantizedLayer, weight_range: str, per_channel: bool) -> None:
+    """The nearest integers, with the scale that covers all weights, or the one with the smallest squared error.
+
+    There is one more negative integer than positive ones: a negative scale gives it to the side that needs it.
+    """
+    weight = layer.float_weight.flatten(1).double()
+    rows = weight if per_channel else weight.flatten().unsqueeze(0)
+    lowest, highest = layer.ends
+    scale = torch.maximum(rows.amax(1) / highest, rows.amin(1) / lowest)
+    scale = torch.where(scale > torch.finfo(torch.float32).tiny, scale, 1.0)
+    if weight_range == "mse":
+        best = torch.full((len(rows),), torch.inf, dtype=torch.double, device=rows.device)
+        bound = rows.abs().amax(1) / highest
+        chosen = scale.clone()
+        for share in torch.linspace(0.2, 1.0, 81).tolist():
+            for sign in (1, -1):
+                candidate = torch.where(bound > torch.finfo(torch.float32).tiny, sign * share * bound, 1.0)
+                steps = candidate.unsqueeze(1)
+                error = (quantized(rows, steps, 0, lowest, highest) * steps - rows).square().sum(1)
+                chosen = torch.where(error < best, candidate, chosen)
+                best = torch.minimum(error, best)
+        scale = chosen
+    scale = scale.expand(len(weight))
+    steps = layer.in_shape_of_filters(scale)
+    layer.set_codes(quantized(layer.float_weight.double(), steps, 0, lowest, highest), scale)
+
+
+def _cluster_weights(layer: QuantizedLayer, seed: int) -> None:
+    """Levels by k-means over all weights of the layer, each filter in units of its own size; the levels are stored in 8 bits."""
+    weight = layer.float_weight.flatten(1).double().cpu()
+    size = weight.square().mean(1).sqrt()
+    size = torch.where(size > torch.finfo(torch.float32).tiny, size, 1.0)
+    points = (weight / size.unsqueeze(1)).flatten().unsqueeze(1)
+    n_levels = 2**layer.bits
+    shares = (size.square().unsqueeze(1) / size.square().mean()).expand_as(weight).flatten()
+    n_distinct = len(points.unique())
+    centres = (
+        KMeans(min(n_levels, n_distinct), n_init=3, random_state=seed).fit(points.numpy(), sample_weight=shares.numpy()).cluster_centers_
+    )
+    centres = torch.from_numpy(np.sort(np.resize(centres.ravel(), n_levels)))
+    unit = centres.abs().max().clamp(min=1e-12) / 127
+    levels = (centres / unit).round()
+    codes = (weight.unsqueeze(2) / (size.view(-1, 1, 1) * unit) - levels).abs().argmin(2)
+    represented = levels[codes]
+    scale = (weight * represented).sum(1) / represented.square().sum(1).clamp(min=1e-12)  # of least squared error for these codes
+    scale = torch.where(scale.abs() > torch.finfo(torch.float32).tiny, scale, 1.0)
+    device = layer.weight.device
+    layer.set_codes((codes + layer.ends[0]).view(layer.weight.shape).to(device), scale.to(device), levels.to(torch.int32).to(device))

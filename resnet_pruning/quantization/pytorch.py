@@ -1,0 +1,99 @@
+"""PyTorch's own post-training quantization, to compare with: float16, bfloat16, and 8 bits by torchao's PT2E flow for x86 processors."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Images, check_images
+from ..files import required
+from .quantized_model import normalised_batches
+
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class HalfPrecision(nn.Module):
+    """A network whose weights and activations have 16 bits; logits are float32.
+
+    Raises
+    ------
+    ValueError : a type that is not in `HALVES`
+    """
+
+    def __init__(self, model: nn.Module, kind: str):
+        super().__init__()
+        if kind not in HALVES:
+            raise ValueError(f"kind is {kind!r}, expected one of {', '.join(HALVES)}")
+        self.kind = HALVES[kind]
+        self.network = copy.deepcopy(model).to(self.kind).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.to(self.kind)).float()
+
+
+def to_int8(model: nn.Module, images: Images) -> nn.Module:
+    """Static 8-bit quantization of weights, by channel, and activations, by torchao's defaults for x86.
+
+    The result computes with real numbers on the integers' grid, for any number of images; `compiled` makes integer kernels of it.
+
+    Parameters
+    ----------
+    model : trained; it is not changed
+    images : training images, of which the labels are not used; the activations' ranges are measured on all of them
+
+    Raises
+    ------
+    ValueError : no images, or of another shape
+    """
+    required("torchao", "peers")
+    with _quiet():
+        from torchao.quantization.pt2e import allow_exported_model_train_eval
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer
+
+    check_images(images, 1)
+    example = torch.zeros(2, 3, 32, 32)
+    batch = torch.export.Dim("batch", max=4096)
+    with _quiet(), torch.no_grad():
+        exported = torch.export.export(copy.deepcopy(model).cpu().eval(), (example,), dynamic_shapes=({0: batch},)).module()
+        quantizer = x86_inductor_quantizer.X86InductorQuantizer()
+        quantizer.set_global(x86_inductor_quantizer.get_default_x86_inductor_quantization_config())
+        prepared = prepare_pt2e(exported, quantizer)
+        for inputs in normalised_batches(images):
+            prepared(inputs.cpu())
+        return allow_exported_model_train_eval(convert_pt2e(prepared))
+
+
+def compiled(network: nn.Module, inputs: Tensor) -> Callable[[], None]:
+    """A function that runs a network on `inputs`, compiled with its weights as constants: where the processor has
+    them, in integer kernels if it is from `to_int8`."""
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    with torch._inductor.config.patch(freezing=True), torch.no_grad(), _quiet():
+        network = torch.compile(network, dynamic=False)
+        network(inputs)
+
+    def run() -> None:
+        with torch.no_grad():
+            network(inputs)
+
+    return run
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the remarks that torchao and the compiler make about their own innards."""
+    loggers = [logging.getLogger(name) for name in ("torch.utils._pytree", "torch.utils.cpp_extension", "torch._export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

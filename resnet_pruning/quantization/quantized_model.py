@@ -1,0 +1,269 @@
+"""A `ResNet` of integers: scale · (integer - offset) stands for a real number.
+
+The network computes with real numbers that lie on the integers' grid. `QuantizedLayer.integers` and `QuantizedResNet.integer_logits` do
+the same with integers: products and sums are exact in 32 bits, and only the rescaling of a sum, a factor for each channel, is not an
+integer.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from numbers import Integral
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data import Images
+from ..model import Block, ResNet, SharedConv2d, affine, batch_norms, blocks
+
+BATCH = 128  # images at a time where no gradient is needed
+ENDS = ("conv1", "fc")  # the first and the last layer
+
+
+def check_bits(bits: int, name: str) -> None:
+    """Raise a ValueError unless `bits` is an integer from 2 to 16."""
+    if not isinstance(bits, Integral) or isinstance(bits, bool) or not 2 <= bits <= 16:
+        raise ValueError(f"{name} is {bits!r}, expected an integer from 2 to 16")
+
+
+def affine_grid(low: float, high: float, bits: int) -> tuple[float, int]:
+    """Scale and offset with which the integers 0 … 2^bits - 1 span at least [low, high] and 0.
+
+    Raises
+    ------
+    ValueError : ends that are not finite, or in the wrong order
+    """
+    check_bits(bits, "bits")
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise ValueError(f"the range is {low} to {high}, expected two finite numbers in order")
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / (2**bits - 1)
+    if scale < torch.finfo(torch.float32).tiny:  # a constant zero has no step of its own
+        return 1.0, 0
+    return scale, min(max(round(-low / scale), 0), 2**bits - 1)
+
+
+def quantized(x: Tensor, scale: Tensor | float, offset: Tensor | int, lowest: int, highest: int) -> Tensor:
+    """The integers nearest to `x` on a grid, as a tensor of x's own type; values outside the grid become its ends."""
+    return (x / scale).round().add(offset).clamp(lowest, highest)
+
+
+class ActivationQuantizer(nn.Module):
+    """Rounds a tensor to a grid of `bits`-bit integers; passes it on as it is until it has a range.
+
+    Rounding passes the gradient straight through, to the scale too, while that is learnt.
+    """
+
+    def __init__(self, bits: int):
+        super().__init__()
+        self.bits = bits
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("offset", torch.zeros(()))
+        self.enabled = False
+        self.see: Callable[[Tensor], None] | None = None  # an observer, while the range is measured
+        self.learnt_scale: Tensor | None = None  # in place of the scale, while it is learnt
+
+    @property
+    def highest(self) -> int:
+        return 2**self.bits - 1
+
+    def set_range(self, low: float, high: float) -> None:
+        self.set_grid(*affine_grid(low, high, self.bits))
+
+    def set_grid(self, scale: float, offset: int) -> None:
+        self.scale.fill_(scale)
+        self.offset.fill_(offset)
+        self.enabled = True
+
+    def integers(self, x: Tensor) -> Tensor:
+        """int32 tensor of x's shape, from 0 to 2^bits - 1."""
+        return quantized(x, self.scale, self.offset, 0, self.highest).to(torch.int32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.see is not None:
+            self.see(x)
+        if not self.enabled:
+            return x
+        scale = self.scale if self.learnt_scale is None else self.learnt_scale
+        steps = x / scale
+        # round and clamp with the gradient of clamp, for x and for the scale (Esser et al., *Learned Step Size Quantization*, 2020)
+        rounded = steps + (steps.round() - steps).detach()
+        return ((rounded + self.offset).clamp(0, self.highest) - self.offset) * scale
+
+
+class QuantizedLayer(nn.Module):
+    """A convolution or linear layer with batch norm folded in: factor · (W ∗ x)[labels] + bias, with integers and scales for W.
+
+    Where filters are shared, batch norm cannot be folded into them: there `factor` and `labels` make the channels of what is computed.
+
+    Parameters
+    ----------
+    layer : a convolution, or a linear layer
+    norm : the batch norm behind, if there is one
+    bits : of the weights
+    """
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d | None, bits: int):
+        super().__init__()
+        self.bits, self.is_convolution = bits, isinstance(layer, nn.Conv2d)
+        self.stride = layer.stride[0] if self.is_convolution else 1
+        weight = layer.weight.detach().double().cpu()
+        bias = torch.zeros(len(weight), dtype=torch.double) if layer.bias is None else layer.bias.detach().double().cpu()
+        factor = labels = None
+        if norm is not None:
+            slope, shift = affine(norm)
+            if isinstance(layer, SharedConv2d):
+                factor, labels, bias = slope, layer.labels.cpu(), shift
+            else:
+                weight, bias = weight * slope.view(-1, 1, 1, 1), slope * bias + shift
+        self.register_buffer("weight", weight.float())  # what the integers stand for
+        self.register_buffer("codes", torch.zeros(weight.shape, dtype=torch.int32))
+        self.register_buffer("scale", torch.ones(len(weight)))
+        self.register_buffer("bias", bias.float())
+        self.register_buffer("factor", None if factor is None else factor.float())
+        self.register_buffer("labels", labels)
+        self.register_buffer("levels", None)  # what codes stand for, in steps; codes themselves where it is None
+        self.register_buffer("float_weight", weight.float(), persistent=False)
+        self.rounding: nn.Module | None = None  # while it is learnt: see `rounding`
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The lowest and the highest integer."""
+        return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+
+    def in_shape_of_filters(self, values: Tensor) -> Tensor:
+        return values.view(-1, *[1] * (self.weight.ndim - 1))
+
+    def set_codes(self, codes: Tensor, scale: Tensor, levels: Tensor | None = None) -> None:
+        """Take over integers (as the weight), a scale for each filter, and what the integers stand for, if not for themselves."""
+        self.codes, self.scale, self.levels = codes.to(torch.int32), scale.float(), levels
+        self.weight = self.steps().float() * self.in_shape_of_filters(self.scale)
+
+    def steps(self) -> Tensor:
+        """The weights in steps of their scale, int32."""
+        if self.levels is None:
+            return self.codes
+        return self.levels[(self.codes - self.ends[0]).long()]
+
+    def compute(self, x: Tensor, weight: Tensor) -> Tensor:
+        """W ∗ x, without factor and bias."""
+        if self.is_convolution:
+            return F.conv2d(x, weight, stride=self.stride, padding=1)
+        return F.linear(x, weight)
+
+    def finish(self, sums: Tensor, scale: Tensor | None = None) -> Tensor:
+        """What the layer makes of W ∗ x, given in steps of `scale` (a number for each filter) if that is given."""
+        shape = (1, -1, 1, 1) if self.is_convolution else (1, -1)
+        if scale is not None:
+            sums = sums * scale.view(shape)
+        if self.labels is not None:
+            sums = sums.index_select(1, self.labels) * self.factor.view(shape)
+        return sums + self.bias.view(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.finish(self.compute(x, self.weight if self.rounding is None else self.rounding()))
+
+    def integers(self, x: Tensor, activation: ActivationQuantizer) -> Tensor:
+        """The layer's output from the integers of its input, by integer products and 32-bit sums: float32, to be rounded by what follows.
+
+        Parameters
+        ----------
+        x : int32 tensor, as `activation.integers` makes it
+        """
+        centred = x - activation.offset.to(torch.int32)
+        weights = self.steps()
+        if self.is_convolution:
+            height, width = ((side - 1) // self.stride + 1 for side in x.shape[2:])
+            # Integer tensors have no convolution on a CPU: patches and a matrix product are the same sums.
+            patches = F.unfold(centred.double(), 3, padding=1, stride=self.stride).to(torch.int32)
+            sums = (weights.flatten(1) @ patches).unflatten(2, (height, width))
+        else:
+            sums = centred @ weights.T
+        return self.finish(sums.float(), self.scale * activation.scale)
+
+
+class QuantizedBlock(nn.Module):
+    """A residual block; the sum with the shortcut is made before rounding."""
+
+    def __init__(self, block: Block, weight_bits: Mapping[str, int], activation_bits: int):
+        super().__init__()
+        self.conv1 = QuantizedLayer(block.conv1, block.bn1, weight_bits["conv1"])
+        self.act1 = ActivationQuantizer(activation_bits)
+        self.conv2 = QuantizedLayer(block.conv2, block.bn2, weight_bits["conv2"])
+        self.act2 = ActivationQuantizer(activation_bits)
+        self.stride, self.missing_channels = block.stride, block.missing_channels
+
+    shortcut = Block.shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act2(self.before_rounding(x))
+
+    def before_rounding(self, x: Tensor) -> Tensor:
+        return F.relu(self.shortcut(x) + self.conv2(self.act1(F.relu(self.conv1(x)))))
+
+
+class QuantizedResNet(nn.Module):
+    """A `ResNet` with quantizers where activations are stored: the input, after each ReLU, and before the linear layer.
+
+    Parameters
+    ----------
+    model : in evaluation mode; it is not changed
+    weight_bits : by layer
+    activation_bits : of all activations but the input and what enters the linear layer
+    end_bits : of these two
+    """
+
+    def __init__(self, model: ResNet, weight_bits: Mapping[str, int], activation_bits: int, end_bits: int):
+        super().__init__()
+        self.config = model.config
+        self.bits = {"weights": dict(weight_bits), "activations": activation_bits, "ends": end_bits}
+        norms = batch_norms(model)
+        self.input = ActivationQuantizer(end_bits)
+        self.conv1 = QuantizedLayer(model.conv1, norms["conv1"], weight_bits["conv1"])
+        self.act1 = ActivationQuantizer(activation_bits)
+        self.blocks = nn.ModuleDict()
+        for name, block in blocks(model).items():
+            bits = {part: weight_bits[f"{name}.{part}"] for part in ("conv1", "conv2")}
+            self.blocks[name.replace(".", "_")] = QuantizedBlock(block, bits, activation_bits)
+        self.pooled = ActivationQuantizer(end_bits)
+        self.fc = QuantizedLayer(model.fc, None, weight_bits["fc"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inputs (B, 3, 32, 32) to logits (B, n_classes)."""
+        x = self.act1(F.relu(self.conv1(self.input(x))))
+        for block in self.blocks.values():
+            x = block(x)
+        return self.fc(self.pooled(x.mean((2, 3))))
+
+    @torch.no_grad()
+    def integer_logits(self, x: Tensor) -> Tensor:
+        """The logits, with each layer's products and sums in integers."""
+        codes = self.input.integers(x)
+        codes, quantizer = self.act1.integers(F.relu(self.conv1.integers(codes, self.input))), self.act1
+        for block in self.blocks.values():
+            inner = block.act1.integers(F.relu(block.conv1.integers(codes, quantizer)))
+            stream = (codes - quantizer.offset) * quantizer.scale
+            total = F.relu(block.shortcut(stream) + block.conv2.integers(inner, block.act1))
+            codes, quantizer = block.act2.integers(total), block.act2
+        stream = (codes - quantizer.offset) * quantizer.scale
+        return self.fc.integers(self.pooled.integers(stream.mean((2, 3))), self.pooled)
+
+
+def layers(model: QuantizedResNet) -> dict[str, QuantizedLayer]:
+    """The layers with weights by the name that they have in a `ResNet`, front to back."""
+    return {_name(name): module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+
+
+def activations(model: QuantizedResNet) -> dict[str, ActivationQuantizer]:
+    """The activation quantizers by name, front to back."""
+    return {_name(name): module for name, module in model.named_modules() if isinstance(module, ActivationQuantizer)}
+
+
+def normalised_batches(images: Images) -> Iterator[Tensor]:
+    """The images as they are, without augmentation: float32 tensors (B, 3, 32, 32)."""
+    for pixels in images.pixels.split(BATCH):
+        yield images.normalised(pixels)
+
+
+def _name(name: str) -> str:
+    return name.removeprefix("blocks.").replace("_", ".", 1) if name.startswith("blocks.") else name

@@ -1,0 +1,174 @@
+"""Learn whether each weight is rounded up or down, so that what a part of the network computes stays what it was."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..data import Images
+from ..model import ResNet
+from .quantized_model import BATCH, ActivationQuantizer, QuantizedBlock, QuantizedLayer, QuantizedResNet, normalised_batches
+
+ROUNDINGS = ("nearest", "layer", "block")
+WARMUP = 0.2  # share of the steps before rounding is made to decide
+
+
+class SoftRounding(nn.Module):
+    """A layer's weight between rounded down and rounded up (Nagel et al., *AdaRound*, equations 21 to 24).
+
+    The sigmoid is stretched to [-0.1, 1.1], so that it reaches 0 and 1.
+    """
+
+    def __init__(self, layer: QuantizedLayer):
+        super().__init__()
+        self.layer = (layer,)  # in a tuple, or else it would be a part of this module, as this is of the layer
+        self.scale = layer.in_shape_of_filters(layer.scale)
+        steps = layer.float_weight.to(layer.scale.device) / self.scale
+        self.below = steps.floor()
+        share = ((steps - self.below).clamp(0.01, 0.99) + 0.1) / 1.2
+        self.decision = nn.Parameter((share / (1 - share)).log())
+
+    def up(self) -> Tensor:
+        """Between 0, down, and 1, up."""
+        return (self.decision.sigmoid() * 1.2 - 0.1).clamp(0, 1)
+
+    def forward(self) -> Tensor:
+        return (self.below + self.up()).clamp(*self.layer[0].ends) * self.scale
+
+    def undecided(self, power: float) -> Tensor:
+        """What is left to decide: 0 where a weight is rounded, up to 1 between."""
+        return (1 - (2 * self.up() - 1).abs().pow(power)).sum()
+
+    def codes(self) -> Tensor:
+        return (self.below + (self.up() >= 0.5)).clamp(*self.layer[0].ends)
+
+
+def reconstruct(
+    network: QuantizedResNet,
+    model: ResNet,
+    images: Images,
+    *,
+    unit: str = "block",
+    n_steps: int = 1000,
+    batch_size: int = 64,
+    learning_rate: float = 1e-2,
+    strength: float = 0.01,
+    seed: int = 0,
+    progress: bool = True,
+) -> None:
+    """Learn the rounding of all weights of `network` in place, unit by unit, front to back, with biases and the scales of activations.
+
+    A unit gets what the quantized network before it gives, half of the values at random as they were without quantization (Wei et al.,
+    *QDrop*, ICLR 2022), and is to give what the original one gave.
+
+    Parameters
+    ----------
+    network : from `quantization.quantize`, with ranges and rounded weights
+    model : the original network
+    images : training images, without labels
+    unit : "layer", each layer with the rounding behind it; or "block"
+    n_steps, batch_size, learning_rate : of Adam, with a cosine to 0; the activations' scales have a twentieth of the rate, in units of
+        themselves
+    strength : of the pull towards a decision, with a power that falls from 20 to 2
+    """
+    exact = QuantizedResNet(model, network.bits["weights"], network.bits["activations"], network.bits["ends"]).to(images.device).eval()
+    network.requires_grad_(False)
+    original = inputs = torch.cat(list(normalised_batches(images)))
+    with torch.no_grad():
+        inputs = network.input(inputs)
+    generator = torch.Generator().manual_seed(seed)
+    for part in tqdm(list(_parts(network, exact, unit)), desc="rounding", unit=unit, disable=not progress):
+        targets = _apply(part.exact, original)
+        _learn(part, inputs, original, targets, n_steps, batch_size, learning_rate, strength, generator)
+        if part.is_stream:
+            original, inputs = targets, _apply(part.quantized, inputs)
+
+
+class Part(NamedTuple):
+    """What is learnt together."""
+
+    quantized: Callable[[Tensor], Tensor]
+    exact: Callable[[Tensor], Tensor]
+    layers: list[QuantizedLayer]
+    quantizers: list[ActivationQuantizer]
+    is_stream: bool  # whether its output is the next part's input
+
+
+def _parts(network: QuantizedResNet, exact: QuantizedResNet, unit: str) -> Iterator[Part]:
+    def stem(net: QuantizedResNet) -> Callable[[Tensor], Tensor]:
+        return lambda x: net.act1(F.relu(net.conv1(x)))
+
+    def inner(block: QuantizedBlock) -> Callable[[Tensor], Tensor]:
+        return lambda x: block.act1(F.relu(block.conv1(x)))
+
+    def head(net: QuantizedResNet) -> Callable[[Tensor], Tensor]:
+        return lambda x: net.fc(net.pooled(x.mean((2, 3))))
+
+    yield Part(stem(network), stem(exact), [network.conv1], [network.act1], True)
+    for name, block in network.blocks.items():
+        original = exact.blocks[name]
+        if unit == "layer":
+            yield Part(inner(block), inner(original), [block.conv1], [block.act1], False)
+            yield Part(block, original, [block.conv2], [block.act2], True)
+        else:
+            yield Part(block, original, [block.conv1, block.conv2], [block.act1, block.act2], True)
+    yield Part(head(network), head(exact), [network.fc], [network.pooled], False)
+
+
+def _learn(
+    part: Part,
+    inputs: Tensor,
+    original: Tensor,
+    targets: Tensor,
+    n_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    strength: float,
+    generator: torch.Generator,
+) -> None:
+    roundings = [SoftRounding(layer) for layer in part.layers]
+    for layer, rounding in zip(part.layers, roundings, strict=True):
+        layer.rounding = rounding
+        layer.bias = layer.bias.detach().clone().requires_grad_()
+    starts = [quantizer.scale.detach().clone() for quantizer in part.quantizers]
+    logarithms = [torch.zeros((), device=inputs.device, requires_grad=True) for _ in starts]
+    decisions = [rounding.decision for rounding in roundings]
+    optimizer = torch.optim.Adam(
+        [
+            {"params": decisions, "lr": learning_rate},
+            {"params": [layer.bias for layer in part.layers], "lr": learning_rate / 10},
+            {"params": logarithms, "lr": learning_rate / 20},
+        ]
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+    size, n_weights = targets.square().mean().clamp(min=1e-12), sum(decision.numel() for decision in decisions)
+    for step in range(n_steps):
+        for quantizer, start, logarithm in zip(part.quantizers, starts, logarithms, strict=True):
+            quantizer.learnt_scale = start * logarithm.exp()
+        batch = torch.randint(len(inputs), (batch_size,), generator=generator).to(inputs.device)
+        exact = torch.rand(inputs[batch].shape, generator=generator).to(inputs.device) < 0.5
+        seen = torch.where(exact, original[batch], inputs[batch])
+        loss = (part.quantized(seen) - targets[batch]).square().mean() / size
+        progress = (step / n_steps - WARMUP) / (1 - WARMUP)
+        if progress > 0:
+            power = 2 + 18 * (1 - progress)
+            loss = loss + strength * sum(rounding.undecided(power) for rounding in roundings) / n_weights
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    for quantizer, start, logarithm in zip(part.quantizers, starts, logarithms, strict=True):
+        quantizer.learnt_scale = None
+        quantizer.scale.copy_(start * logarithm.detach().exp())
+    for layer, rounding in zip(part.layers, roundings, strict=True):
+        layer.rounding = None
+        layer.bias = layer.bias.detach()
+        layer.set_codes(rounding.codes().detach(), layer.scale)
+
+
+@torch.no_grad()
+def _apply(part: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    return torch.cat([part(batch) for batch in inputs.split(BATCH)])

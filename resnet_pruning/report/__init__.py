@@ -1,0 +1,1 @@
+"""Figures, tables and notebooks, from tables and arrays: nothing here imports torch."""

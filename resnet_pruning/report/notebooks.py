@@ -1,0 +1,89 @@
+"""Run the notebooks top to bottom: ``python -m resnet_pruning.report.notebooks --dataset digits --profile quick``.
+
+The real thing, CIFAR-10 at ``full``, replaces the committed notebooks, each when it has run to its end; any other run
+writes its executed notebooks to ``build/``, beside its figures and checkpoints.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+
+from ..files import DATASETS, PROFILES, ROOT, required, results_folder, written_whole
+
+NOTEBOOKS = ROOT / "notebooks"
+ASSIGNMENT = ("01", "02", "03", "04", "05")
+
+
+def run_notebook(source: Path, dataset: str, profile: str) -> Path:
+    """Execute one notebook in a fresh kernel and return where the executed one is.
+
+    Raises
+    ------
+    papermill.PapermillExecutionError : a cell failed; the notebook so far is in ``build/``, the committed one unchanged
+    """
+    papermill = required("papermill", "studies")
+    folder = results_folder(dataset, profile)
+    target = (NOTEBOOKS if folder == ROOT else folder / "notebooks") / source.name
+    running = ROOT / "build" / "running" / f"{dataset}-{profile}-{source.name}"
+    running.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(
+        source,
+        running,
+        # The real thing is what the notebooks' own parameters say, and needs no injected cell.
+        parameters={} if folder == ROOT else {"dataset": dataset, "profile": profile},
+        kernel_name="python3",
+        cwd=NOTEBOOKS,
+        coalesce_streams=True,  # of a progress bar only its last state is kept
+        progress_bar=False,
+    )
+    notebook = nbformat.read(running, as_version=4)
+    for part in (notebook, *notebook.cells):
+        part.metadata.pop("papermill", None)  # times and absolute paths of this machine, different at each run
+    with written_whole(target) as partial:
+        nbformat.write(notebook, partial)
+    running.unlink()
+    return target
+
+
+def chosen_notebooks(only: Sequence[str]) -> list[Path]:
+    """The notebooks whose names begin with one of `only`, in order; "assignment" stands for 01 to 05, "all" for every one.
+
+    Raises
+    ------
+    ValueError : a beginning that fits no notebook
+    """
+    sources = sorted(NOTEBOOKS.glob("*.ipynb"))
+    beginnings = [part for name in only for part in {"assignment": ASSIGNMENT, "all": ("",)}.get(name, (name,))]
+    for beginning in beginnings:
+        if not any(source.name.startswith(beginning) for source in sources):
+            raise ValueError(f"no notebook begins with {beginning!r}, expected one of {', '.join(source.stem for source in sources)}")
+    return [source for source in sources if source.name.startswith(tuple(beginnings))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--dataset", choices=DATASETS, default="digits")
+    parser.add_argument("--profile", choices=PROFILES, default="quick")
+    parser.add_argument("--only", nargs="+", default=["assignment"], help='how names begin, such as 01; "assignment" (01 to 05) or "all"')
+    arguments = parser.parse_args()
+    try:
+        sources = chosen_notebooks(arguments.only)
+    except ValueError as error:
+        parser.error(str(error))
+    begun = time.perf_counter()
+    for source in sources:
+        start = time.perf_counter()
+        print(f"{source.stem:28}", end="", flush=True)
+        run_notebook(source, arguments.dataset, arguments.profile)
+        print(f"{time.perf_counter() - start:6.0f} s", flush=True)
+    folder = results_folder(arguments.dataset, arguments.profile)
+    names = ", ".join(str((folder / name).relative_to(ROOT)) + "/" for name in ("notebooks", "figures", "checkpoints"))
+    print(f"{'':28}{time.perf_counter() - begun:6.0f} s in all. The executed notebooks and what they made: {names}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the notebooks measure: base networks, sweeps, runs, trials, benchmarks."""

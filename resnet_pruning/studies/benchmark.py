@@ -1,0 +1,227 @@
+"""Timings, turn and turn about: ``python -m resnet_pruning.studies.benchmark training``, or ``inference``.
+
+*training* compares the loop that one would write first (a DataLoader with workers, torchvision's transforms on PIL images,
+float32, eager) with `training.train`, step by step of what makes the difference. Each loop lives in a process of its
+own and they take turns, so that a change of the machine's speed meets all of them alike.
+
+*inference* compares the trained network with the compact ones in ``checkpoints/``, in each runtime and at each batch size.
+"""
+
+import argparse
+import itertools
+import multiprocessing
+import os
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from tqdm.auto import tqdm
+
+from .. import cost
+from ..data import Images, load_images
+from ..deployment import timing
+from ..deployment.runtimes import RUNTIMES
+from ..files import DATASETS, ROOT, results_folder, written_whole
+from ..hardware import can_compile, default_device, has_fast_bfloat16, machine
+from ..model import ResNet, load_checkpoint
+from ..training import Recipe, train
+
+FIRST = "first loop: DataLoader, float32, eager"
+# What `train` is called with, one thing more in each line.
+STEPS = {
+    "data as one tensor on the device": {"amp": False, "channels_last": False, "compile": False, "reuse_memory": False},
+    "+ freed memory kept": {"amp": False, "channels_last": False, "compile": False},
+    "+ channels_last": {"amp": False, "compile": False},
+    "+ bfloat16 autocast": {"amp": True, "compile": False},
+    "+ torch.compile": {"amp": True, "compile": True},
+}
+
+
+class PILImages(Dataset):
+    """`Images` as a map-style data set of PIL images, transformed one by one, as torchvision's data sets are."""
+
+    def __init__(self, images: Images):
+        self.arrays, self.labels = images.pixels.permute(0, 2, 3, 1).cpu().numpy(), images.labels.tolist()
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                *([transforms.RandomHorizontalFlip()] if images.flips else []),
+                transforms.ToTensor(),
+                transforms.Normalize(images.mean, images.std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int):
+        return self.transform(Image.fromarray(self.arrays[index])), self.labels[index]
+
+
+def first_loop(images: Images, batch_size: int, device: torch.device):
+    """The loop that one would write first; each call of what is returned trains an epoch, and returns images/s."""
+    model = ResNet(n_classes=len(images.classes)).to(device).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    loader = DataLoader(
+        PILImages(images),
+        batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=min(8, os.cpu_count() or 1),
+        pin_memory=device.type == "cuda",
+        persistent_workers=True,
+    )
+
+    def epoch() -> float:
+        start = time.perf_counter()
+        for inputs, labels in loader:
+            loss = F.cross_entropy(model(inputs.to(device, non_blocking=True)), labels.to(device, non_blocking=True))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        loss.item()  # waits for the GPU
+        return len(loader) * batch_size / (time.perf_counter() - start)
+
+    return epoch
+
+
+def this_loop(images: Images, batch_size: int, device: torch.device, **settings):
+    """`train` itself on images that are on the device; each call trains two epochs, the first of which warms up."""
+    model, images = ResNet(n_classes=len(images.classes)), images.to(device)
+    recipe = Recipe(epochs=2, batch_size=batch_size, small_epochs=0)
+
+    def epoch() -> float:
+        return train(model, images, recipe, progress=False, **settings).images_per_second.iloc[1]
+
+    return epoch
+
+
+def _serve(pipe: Connection, name: str, dataset: str, batch_size: int, n_steps: int) -> None:
+    """In a child process: an epoch of `n_steps` steps at each request, answered with its images/s."""
+    device = default_device()
+    images = load_images(dataset)[0][: n_steps * batch_size]
+    epoch = first_loop(images, batch_size, device) if name == FIRST else this_loop(images, batch_size, device, **STEPS[name])
+    epoch()
+    pipe.send("ready")
+    while pipe.recv():
+        pipe.send(epoch())
+
+
+def benchmark_training(dataset: str, batch_size: int = 128, n_steps: int = 40, rounds: int = 5) -> pd.DataFrame:
+    """Time the first loop and each step from it to `train`.
+
+    Returns
+    -------
+    DataFrame with a row per loop: median, lowest and highest images/s over the rounds, and the median over the rounds of
+    its ratio to the first loop in the same round. Loops that the machine cannot run are left out, with a sentence.
+    """
+    device = default_device()
+    names = [FIRST, *STEPS]
+    if not has_fast_bfloat16(device):
+        print("This machine has no bfloat16 instructions: the loops that use it are left out.")
+        names = [name for name in names if name == FIRST or not STEPS[name]["amp"]]
+    elif not can_compile(device.type):
+        names.remove("+ torch.compile")
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for name in tqdm(names, desc="starting the loops"):
+        pipes[name], child = context.Pipe()
+        processes.append(context.Process(target=_serve, args=(child, name, dataset, batch_size, n_steps)))
+        processes[-1].start()
+        child.close()  # so that a child that dies ends the wait for it
+        pipes[name].recv()
+    speeds = []
+    for _ in tqdm(range(rounds), desc="rounds"):
+        speeds.append({})
+        for name, pipe in pipes.items():
+            pipe.send(True)
+            speeds[-1][name] = pipe.recv()
+    for pipe, process in zip(pipes.values(), processes, strict=True):
+        pipe.send(False)
+        process.join()
+    speeds = pd.DataFrame(speeds)
+    ratios = speeds.div(speeds[FIRST], axis=0)
+    return pd.DataFrame(
+        {
+            "machine": machine(),
+            "torch": torch.__version__,
+            "dataset": dataset,
+            "batch_size": batch_size,
+            "loop": names,
+            "images_per_second": speeds.median().round(0).to_numpy(),
+            "lowest": speeds.min().round(0).to_numpy(),
+            "highest": speeds.max().round(0).to_numpy(),
+            "ratio": ratios.median().round(2).to_numpy(),
+            "lowest_ratio": ratios.min().round(2).to_numpy(),
+            "highest_ratio": ratios.max().round(2).to_numpy(),
+            "rounds": rounds,
+        }
+    )
+
+
+def benchmark_inference(
+    models: Mapping[str, nn.Module],
+    batch_sizes: Sequence[int] = (1, 256),
+    runtimes: Sequence[str] = RUNTIMES,
+    rounds: int = 15,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """`timing.latency` of all models in every runtime that works here, with their MACs as a share of the first model's: its inverse is
+    what the speed-up would be if MACs were all that takes time."""
+    if not can_compile(default_device().type):
+        runtimes = [name for name in runtimes if name != "compiled"]
+    tables = []
+    for runtime, batch_size in itertools.product(runtimes, batch_sizes):
+        table = timing.latency(models, batch_size, runtime, rounds=rounds, progress=progress)
+        macs = [cost.macs(model) for model in models.values()]
+        table.insert(table.columns.get_loc("milliseconds"), "macs_share", [round(count / macs[0], 4) for count in macs])
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True).assign(torch=torch.__version__)
+
+
+def record(table: pd.DataFrame, csv: Path) -> None:
+    """Write `table` to `csv` in place of earlier rows of the same machine and batch size; those of others stay."""
+    if csv.exists():
+        old = pd.read_csv(csv)
+        key = ["machine", "batch_size"]
+        table = pd.concat([old[~old[key].apply(tuple, axis=1).isin(table[key].apply(tuple, axis=1))], table])
+    with written_whole(csv) as partial:
+        table.to_csv(partial, index=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("what", choices=["training", "inference"])
+    parser.add_argument("--dataset", choices=DATASETS, default="cifar10", help="of the training loops")
+    parser.add_argument("--batch-size", type=int, help="128 for training, 1 and 256 for inference, if not given")
+    parser.add_argument("--steps", type=int, default=40, help="steps of training per turn")
+    parser.add_argument("--rounds", type=int, help="turns of each: 5 for training, 15 for inference, if not given")
+    arguments = parser.parse_args()
+    if arguments.what == "training":
+        table = benchmark_training(arguments.dataset, arguments.batch_size or 128, arguments.steps, arguments.rounds or 5)
+        record(table, results_folder(arguments.dataset, "full") / "figures" / "benchmark_training.csv")
+        print(table.drop(columns=["torch", "dataset", "rounds"]).to_string(index=False))
+    else:
+        batch_sizes = (arguments.batch_size,) if arguments.batch_size else (1, 256)
+        table = benchmark_inference(compact_checkpoints(ROOT / "checkpoints"), batch_sizes, rounds=arguments.rounds or 15)
+        record(table, ROOT / "figures" / "benchmark_inference.csv")
+        print(table.drop(columns=["torch", "rounds"]).to_string(index=False))
+
+
+def compact_checkpoints(folder: Path) -> dict[str, nn.Module]:
+    """The trained network and the compact ones of a folder, by file name, the one with the most MACs first."""
+    paths = [folder / "resnet20.pt", *folder.glob("resnet20_compact*.pt")]
+    models = {path.stem: load_checkpoint(path)[0] for path in paths}
+    return dict(sorted(models.items(), key=lambda item: cost.macs(item[1]), reverse=True))
+
+
+if __name__ == "__main__":
+    main()

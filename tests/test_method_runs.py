@@ -1,0 +1,53 @@
+import pytest
+import torch
+
+from resnet_pruning import cost, files, model, peers
+from resnet_pruning.studies import finetuning_runs, method_runs, sweeps
+from resnet_pruning.studies.method_runs import METHODS, STAGES, MethodRuns
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Everything that is written goes to a folder of the test's own."""
+    for module in (files, finetuning_runs):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    torch.manual_seed(0)
+    network = model.ResNet(8, (8, 12, 16))
+    for norm in model.batch_norms(network).values():
+        torch.nn.init.uniform_(norm.weight, 0.5, 1.5)  # of equal units none can be ranked first
+    model.save_checkpoint(tmp_path / "small.pt", network, {})
+    return MethodRuns(str(tmp_path / "small.pt"), "digits", "quick")
+
+
+def test_every_method_has_the_same_macs_and_rows_tell_what_was_done(runs, tmp_path):
+    methods, _ = method_runs.available()
+    points = runs.comparison_points(methods, [0.6], stage=STAGES, epochs=[1], n_images=[192])
+    table = sweeps.run_sweep(runs.measure_method, points, tmp_path / "methods.csv", progress=False)
+    assert len(table) == 3 * len(methods)
+    assert table.macs_share.between(0.5, 0.6).all()  # of so few channels each has some per cent of the MACs
+    by_stage = table.pivot(index="method", columns="stage", values="accuracy")
+    assert (by_stage["fine-tuned"] != by_stage["as pruned"]).any() and table[table.stage != "fine-tuned"].epochs.eq(0).all()
+    assert table.groupby("method").macs.nunique().eq(1).all()
+
+
+def test_weights_are_pruned_and_fine_tuned_with_their_zeros(runs, tmp_path):
+    points = runs.weight_points([0.0, 0.9], criterion=["global", "per layer"], epochs=[0, 1])
+    table = sweeps.run_sweep(runs.measure_weights, points, tmp_path / "weights.csv", progress=False)
+    assert table.zeros.tolist() == pytest.approx(table.sparsity.tolist(), abs=0.002)
+    assert table.macs.eq(cost.macs(runs.material.network)).all() and table.bytes.nunique() == 1
+    assert (table[table.sparsity == 0.9].gzip_bytes < 0.5 * table[table.sparsity == 0].gzip_bytes.min()).all()
+    assert table[(table.sparsity == 0) & (table.epochs == 0)].change.eq(0).all()
+
+
+def test_unknown_settings_are_refused(runs):
+    (point,) = runs.comparison_points(["random units"], [0.5], stage=["as pruned"])
+    with pytest.raises(ValueError, match="method is 'magic', expected one of random units"):
+        runs.measure_method(**point | {"method": "magic"})
+    with pytest.raises(ValueError, match="stage is 'trained', expected one of as pruned"):
+        runs.measure_method(**point | {"stage": "trained"})
+    with pytest.raises(ValueError, match="choices has teacher, expected some of stage"):
+        runs.comparison_points(["random units"], [0.5], teacher=[True])
+    for method in ("random units", "Neuron Merging", *(["Torch-Pruning, group norm"] if peers.HAS_TORCH_PRUNING else [])):
+        with pytest.raises(ValueError, match="expected at least|expected more"):
+            runs.measure_method(**point | {"method": method, "level": 0.01})
+    assert set(METHODS) >= set(method_runs.SOLVED)
