@@ -41,7 +41,7 @@ from .pruning import rescale_by_gains
 from .training import Recipe
 
 # Whole images throughout: small crops, which neither the network nor its teacher saw in their last epochs, cost a point of accuracy.
-RECIPE = Recipe(epochs=20, learning_rate=0.05, warmup_epochs=0.5, ema=0.995, small_epochs=0)
+RECIPE = Recipe(epochs=20, learning_rate=0.05, warmup_epochs=0.5, ema=0.995, small_share=0.0)
 
 
 class _Constraint(nn.Module):
@@ -85,7 +85,7 @@ class Projected(_Constraint):
     def __init__(self, labels: Tensor, renew_every: int):
         super().__init__(labels)
         self.renew_every = renew_every
-        self.register_buffer("n_passes", torch.zeros((), dtype=torch.long))
+        self.register_buffer("n_passes", torch.zeros((), dtype=torch.long, device=labels.device))
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.training and self.renew_every:

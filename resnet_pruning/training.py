@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,8 +41,7 @@ class Recipe:
     ema : decay per step of the exponential moving average of weights and batch-norm statistics that the training
         ends with; 0 for none
     padding, cutout : augmentation, see `data.Batches`
-    small_epochs, small_size : the first `small_epochs` see crops of `small_size` pixels, which cost fewer MACs; None
-        stands for 66 % of the epochs
+    small_share, small_size : the first share of the epochs sees crops of `small_size` pixels, which cost fewer MACs
     distillation : weight of the teacher's part of the loss, where there is a teacher; the labels have the rest
     temperature : by which both logits are divided in the teacher's part (Hinton et al. 2015)
     optimizer : one of `optimizers.OPTIMIZERS`
@@ -59,7 +59,7 @@ class Recipe:
     ema: float = 0.999
     padding: int = 4
     cutout: int = 0
-    small_epochs: int | None = None
+    small_share: float = 0.66
     small_size: int = 24
     distillation: float = 0.9
     temperature: float = 4.0
@@ -78,19 +78,22 @@ class Recipe:
 
         for name in ("epochs", "batch_size"):
             check(name, isinstance(getattr(self, name), int) and getattr(self, name) >= 1, "an integer of at least 1")
-        if self.small_epochs is None:
-            object.__setattr__(self, "small_epochs", self.epochs * 66 // 100)
         check("learning_rate", self.learning_rate > 0, "a positive number")
         check("temperature", self.temperature > 0, "a positive number")
         for name in ("weight_decay", "warmup_epochs", "padding", "cutout"):
             check(name, getattr(self, name) >= 0, "zero or a positive number")
         for name in ("momentum", "label_smoothing", "ema"):
             check(name, 0 <= getattr(self, name) < 1, "a number in [0, 1)")
-        check("distillation", 0 <= self.distillation <= 1, "a number in [0, 1]")
-        check("small_epochs", 0 <= self.small_epochs <= self.epochs, f"0 to epochs, {self.epochs}")
+        for name in ("distillation", "small_share"):
+            check(name, 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
         check("optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
         check("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
         check("small_size", 8 <= self.small_size <= 32, "8 to 32 pixels")
+
+    @property
+    def small_epochs(self) -> int:
+        """How many epochs see small crops."""
+        return int(self.epochs * self.small_share + 1e-9)
 
     def size(self, epoch: int) -> int:
         """Side in pixels of the images of an epoch, counted from 0."""
@@ -106,6 +109,24 @@ class Recipe:
         return self.learning_rate * (1 + math.cos(math.pi * min(progress, 1))) / 2
 
 
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a training is computed, which changes its time, and its result by rounding only.
+
+    Attributes
+    ----------
+    amp : bfloat16 autocast; None uses it where the hardware has it
+    channels_last : memory format of the weights and activations
+    compile : torch.compile; None uses it where it works and the training is long enough to win the compilation back
+    reuse_memory : on a CPU, keep freed buffers in the process, see `hardware.keep_freed_memory`
+    """
+
+    amp: bool | None = None
+    channels_last: bool = True
+    compile: bool | None = None
+    reuse_memory: bool = True
+
+
 def train(
     model: nn.Module,
     images: Images,
@@ -115,11 +136,8 @@ def train(
     held_out: Images | None = None,
     teacher: nn.Module | None = None,
     folder: str | Path | None = None,
-    watch: Callable[[nn.Module], Mapping[str, float | str]] | None = None,
-    amp: bool | None = None,
-    channels_last: bool = True,
-    compile: bool | None = None,
-    reuse_memory: bool = True,
+    watch: Callable[[nn.Module], Mapping[str, Any]] | None = None,
+    execution: Execution = Execution(),
     progress: bool = True,
 ) -> pd.DataFrame:
     """Train `model` in place, on the device that holds `images`, and return the history.
@@ -137,11 +155,9 @@ def train(
     teacher : a model with the same classes whose outputs are imitated
     folder : where the state is kept after each epoch. A call with the same arguments goes on from there, and returns at
         once where the training is complete; on one machine and thread count the result is the same, bit for bit.
-    watch : called after each epoch with the averaged model, in evaluation mode; what it returns becomes columns of the history
-    amp : bfloat16 autocast; None uses it where the hardware has it
-    channels_last : memory format of the weights and activations
-    compile : torch.compile; None uses it where it works and the training is long enough to win the compilation back
-    reuse_memory : on a CPU, keep freed buffers in the process, see `hardware.keep_freed_memory`
+    watch : called after each epoch with the averaged model, in evaluation mode; what it returns, numbers, text or lists
+        of them, becomes columns of the history
+    execution : how it is computed
     progress : show a bar
 
     Returns
@@ -156,13 +172,11 @@ def train(
     KeyboardInterrupt, or any error in a step : after setting `model` back to the last complete epoch, which `folder` keeps, too
     """
     device = images.device
-    batches = Batches(images, recipe.batch_size, padding=recipe.padding, cutout=recipe.cutout, seed=seed)
-    n_steps = len(batches) * recipe.epochs
-    amp = has_fast_bfloat16(device) if amp is None else amp
-    if device.type == "cpu" and reuse_memory:
+    amp = has_fast_bfloat16(device) if execution.amp is None else execution.amp
+    if device.type == "cpu" and execution.reuse_memory:
         keep_freed_memory()
     model.to(device)
-    if channels_last:
+    if execution.channels_last:
         model.to(memory_format=torch.channels_last)
     check_classes(model, images, "model")
     if teacher is not None:
@@ -180,70 +194,86 @@ def train(
     }
     path = None if folder is None else Path(folder) / "state.pt"
     if path is not None and path.exists():
-        state = read_tensors(path)
-        if differing := [key for key in identity if state["identity"].get(key) != identity[key]]:
-            raise ValueError(f"{path} holds another training: {', '.join(differing)} differ. Choose another folder, or delete it.")
-        run.load(state)
+        run.load(_state_of(path, identity))
 
-    n_done = len(run.history) * len(batches)
-    if compile is None:  # it takes up to a minute and saves a tenth or more of each step
-        compile = n_steps - n_done >= 2000 and can_compile(device.type)
-    forward = torch.compile(model, dynamic=False) if compile else model
-    imitate = torch.compile(teacher, dynamic=False) if compile and teacher is not None else teacher
-    bar = tqdm(total=n_steps, initial=n_done, unit="step", disable=not progress, mininterval=1)
-    keep_up = max(1, 2000 // recipe.batch_size)  # reading a loss waits for the GPU: not at each step
-    try:
-        for epoch in range(len(run.history), recipe.epochs):
-            start = time.perf_counter()
-            model.train()
-            totals = torch.zeros(2, device=device)  # loss, right answers
-            for step, (inputs, labels) in enumerate(batches.epoch(epoch, recipe.size(epoch)), start=1):
-                rate = recipe.learning_rate_at(epoch + step / len(batches))
-                with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                    logits = forward(inputs).float()
-                    with torch.no_grad():
-                        targets = imitate(inputs).float() if teacher is not None else None
-                loss = _loss(logits, labels, targets, recipe)
-                run.step(loss, rate)
-                totals += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
-                if step % keep_up == 0 or step == len(batches):
-                    mean_loss, mean_right = (totals / step).tolist()
-                    if not math.isfinite(mean_loss):
-                        raise ValueError(
-                            f"the loss is {mean_loss} in epoch {epoch + 1}; a lower learning rate than {recipe.learning_rate} may help"
-                        )
-                    speed = step * recipe.batch_size / (time.perf_counter() - start)
-                    bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}", refresh=False)
-                    bar.set_postfix_str(f"loss {mean_loss:.3f}, accuracy {100 * mean_right:.1f} %, {speed:.0f} images/s", refresh=False)
-                    bar.update(step - (bar.n - epoch * len(batches)))
-            seconds = time.perf_counter() - start
-            row = {
-                "epoch": epoch + 1,
-                "learning_rate": rate,
-                "loss": mean_loss,
-                "train_accuracy": 100 * mean_right,
-                "held_out_accuracy": math.nan if held_out is None else accuracy(run.averaged(), held_out, amp=amp),
-                "seconds": seconds,
-                "images_per_second": len(batches) * recipe.batch_size / seconds,
-            }
-            seen = {} if watch is None else watch(run.averaged().eval())
-            run.complete_epoch(
-                row | {name: value if isinstance(value, str) else float(value) for name, value in seen.items()}, path, identity
-            )
-    except (Exception, KeyboardInterrupt):
-        run.load(run.last_complete)
-        raise
-    finally:
-        bar.close()
+    batches = Batches(images, recipe.batch_size, padding=recipe.padding, cutout=recipe.cutout, seed=seed)
+    n_steps, n_done = len(batches) * recipe.epochs, len(batches) * len(run.history)
+    compiled = execution.compile
+    if compiled is None:  # it takes up to a minute and saves a tenth or more of each step
+        compiled = n_steps - n_done >= 2000 and can_compile(device.type)
+    forward, imitate = (torch.compile(net, dynamic=False) if compiled and net is not None else net for net in (model, teacher))
+    with tqdm(total=n_steps, initial=n_done, unit="step", disable=not progress, mininterval=1) as bar:
+        try:
+            for epoch in range(len(run.history), recipe.epochs):
+                row = _epoch(run, batches, epoch, forward, imitate, amp, bar)
+                row["held_out_accuracy"] = math.nan if held_out is None else accuracy(run.averaged(), held_out, amp=amp)
+                seen = {} if watch is None else watch(run.averaged().eval())
+                row |= {name: value if isinstance(value, str | list) else float(value) for name, value in seen.items()}
+                run.complete_epoch(row, path, identity)
+        except (Exception, KeyboardInterrupt):
+            run.load(run.last_complete)
+            raise
     run.finish()
     return pd.DataFrame(run.history)
+
+
+def _epoch(
+    run: "_Run", batches: Batches, epoch: int, forward: nn.Module, imitate: nn.Module | None, amp: bool, bar: tqdm
+) -> dict[str, float]:
+    """The steps of one epoch, and its row of the history."""
+    recipe, device = run.recipe, batches.images.device
+    start = time.perf_counter()
+    run.model.train()
+    totals = torch.zeros(2, device=device)  # loss, right answers
+    keep_up = max(1, 2000 // recipe.batch_size)  # reading a loss waits for the GPU: not at each step
+    for step, (inputs, labels) in enumerate(batches.epoch(epoch, recipe.size(epoch)), start=1):
+        rate = recipe.learning_rate_at(epoch + step / len(batches))
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            logits = forward(inputs).float()
+            with torch.no_grad():
+                targets = imitate(inputs).float() if imitate is not None else None
+        loss = _loss(logits, labels, targets, recipe)
+        run.step(loss, rate)
+        totals += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
+        if step % keep_up == 0 or step == len(batches):
+            mean_loss, mean_right = (totals / step).tolist()
+            if not math.isfinite(mean_loss):
+                raise ValueError(
+                    f"the loss is {mean_loss} in epoch {epoch + 1}; a lower learning rate than {recipe.learning_rate} may help"
+                )
+            speed = step * recipe.batch_size / (time.perf_counter() - start)
+            bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}", refresh=False)
+            bar.set_postfix_str(f"loss {mean_loss:.3f}, accuracy {100 * mean_right:.1f} %, {speed:.0f} images/s", refresh=False)
+            bar.update(step - (bar.n - epoch * len(batches)))
+    return {
+        "epoch": epoch + 1,
+        "learning_rate": rate,
+        "loss": mean_loss,
+        "train_accuracy": 100 * mean_right,
+        "held_out_accuracy": math.nan,
+        "seconds": time.perf_counter() - start,
+        "images_per_second": speed,
+    }
+
+
+def _state_of(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The state that a training left in a file.
+
+    Raises
+    ------
+    ValueError : it is another training's
+    """
+    state = read_tensors(path)
+    if differing := [key for key in identity if state["identity"].get(key) != identity[key]]:
+        raise ValueError(f"{path} holds another training: {', '.join(differing)} differ. Choose another folder, or delete it.")
+    return state
 
 
 class _Run:
     """Everything that changes during a training, so that it is saved, restored and averaged in one place."""
 
     def __init__(self, model: nn.Module, recipe: Recipe):
-        self.model = model
+        self.model, self.recipe = model, recipe
         self.optimizer = optimizer_for(
             model, recipe.optimizer, recipe.learning_rate, recipe.weight_decay, momentum=recipe.momentum, nesterov=recipe.nesterov
         )

@@ -11,7 +11,7 @@ from test_pruning import NETWORK
 from resnet_pruning import calibration, compaction, compression, cost, data, evaluation, model, plans
 from resnet_pruning.compression.by_plan import REPAIRS, SELECTIONS, PartFit
 from resnet_pruning.compression.least_squares import Moments, eliminate
-from resnet_pruning.training import Recipe, train
+from resnet_pruning.training import Execution, Recipe, train
 
 IMAGES = data.load_images("digits")[0][:128]
 STATISTICS = calibration.layer_statistics(NETWORK, IMAGES)
@@ -194,7 +194,13 @@ def test_a_compact_network_is_merged_further_and_trains(tmp_path):
     model.save_checkpoint(tmp_path / "small.pt", second, {})
     loaded, _ = model.load_checkpoint(tmp_path / "small.pt")
     assert torch.equal(evaluation.predict(loaded, IMAGES), evaluation.predict(second, IMAGES))
-    train(loaded, IMAGES, Recipe(epochs=1, batch_size=32, warmup_epochs=0, small_epochs=0), compile=False, progress=False)
+    train(
+        loaded,
+        IMAGES,
+        Recipe(epochs=1, batch_size=32, warmup_epochs=0, small_share=0.0),
+        execution=Execution(compile=False),
+        progress=False,
+    )
     assert compaction.compact(second).config == second.config
 
 

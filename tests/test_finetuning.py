@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from test_pruning import IMAGES, NETWORK, STATISTICS, any_plan, assert_same_function, choices, distinct
 
 from resnet_pruning import clustering, compaction, cost, evaluation, finetuning, model, plans, pruning
-from resnet_pruning.training import Recipe, train
+from resnet_pruning.training import Execution, Recipe, train
 
-RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=0.02, warmup_epochs=0, ema=0.9, small_epochs=1)
-EAGER = {"amp": False, "compile": False, "progress": False}
+RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=0.02, warmup_epochs=0, ema=0.9, small_share=0.5)
+EAGER = {"execution": Execution(amp=False, compile=False), "progress": False}
 CONSTRAINTS = {
     "tied": finetuning.tied,
     "fixed": lambda network, clusters: finetuning.projected(network, clusters, 0),
@@ -162,7 +162,7 @@ def test_centripetal_filters_become_equal_so_that_merging_costs_nothing():
     history = train(
         network,
         IMAGES,
-        dataclasses.replace(RECIPE, epochs=30, learning_rate=0.01, small_epochs=0),
+        dataclasses.replace(RECIPE, epochs=30, learning_rate=0.01, small_share=0.0),
         watch=lambda averaged: {"distance": max(finetuning.distances_within_clusters(averaged).values())},
         **EAGER,
     )

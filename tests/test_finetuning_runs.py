@@ -1,11 +1,14 @@
+import dataclasses
+
+import pandas as pd
 import pytest
 import torch
 
 from resnet_pruning import cost, data, evaluation, files, model, plans
 from resnet_pruning.studies import finetuning_runs, sweeps
-from resnet_pruning.studies.finetuning_runs import WAYS, FineTuningRuns, per_epoch
+from resnet_pruning.studies.finetuning_runs import WAYS, FineTuningRuns
 
-PLANS = {("mine", 0.5): {"conv1": 2, "layer1.0.conv1": 2, "layer2.0.conv2": 4, "layer3.0.conv1": 3}}
+PLANS = {("mine", "filters", 0.5): {"conv1": 2, "layer1.0.conv1": 2, "layer2.0.conv2": 4, "layer3.0.conv1": 3}}
 
 
 @pytest.fixture
@@ -23,25 +26,22 @@ def points_of(runs, **choices):
 
 
 def test_every_way_gives_a_network_of_the_planned_size(runs, tmp_path):
-    table = sweeps.run_sweep(runs.measure_fine_tuned, points_of(runs, way=WAYS), tmp_path / "runs.csv", progress=False)
+    points = points_of(runs, way=WAYS)
+    table = sweeps.run_sweep(runs.measure_fine_tuned, points, tmp_path / "runs.csv", progress=False)
     assert set(table.way) == set(WAYS)
     network, (plan,) = runs.material.network, PLANS.values()
     for way, row in table.set_index("way").iterrows():
         merged = way in ("compact", "from scratch")
         assert (row.parameters, row.macs) == cost.of_plan(network, plan, merged=merged), way
-        assert len(row.curve.split()) == 2 and row.seconds > 0
-        assert pd_empty(row.moved) == merged
-    by_epoch = per_epoch(table)
+        assert row.seconds > 0
+    by_epoch = sweeps.read_details(tmp_path / "runs.csv", "epochs", points)
+    assert by_epoch[by_epoch.epoch > 0].groupby("way").moved.count().eq(2).sum() == len(WAYS) - 2, "two ways have no clusters"
     assert by_epoch.groupby("way").epoch.apply(list).map(lambda epochs: epochs == [0, 1, 2]).all()
     assert (by_epoch[by_epoch.epoch == 0].set_index("way").accuracy == table.set_index("way").accuracy_before).all()
     moved = by_epoch.dropna(subset="moved").groupby("way").moved.sum()
     assert moved[["tied", "centripetal", "projected, clusters fixed"]].eq(0).all() and moved["projected, new clusters each step"] > 0
-    distances = by_epoch.dropna(subset="distances").groupby("way").distances.max()
+    distances = by_epoch.dropna(subset="apart").groupby("way").apart.max()
     assert distances["centripetal"] > 0 and distances[["tied", "projected, new clusters each epoch"]].eq(0).all()
-
-
-def pd_empty(value):
-    return value != value or value == ""  # a CSV gives NaN for nothing
 
 
 def test_a_choice_is_judged_on_images_that_were_not_trained_on(runs):
@@ -55,7 +55,7 @@ def test_a_choice_is_judged_on_images_that_were_not_trained_on(runs):
 
 def test_a_kept_result_is_the_network_that_the_row_describes(runs):
     (point,) = points_of(runs, way=["tied"], checkpoint=["mine"])
-    row = runs.measure_fine_tuned(**point)
+    row = runs.measure_fine_tuned(point)
     network, facts = model.load_checkpoint(files.results_folder("digits", "quick") / "checkpoints" / "mine.pt")
     assert facts["test_accuracy"] == row["accuracy"] == round(evaluation.accuracy(network, runs.material.images("test")), 2)
     assert facts["plan"]["conv1"] == 2 and facts["way"] == "tied" and cost.macs(network) == facts["macs"] == row["macs"]
@@ -63,7 +63,7 @@ def test_a_kept_result_is_the_network_that_the_row_describes(runs):
 
 def test_an_interrupted_run_goes_on(runs, monkeypatch):
     (point,) = points_of(runs, way=["projected, new clusters each step"])
-    expected = runs.measure_fine_tuned(**point)
+    expected = runs.measure_fine_tuned(point)
     accuracy, calls = evaluation.accuracy, []
 
     def interrupted(*arguments, **settings):
@@ -75,16 +75,17 @@ def test_an_interrupted_run_goes_on(runs, monkeypatch):
     (other,) = points_of(runs, way=["projected, new clusters each step"], seed=[1])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(evaluation, "accuracy", interrupted)
-        runs.measure_fine_tuned(**other)
-    resumed = runs.measure_fine_tuned(**other)
-    assert runs.measure_fine_tuned(**point)["curve"] == expected["curve"] and len(resumed["curve"].split()) == 2
+        runs.measure_fine_tuned(other)
+    resumed = runs.measure_fine_tuned(other)
+    pd.testing.assert_frame_equal(runs.measure_fine_tuned(point)["epochs"], expected["epochs"])
+    assert resumed["epochs"].epoch.tolist() == [0, 1, 2]
 
 
 def test_unknown_settings_are_refused(runs):
     (point,) = points_of(runs)
     with pytest.raises(ValueError, match="way is 'frozen', expected one of tied, projected, clusters fixed"):
-        runs.measure_fine_tuned(**point | {"way": "frozen"})
+        runs.measure_fine_tuned(dataclasses.replace(point, way="frozen"))
     with pytest.raises(ValueError, match="the plan names 'fc'"):
-        runs.fine_tuning_points({("mine", 1): {"fc": 1}})
+        runs.fine_tuning_points({("mine", "", 1): {"fc": 1}})
     whole = plans.uniform(runs.material.network, 64)
-    assert runs.fine_tuning_points({("whole", 1): whole})[0]["clusters"] == "4 4 4 6 6 8 8"
+    assert runs.fine_tuning_points({("whole", "", 1): whole})[0].clusters == (4, 4, 4, 6, 6, 8, 8)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -31,7 +33,7 @@ def test_every_method_has_the_same_macs_and_rows_tell_what_was_done(runs, tmp_pa
 
 
 def test_weights_are_pruned_and_fine_tuned_with_their_zeros(runs, tmp_path):
-    points = runs.weight_points([0.0, 0.9], criterion=["global", "per layer"], epochs=[0, 1])
+    points = runs.weight_points([0.0, 0.9], ["global", "per layer"], epochs=[0, 1], learning_rate=[0.03])
     table = sweeps.run_sweep(runs.measure_weights, points, tmp_path / "weights.csv", progress=False)
     assert table.zeros.tolist() == pytest.approx(table.sparsity.tolist(), abs=0.002)
     assert table.macs.eq(cost.macs(runs.material.network)).all() and table.bytes.nunique() == 1
@@ -42,12 +44,12 @@ def test_weights_are_pruned_and_fine_tuned_with_their_zeros(runs, tmp_path):
 def test_unknown_settings_are_refused(runs):
     (point,) = runs.comparison_points(["random units"], [0.5], stage=["as pruned"])
     with pytest.raises(ValueError, match="method is 'magic', expected one of random units"):
-        runs.measure_method(**point | {"method": "magic"})
+        runs.measure_method(dataclasses.replace(point, method="magic"))
     with pytest.raises(ValueError, match="stage is 'trained', expected one of as pruned"):
-        runs.measure_method(**point | {"stage": "trained"})
-    with pytest.raises(ValueError, match="choices has teacher, expected some of stage"):
+        runs.measure_method(dataclasses.replace(point, stage="trained"))
+    with pytest.raises(ValueError, match="choices has teacher, expected some of base, images, method"):
         runs.comparison_points(["random units"], [0.5], teacher=[True])
     for method in ("random units", "Neuron Merging", *(["Torch-Pruning, group norm"] if peers.HAS_TORCH_PRUNING else [])):
         with pytest.raises(ValueError, match="expected at least|expected more"):
-            runs.measure_method(**point | {"method": method, "level": 0.01})
+            runs.measure_method(dataclasses.replace(point, method=method, level=0.01))
     assert set(METHODS) >= set(method_runs.SOLVED)

@@ -4,9 +4,9 @@ import torch.nn.functional as F
 
 from resnet_pruning import optimizers
 from resnet_pruning.model import ResNet
-from resnet_pruning.training import Recipe, train
+from resnet_pruning.training import Execution, Recipe, train
 
-EAGER = {"amp": False, "compile": False, "progress": False}
+EAGER = {"execution": Execution(amp=False, compile=False), "progress": False}
 needs_muon = pytest.mark.skipif("Muon" not in optimizers.OPTIMIZERS, reason="this torch has no Muon")
 
 
@@ -55,7 +55,7 @@ def test_an_interrupted_training_goes_on_with_the_optimizers_state(small_images,
         torch.manual_seed(0)
         model = ResNet(8, (4, 8, 8))
         folder = tmp_path / f"{epochs_before_the_interruption}"
-        recipe = Recipe(epochs=3, batch_size=32, learning_rate=0.003, optimizer=name, schedule="constant", small_epochs=0, ema=0)
+        recipe = Recipe(epochs=3, batch_size=32, learning_rate=0.003, optimizer=name, schedule="constant", small_share=0.0, ema=0)
         if epochs_before_the_interruption:
             calls = []
 

@@ -9,7 +9,7 @@ from test_pruning import IMAGES, NETWORK, assert_same_function
 
 from resnet_pruning import cost, finetuning, model, peers, plans
 from resnet_pruning.compression import allocation
-from resnet_pruning.training import Recipe, train
+from resnet_pruning.training import Execution, Recipe, train
 
 needs_torch_pruning = pytest.mark.skipif(not peers.HAS_TORCH_PRUNING, reason="torch_pruning is not installed")
 INSIDE = list(plans.uniform(NETWORK, 1, "*.conv1"))
@@ -59,7 +59,13 @@ def test_chance_follows_the_seed_and_leaves_torchs_own_alone():
 def test_fine_tuning_keeps_zeros_and_trains_the_rest():
     pruned = peers.prune_weights(NETWORK, 0.8)
     network = finetuning.masked(pruned)
-    train(network, IMAGES, Recipe(epochs=2, batch_size=16, learning_rate=0.02, ema=0.9, small_epochs=0), compile=False, progress=False)
+    train(
+        network,
+        IMAGES,
+        Recipe(epochs=2, batch_size=16, learning_rate=0.02, ema=0.9, small_share=0.0),
+        execution=Execution(compile=False),
+        progress=False,
+    )
     after = finetuning.released(network)
     assert_same_function(network, after)
     assert zeros_by_layer(after) == zeros_by_layer(pruned)

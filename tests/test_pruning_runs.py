@@ -1,4 +1,4 @@
-import json
+import dataclasses
 import os
 import warnings
 
@@ -22,31 +22,31 @@ def experiment(tmp_path_factory):
 
 def points_of(experiment):
     network, _ = model.load_checkpoint(experiment.checkpoint)
-    some = {("uniform", n): plans.uniform(network, n) for n in (2, 8)}
+    some = {("uniform", "clusters", n): plans.uniform(network, n) for n in (2, 8)}
     return experiment.points(some, distance=["raw", "correlation"], batch_norm=["as trained", "re-estimated"])
 
 
 def test_an_experiments_points_say_all_that_a_row_must(experiment):
     points = points_of(experiment)
-    assert len(points) == 8 and len({json.dumps(point) for point in points}) == 8
-    assert points[0] | {"distance": "raw"} == points[0] and points[0]["clusters"] == "2 2 2 2 2 2 2"
-    assert points[-1]["clusters"] == "4 4 4 6 6 8 8" and points[0]["base"].startswith("small ")
+    assert len(points) == len(set(points)) == 8
+    assert points[0].distance == "raw" and points[0].clusters == (2,) * 7
+    assert points[-1].clusters == (4, 4, 4, 6, 6, 8, 8) and points[0].base.startswith("small ")
     network, _ = model.load_checkpoint(experiment.checkpoint)
-    (only_stem,) = experiment.points({("stem alone", 1): {"conv1": 1}})
-    assert only_stem["clusters"] == "1 4 4 6 6 8 8"
-    with pytest.raises(ValueError, match="choices has metric, expected some of distance, weighting"):
-        experiment.points({("uniform", 1): plans.uniform(network, 1)}, metric=["raw"])
+    (only_stem,) = experiment.points({("stem alone", "clusters", 1): {"conv1": 1}})
+    assert only_stem.clusters == (1, 4, 4, 6, 6, 8, 8)
+    with pytest.raises(ValueError, match="choices has metric, expected some of base, images, plan"):
+        experiment.points({("uniform", "clusters", 1): plans.uniform(network, 1)}, metric=["raw"])
     with pytest.raises(ValueError, match="the plan names 'fc'"):
-        experiment.points({("mine", 1): {"fc": 1}})
+        experiment.points({("mine", "", 1): {"fc": 1}})
 
 
 def test_measured_rows_hold_together(experiment):
     whole = experiment.points(
-        {("uniform", 8): plans.uniform(model.load_checkpoint(experiment.checkpoint)[0], 8)}, batch_norm=["as trained"]
+        {("uniform", "clusters", 8): plans.uniform(model.load_checkpoint(experiment.checkpoint)[0], 8)}, batch_norm=["as trained"]
     )
-    row = experiment.measure(**whole[0])
+    row = experiment.measure(whole[0])
     assert row["change"] == 0 and row["macs_share"] == row["parameters_share"] == 1 and row["distinct_filters"] == 40
-    row = experiment.measure(**points_of(experiment)[0])
+    row = experiment.measure(points_of(experiment)[0])
     assert row["distinct_filters"] == 14 and row["macs_share"] < 0.6
     classes = [value for name, value in row.items() if name.startswith("class_")]
     assert len(classes) == 10 and min(classes) <= row["accuracy"] <= max(classes)
@@ -58,22 +58,24 @@ def test_merged_rows_hold_together(experiment):
     whole, *smaller = (
         point
         for some in ({}, plan)
-        for point in experiment.compression_points({("mine", 1): some}, repair=["least squares"], batch_norm=["as it is", "re-estimated"])
+        for point in experiment.compression_points(
+            {("mine", "", 1): some}, repair=["least squares"], batch_norm=["as it is", "re-estimated"]
+        )
     )
-    assert experiment.measure_compressed(**whole)["change"] == 0
-    row = experiment.measure_compressed(**smaller[-1])
-    assert smaller[-1]["clusters"] == "4 4 4 3 6 8 5"
+    assert experiment.measure_compressed(whole)["change"] == 0
+    row = experiment.measure_compressed(smaller[-1])
+    assert smaller[-1].clusters == (4, 4, 4, 3, 6, 8, 5)
     assert (row["parameters"], row["macs"]) == cost.of_plan(network, plan, merged=True)
     assert row["macs_share"] == round(row["macs"] / cost.macs(network), 4)
     with pytest.raises(ValueError, match="batch_norm is 'new', expected 're-estimated' or 'as it is'"):
-        experiment.measure_compressed(**whole | {"batch_norm": "new"})
+        experiment.measure_compressed(dataclasses.replace(whole, batch_norm="new"))
 
 
 @pytest.mark.parametrize("change", [{"images": "validation"}, {"batch_norm": "new"}])
 def test_unknown_settings_are_refused(experiment, change):
     (key, value), point = next(iter(change.items())), points_of(experiment)[0]
     with pytest.raises(ValueError, match=f"{key} is '{value}', expected"):
-        experiment.measure(**point | change)
+        experiment.measure(dataclasses.replace(point, **change))
     with pytest.raises(ValueError, match="profile is 'slow', expected one of quick, full"):
         PruningRuns("a.pt", "digits", "slow")
 

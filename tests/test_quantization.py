@@ -13,7 +13,7 @@ from resnet_pruning import compaction, data, evaluation, model, plans, pruning, 
 from resnet_pruning.quantization import files, observers, post_training, quantized_model
 from resnet_pruning.quantization.post_training import quantize
 from resnet_pruning.quantization.quantized_model import affine_grid, layers, quantized
-from resnet_pruning.training import Recipe, train
+from resnet_pruning.training import Execution, Recipe, train
 
 QUIET = {"progress": False, "n_steps": 20}
 finite = st.floats(-1e4, 1e4, allow_nan=False)
@@ -139,8 +139,8 @@ def test_observers_find_ranges_within_what_was_seen_that_ignore_outliers_where_t
 def trained():
     torch.manual_seed(0)
     network = model.ResNet(8, (8, 8, 16))
-    recipe = Recipe(epochs=3, batch_size=64, warmup_epochs=0, ema=0, small_epochs=0)
-    train(network, data.load_images("digits")[0], recipe, amp=False, compile=False, progress=False)
+    recipe = Recipe(epochs=3, batch_size=64, warmup_epochs=0, ema=0, small_share=0.0)
+    train(network, data.load_images("digits")[0], recipe, execution=Execution(amp=False, compile=False), progress=False)
     return network
 
 

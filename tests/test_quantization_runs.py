@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -27,7 +29,7 @@ def test_fewer_bits_are_fewer_bytes_and_settings_are_kept_in_the_row(runs, tmp_p
 
 def test_a_kept_network_is_the_one_that_the_row_describes(runs, tmp_path):
     (point,) = runs.quantizing_points([(4, 6)], n_images=[64], checkpoint=["mine"], end_bits=[0])
-    row = runs.measure_quantized(**point)
+    row = runs.measure_quantized(point)
     path = runs.path("mine")
     network, facts = quantization.load_quantized(path)
     assert facts["test_accuracy"] == row["accuracy"] == round(evaluation.accuracy(network, runs.material.images("test")), 2)
@@ -36,10 +38,10 @@ def test_a_kept_network_is_the_one_that_the_row_describes(runs, tmp_path):
 
 def test_bits_by_sensitivity_take_no_more_bytes(runs):
     points = runs.quantizing_points([(3, 8)], n_images=[64], allocation=["equal", "by sensitivity"])
-    equal, mixed = (runs.measure_quantized(**point) for point in points)
+    equal, mixed = (runs.measure_quantized(point) for point in points)
     assert mixed["bytes"] <= equal["bytes"] and len(set(equal["layer_bits"].split()[1:-1])) == 1
     with pytest.raises(ValueError, match="allocation is 'random', expected one of equal, by sensitivity"):
-        runs.measure_quantized(**points[0] | {"allocation": "random"})
+        runs.measure_quantized(dataclasses.replace(points[0], allocation="random"))
 
 
 def test_pytorchs_own_ways_are_judged_alike(runs, tmp_path):
@@ -54,9 +56,9 @@ def test_calibration_images_differ_by_seed_and_are_none_of_those_judged(runs):
 
 
 def test_unknown_settings_are_refused(runs):
-    with pytest.raises(ValueError, match="choices has quality, expected some of network"):
+    with pytest.raises(ValueError, match="choices has quality, expected some of base, images"):
         runs.quantizing_points([(8, 8)], quality=[8])
     with pytest.raises(ValueError, match="kind is 'int3', expected one of float32"):
-        runs.measure_ready(**runs.ready_points(["int3"])[0])
+        runs.measure_ready(runs.ready_points(["int3"])[0])
     with pytest.raises(ValueError, match="kind is 'float8', expected one of float16, bfloat16"):
         pytorch.HalfPrecision(model.ResNet(8), "float8")

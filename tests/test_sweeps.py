@@ -1,21 +1,35 @@
+import dataclasses
 import functools
 import subprocess
 import sys
 
 import joblib
+import numpy as np
 import pandas as pd
 import pytest
 
 from resnet_pruning.studies import sweeps
 
-POINTS = [{"x": x, "name": name} for x in (1, 2.5) for name in ("a", 'with "quotes", commas')]
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    x: float
+    name: str = "a"
 
 
-def square(x, name, calls=None):
+@dataclasses.dataclass(frozen=True)
+class Number:
+    x: int
+
+
+POINTS = [Point(x, name) for x in (1, 2.5) for name in ("a", 'with "quotes", commas')]
+
+
+def square(point, calls=None):
     if calls is not None:
         with open(calls, "a") as file:
-            file.write(f"{x} {name}\n")
-    return {"square": x * x, "length": len(name)}
+            file.write(f"{point}\n")
+    return {"square": point.x * point.x, "length": len(point.name)}
 
 
 @pytest.fixture
@@ -50,17 +64,21 @@ def test_the_bar_counts_all_points_and_starts_at_those_done(tmp_path, capsys):
 
 
 INTERRUPTED = """
-import os, signal, sys
+import dataclasses, os, signal, sys
 from resnet_pruning.studies import sweeps
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
 
-def function(x):
-    if x == 3:
-        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
-    return {"square": x * x}
+@dataclasses.dataclass(frozen=True)
+class Number:
+    x: int
 
-sweeps.run_sweep(function, [{"x": x} for x in range(6)], sys.argv[1], progress=False)
+def function(point):
+    if point.x == 3:
+        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+    return {"square": point.x * point.x}
+
+sweeps.run_sweep(function, [Number(x) for x in range(6)], sys.argv[1], progress=False)
 """
 
 
@@ -71,16 +89,18 @@ def test_an_interrupted_sweep_loses_only_the_point_in_flight(tmp_path, counted, 
     assert killed.returncode != 0
     assert csv.read_text() == "x,square\n0,0\n1,1\n2,4\n"
     function, n_calls = counted
-    table = sweeps.run_sweep(lambda x: {"square": function(x, "")["square"]}, [{"x": x} for x in range(6)], csv, progress=False)
+    table = sweeps.run_sweep(
+        lambda point: {"square": function(Point(point.x))["square"]}, [Number(x) for x in range(6)], csv, progress=False
+    )
     assert n_calls() == 3 and table.square.tolist() == [0, 1, 4, 9, 16, 25]
 
 
 def test_a_point_that_fails_keeps_those_before_it(tmp_path):
-    def function(x):
-        return {"inverse": 1 / x}
+    def function(point):
+        return {"inverse": 1 / point.x}
 
     with pytest.raises(ZeroDivisionError):
-        sweeps.run_sweep(function, [{"x": 2}, {"x": 0}], tmp_path / "s.csv", progress=False)
+        sweeps.run_sweep(function, [Number(2), Number(0)], tmp_path / "s.csv", progress=False)
     assert (tmp_path / "s.csv").read_text() == "x,inverse\n2,0.5\n"
 
 
@@ -117,17 +137,85 @@ def test_a_file_with_other_columns_is_kept_aside_and_begun_anew(tmp_path, counte
 
 
 def test_rows_done_under_other_results_are_computed_again(tmp_path):
-    sweeps.run_sweep(lambda x: {"square": x * x}, [{"x": 1}, {"x": 2}], tmp_path / "s.csv", progress=False)
+    sweeps.run_sweep(lambda point: {"square": point.x**2}, [Number(1), Number(2)], tmp_path / "s.csv", progress=False)
     with pytest.warns(UserWarning, match="columns x, square, expected x, cube"):
-        table = sweeps.run_sweep(lambda x: {"cube": x**3}, [{"x": 2}, {"x": 3}], tmp_path / "s.csv", progress=False)
+        table = sweeps.run_sweep(lambda point: {"cube": point.x**3}, [Number(2), Number(3)], tmp_path / "s.csv", progress=False)
     assert table.to_dict("list") == {"x": [2, 3], "cube": [8, 27]}
 
 
 def test_points_must_be_alike():
     with pytest.raises(ValueError, match="points is empty, expected at least one"):
         sweeps.run_sweep(square, [], "s.csv")
-    with pytest.raises(ValueError, match="a point has x, expected the names of the first point, x, name"):
-        sweeps.run_sweep(square, [POINTS[0], {"x": 2}], "s.csv")
+    with pytest.raises(ValueError, match="points are of Number, Point, expected one kind"):
+        sweeps.run_sweep(square, [POINTS[0], Number(2)], "s.csv")
+
+
+def test_a_function_may_not_overwrite_a_field(tmp_path):
+    with pytest.raises(ValueError, match="the function returned x, expected other names"):
+        sweeps.run_sweep(lambda point: {"x": 2}, [Number(1)], tmp_path / "s.csv", progress=False)
+
+
+def test_a_grid_of_choices():
+    grid = sweeps.expanded(Point(1.0), x=np.array([1.0, 2.0]), name=["a", "b"])
+    assert set(grid) == {Point(x, name) for x in (1.0, 2.0) for name in "ab"} and type(grid[0].x) is float
+    with pytest.raises(ValueError, match="choices has y, expected some of x, name"):
+        sweeps.expanded(Point(1.0), y=[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    sides: tuple[int, ...]
+    solid: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Nested:
+    shape: Shape
+    label: str = "n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Older:
+    x: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Newer:
+    x: int
+    power: int = 2
+
+
+def test_fields_keep_their_types_and_nested_ones_are_columns(tmp_path):
+    points = [Nested(Shape((3, 4, 5))), Nested(Shape((), False), "NA")]
+    for _ in range(2):  # computed, and read again
+        table = sweeps.run_sweep(lambda point: {"n": len(point.shape.sides)}, points, tmp_path / "s.csv", progress=False)
+        assert table.to_dict("list") == {"sides": [(3, 4, 5), ()], "solid": [True, False], "label": ["n", "NA"], "n": [3, 0]}
+
+
+def test_a_field_that_is_added_with_a_default_goes_on(tmp_path):
+    def power(point):
+        return {"result": point.x ** getattr(point, "power", 2)}
+
+    sweeps.run_sweep(power, [Older(2), Older(3)], tmp_path / "s.csv", progress=False)
+    table = sweeps.run_sweep(power, [Newer(3), Newer(3, 3)], tmp_path / "s.csv", progress=False)
+    assert table.result.tolist() == [9, 27]
+    assert (tmp_path / "s.csv").read_text() == "x,power,result\n2,2,4\n3,2,9\n3,3,27\n"
+
+
+def test_details_go_to_a_file_of_their_own(tmp_path):
+    def powers(point):
+        return {"square": point.x**2, "powers": pd.DataFrame({"n": [1, 2, 3], "value": [point.x**n for n in (1, 2, 3)]})}
+
+    csv, points = tmp_path / "s.csv", [Number(2), Number(3)]
+    assert list(sweeps.run_sweep(powers, points, csv, progress=False)) == ["x", "square"]
+    details = sweeps.read_details(csv, "powers", [Number(3)])
+    assert details.to_dict("list") == {"x": [3, 3, 3], "n": [1, 2, 3], "value": [3, 9, 27]}
+    text = csv.read_text()
+    csv.write_text(text[: text.index("3,")])  # killed between the details and the row
+    sweeps.run_sweep(powers, points, csv, progress=False)
+    assert len(sweeps.read_details(csv, "powers", points)) == 6
+    with pytest.raises(ValueError, match=r"no rows for Number\(x=4\)"):
+        sweeps.read_details(csv, "powers", [Number(4)])
 
 
 @pytest.mark.parametrize("backend", ["loky", "threading", "multiprocessing"])

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 
 from resnet_pruning import data, evaluation, training
 from resnet_pruning.model import ResNet, read_tensors
-from resnet_pruning.training import Recipe, train
+from resnet_pruning.training import Execution, Recipe, train
 
-QUICK = Recipe(epochs=3, batch_size=32, warmup_epochs=1, ema=0.9, small_epochs=1)
-EAGER = {"amp": False, "compile": False, "progress": False}
+QUICK = Recipe(epochs=3, batch_size=32, warmup_epochs=1, ema=0.9, small_share=0.4)
+EAGER = {"execution": Execution(amp=False, compile=False), "progress": False}
 
 
 def weights(model):
@@ -34,7 +34,7 @@ def trained(images, recipe=QUICK, **settings):
 def test_digits_are_learnt(digits):
     torch.manual_seed(0)
     model = ResNet(8, (8, 16, 16))
-    recipe = Recipe(epochs=6, batch_size=64, warmup_epochs=1, ema=0.9, small_epochs=0)
+    recipe = Recipe(epochs=6, batch_size=64, warmup_epochs=1, ema=0.9, small_share=0.0)
     history = train(model, digits[0], recipe, held_out=digits[1], **EAGER)
     assert not model.training
     assert evaluation.accuracy(model, digits[1]) > 90
@@ -50,14 +50,17 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(small_imag
 
 @pytest.mark.parametrize("setting", [{"channels_last": False}, {"compile": True}, {"reuse_memory": False}])
 def test_what_makes_it_faster_changes_rounding_only(small_images, setting):
-    recipe = Recipe(epochs=1, batch_size=32, learning_rate=0.01, ema=0, small_epochs=0, warmup_epochs=0)
-    plain, fast = trained(small_images, recipe)[0], trained(small_images, recipe, **setting)[0]
+    recipe = Recipe(epochs=1, batch_size=32, learning_rate=0.01, ema=0, small_share=0.0, warmup_epochs=0)
+    plain, fast = (
+        trained(small_images, recipe)[0],
+        trained(small_images, recipe, execution=dataclasses.replace(EAGER["execution"], **setting))[0],
+    )
     torch.testing.assert_close(weights(fast), weights(plain), atol=1e-4, rtol=1e-4)
 
 
 def test_bfloat16_autocast_trains_about_as_well(digits):
-    recipe = Recipe(epochs=3, batch_size=64, warmup_epochs=1, ema=0.9, small_epochs=0)
-    losses = [trained(digits[0], recipe, amp=amp)[1].loss.iloc[-1] for amp in (False, True)]
+    recipe = Recipe(epochs=3, batch_size=64, warmup_epochs=1, ema=0.9, small_share=0.0)
+    losses = [trained(digits[0], recipe, execution=Execution(amp=amp, compile=False))[1].loss.iloc[-1] for amp in (False, True)]
     assert losses[1] == pytest.approx(losses[0], rel=0.15)
 
 
@@ -67,8 +70,8 @@ from resnet_pruning import data, model, training
 torch.set_num_threads(1); torch.manual_seed(0)
 network = model.ResNet(8, (8, 16, 16))
 images = data.load_images("digits")[0][:320]
-recipe = training.Recipe(epochs=7, batch_size=32, warmup_epochs=1, ema=0.9, small_epochs=3)
-training.train(network, images, recipe, folder=sys.argv[1], amp=False, compile=False, progress=False)
+recipe = training.Recipe(epochs=7, batch_size=32, warmup_epochs=1, ema=0.9, small_share=0.45)
+training.train(network, images, recipe, folder=sys.argv[1], execution=training.Execution(amp=False, compile=False), progress=False)
 torch.save(network.state_dict(), sys.argv[1] + "/end.pt")
 """
 
@@ -144,7 +147,7 @@ def test_a_folder_of_another_training_is_refused_and_kept(small_images, tmp_path
     trained(small_images, folder=tmp_path)
     before = (tmp_path / "state.pt").read_bytes()
     with pytest.raises(ValueError, match="state.pt holds another training: recipe, seed differ"):
-        trained(small_images, Recipe(epochs=2, batch_size=32, small_epochs=0), seed=4, folder=tmp_path)
+        trained(small_images, Recipe(epochs=2, batch_size=32, small_share=0.0), seed=4, folder=tmp_path)
     with pytest.raises(ValueError, match="n_images differ"):
         trained(small_images[:64], folder=tmp_path)
     assert (tmp_path / "state.pt").read_bytes() == before
@@ -159,7 +162,15 @@ def test_a_damaged_state_is_refused_by_name(small_images, tmp_path):
 
 def test_one_step_is_that_of_sgd_without_decay_on_batch_norm_and_biases(small_images):
     recipe = Recipe(
-        epochs=1, batch_size=96, learning_rate=0.1, weight_decay=0.1, ema=0, small_epochs=0, warmup_epochs=1, padding=0, label_smoothing=0.1
+        epochs=1,
+        batch_size=96,
+        learning_rate=0.1,
+        weight_decay=0.1,
+        ema=0,
+        small_share=0.0,
+        warmup_epochs=1,
+        padding=0,
+        label_smoothing=0.1,
     )
     torch.manual_seed(0)
     model = ResNet(8, (4, 8, 8))
@@ -189,7 +200,7 @@ def test_the_result_is_the_moving_average_of_the_steps(small_images, monkeypatch
         steps.append(run.model.fc.weight.detach().clone())
 
     monkeypatch.setattr(training._Run, "step", remembering)
-    model, _ = trained(small_images, Recipe(epochs=2, batch_size=32, ema=0.7, small_epochs=0))
+    model, _ = trained(small_images, Recipe(epochs=2, batch_size=32, ema=0.7, small_share=0.0))
     average = steps[0]
     for weight in steps[1:]:
         average = 0.7 * average + 0.3 * weight
@@ -234,7 +245,7 @@ def test_a_student_comes_nearer_to_its_teacher(small_images):
     torch.manual_seed(7)
     student = ResNet(8, (4, 8, 8))
     before = F.mse_loss(evaluation.predict(student, small_images), evaluation.predict(teacher, small_images))
-    recipe = Recipe(epochs=10, batch_size=32, distillation=1.0, learning_rate=0.05, ema=0, small_epochs=0)
+    recipe = Recipe(epochs=10, batch_size=32, distillation=1.0, learning_rate=0.05, ema=0, small_share=0.0)
     state = weights(teacher).clone()
     train(student, small_images, recipe, teacher=teacher, **EAGER)
     assert F.mse_loss(evaluation.predict(student, small_images), evaluation.predict(teacher, small_images)) < before
@@ -251,22 +262,23 @@ def test_models_of_other_classes_are_refused(small_images):
 def test_a_diverging_training_stops_with_a_sentence_and_keeps_what_was_complete(small_images):
     model = ResNet(8, (4, 8, 8))
     before = weights(model).clone()
-    recipe = Recipe(epochs=5, batch_size=32, learning_rate=1e20, ema=0, warmup_epochs=0, small_epochs=0)
+    recipe = Recipe(epochs=5, batch_size=32, learning_rate=1e20, ema=0, warmup_epochs=0, small_share=0.0)
     with pytest.raises(ValueError, match="the loss is nan in epoch 1; a lower learning rate than 1e[+]20 may help"):
         train(model, small_images, recipe, **EAGER)
     assert torch.equal(weights(model), before)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
-    recipe = Recipe(epochs=10, learning_rate=0.4, warmup_epochs=2, small_epochs=0)
+    recipe = Recipe(epochs=10, learning_rate=0.4, warmup_epochs=2, small_share=0.0)
     assert [recipe.learning_rate_at(e) for e in (0, 1, 2, 6)] == pytest.approx([0, 0.2, 0.4, 0.2])
     assert recipe.learning_rate_at(10) == pytest.approx(0) and recipe.learning_rate_at(10.5) == pytest.approx(0)
-    assert math.isfinite(Recipe(epochs=1, warmup_epochs=1, small_epochs=0).learning_rate_at(1))
+    assert math.isfinite(Recipe(epochs=1, warmup_epochs=1, small_share=0.0).learning_rate_at(1))
 
 
 def test_small_crops_take_two_thirds_of_the_epochs_unless_said_otherwise():
     assert [Recipe(epochs=n).small_epochs for n in (1, 2, 100)] == [0, 1, 66]
-    recipe = Recipe(epochs=3, small_epochs=2)
+    assert dataclasses.replace(Recipe(), epochs=200).small_epochs == 132, "nothing is kept that was computed for 100 epochs"
+    recipe = Recipe(epochs=3, small_share=2 / 3)
     assert [recipe.size(epoch) for epoch in range(3)] == [24, 24, 32]
 
 
@@ -275,7 +287,7 @@ def test_small_crops_take_two_thirds_of_the_epochs_unless_said_otherwise():
     [
         ("epochs", 0), ("epochs", -3), ("epochs", 2.5), ("batch_size", 0), ("learning_rate", 0), ("learning_rate", math.nan),
         ("momentum", 1.0), ("weight_decay", -1e-4), ("label_smoothing", 1.0), ("ema", 1.5), ("cutout", -1), ("distillation", 1.1),
-        ("temperature", 0), ("small_epochs", 101), ("small_size", 40),
+        ("temperature", 0), ("small_share", 1.01), ("small_size", 40),
     ],
 )  # fmt: skip
 def test_recipes_that_cannot_be_are_refused_by_name_and_value(name, value):
@@ -310,5 +322,5 @@ def test_integers_are_not_averaged(small_images):
     torch.manual_seed(0)
     model = Counting(8, (4, 8, 8))
     model.register_buffer("label", torch.tensor(0))
-    train(model, small_images, Recipe(epochs=2, batch_size=32, ema=0.9, small_epochs=0), **EAGER)
+    train(model, small_images, Recipe(epochs=2, batch_size=32, ema=0.9, small_share=0.0), **EAGER)
     assert model.bn1.num_batches_tracked == 6 and model.label == 14

@@ -8,20 +8,17 @@ import pandas as pd
 
 
 def gains_over_uniform(table: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy of plans over that of uniform ones of the same cost (pp), a column for each family of plans.
+    """Accuracy of plans over that of uniform ones at an equal measure (pp), a column for each family of plans.
 
     Parameters
     ----------
-    table : rows of `studies.pruning_runs.PruningRuns.measure` whose plans are called "FAMILY, MEASURE", MEASURE being what their levels are
-        shares of, for the families "uniform" and others
+    table : rows of `studies.pruning_runs.PruningRuns.measure` for the plan "uniform" and others, at the same levels
 
     Returns
     -------
     DataFrame by distance, measure, level and seed
     """
-    names = table.plan.str.split(", ", expand=True)
-    rows = table.assign(family=names[0], measure=names[1])
-    wide = rows.pivot_table(index=["distance", "measure", "level", "seed"], columns="family", values="accuracy")
+    wide = table.pivot_table(index=["distance", "measure", "level", "seed"], columns="plan", values="accuracy")
     return wide.drop(columns="uniform").sub(wide["uniform"], axis=0)
 
 
@@ -74,8 +71,8 @@ def speed(figures: Path) -> str:
 def trials(figures: Path) -> str:
     """The short runs that the recipe was chosen by."""
     table = pd.read_csv(figures / "training_trials.csv").sort_values("held_out_accuracy", ascending=False)
-    rows = ([row.trial, f"{row.held_out_accuracy:.2f} %", f"{row.seconds:.0f} s"] for row in table.itertuples())
-    return _table(["trial", "held-out accuracy", "time"], *rows)
+    rows = ([row.trial, row.seed, f"{row.held_out_accuracy:.2f} %", f"{row.seconds:.0f} s"] for row in table.itertuples())
+    return _table(["trial", "seed", "held-out accuracy", "time"], *rows)
 
 
 def clustering(figures: Path) -> str:
@@ -96,7 +93,7 @@ def ends(figures: Path) -> str:
     rows = []
     for (distance, measure), group in gains_of_ends(figures).groupby(["distance", "measure"], sort=False):
         cells = (f"{group[family].mean():+.2f} ({group[family].min():+.2f} to {group[family].max():+.2f})" for family in ENDS)
-        rows.append([distance, measure, *cells])
+        rows.append([distance, f"equal {measure}", *cells])
     return _table(["clustered by", "compared at", *(f"{family} (pp)" for family in ENDS)], *rows)
 
 
@@ -210,7 +207,10 @@ def baselines(figures: Path) -> str:
 def optimizers(figures: Path) -> str:
     """The optimizers side by side, after the same number of epochs."""
     table = pd.read_csv(figures / "optimizers.csv").sort_values("test_accuracy", ascending=False)
-    rows = ([row.trial, f"{row.test_accuracy:.2f} %", f"{row.seconds / row.epochs:.1f} s"] for row in table.itertuples())
+    rows = (
+        [trial, _median_and_range(group.test_accuracy), f"{(group.seconds / group.epochs).median():.1f} s"]
+        for trial, group in table.groupby("trial", sort=False)
+    )
     return _table(["optimizer, learning rate and schedule", f"test accuracy after {table.epochs.max()} epochs", "time per epoch"], *rows)
 
 

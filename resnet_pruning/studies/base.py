@@ -11,7 +11,7 @@ from ..hardware import default_device, machine
 from ..model import ResNet, save_checkpoint
 from ..training import Recipe, train
 
-QUICK = Recipe(epochs=4, warmup_epochs=1, small_epochs=1, ema=0.9, batch_size=64)
+QUICK = Recipe(epochs=4, warmup_epochs=1, small_share=0.25, ema=0.9, batch_size=64)
 
 
 def base_checkpoint(dataset: str, profile: str) -> Path:

@@ -32,16 +32,16 @@ from ..deployment.runtimes import RUNTIMES
 from ..files import DATASETS, ROOT, results_folder, written_whole
 from ..hardware import can_compile, default_device, has_fast_bfloat16, machine
 from ..model import ResNet, load_checkpoint
-from ..training import Recipe, train
+from ..training import Execution, Recipe, train
 
 FIRST = "first loop: DataLoader, float32, eager"
 # What `train` is called with, one thing more in each line.
 STEPS = {
-    "data as one tensor on the device": {"amp": False, "channels_last": False, "compile": False, "reuse_memory": False},
-    "+ freed memory kept": {"amp": False, "channels_last": False, "compile": False},
-    "+ channels_last": {"amp": False, "compile": False},
-    "+ bfloat16 autocast": {"amp": True, "compile": False},
-    "+ torch.compile": {"amp": True, "compile": True},
+    "data as one tensor on the device": Execution(amp=False, channels_last=False, compile=False, reuse_memory=False),
+    "+ freed memory kept": Execution(amp=False, channels_last=False, compile=False),
+    "+ channels_last": Execution(amp=False, compile=False),
+    "+ bfloat16 autocast": Execution(amp=True, compile=False),
+    "+ torch.compile": Execution(amp=True, compile=True),
 }
 
 
@@ -93,13 +93,13 @@ def first_loop(images: Images, batch_size: int, device: torch.device):
     return epoch
 
 
-def this_loop(images: Images, batch_size: int, device: torch.device, **settings):
+def this_loop(images: Images, batch_size: int, device: torch.device, execution: Execution):
     """`train` itself on images that are on the device; each call trains two epochs, the first of which warms up."""
     model, images = ResNet(n_classes=len(images.classes)), images.to(device)
-    recipe = Recipe(epochs=2, batch_size=batch_size, small_epochs=0)
+    recipe = Recipe(epochs=2, batch_size=batch_size, small_share=0.0)
 
     def epoch() -> float:
-        return train(model, images, recipe, progress=False, **settings).images_per_second.iloc[1]
+        return train(model, images, recipe, progress=False, execution=execution).images_per_second.iloc[1]
 
     return epoch
 
@@ -108,7 +108,7 @@ def _serve(pipe: Connection, name: str, dataset: str, batch_size: int, n_steps: 
     """In a child process: an epoch of `n_steps` steps at each request, answered with its images/s."""
     device = default_device()
     images = load_images(dataset)[0][: n_steps * batch_size]
-    epoch = first_loop(images, batch_size, device) if name == FIRST else this_loop(images, batch_size, device, **STEPS[name])
+    epoch = first_loop(images, batch_size, device) if name == FIRST else this_loop(images, batch_size, device, STEPS[name])
     epoch()
     pipe.send("ready")
     while pipe.recv():
@@ -127,7 +127,7 @@ def benchmark_training(dataset: str, batch_size: int = 128, n_steps: int = 40, r
     names = [FIRST, *STEPS]
     if not has_fast_bfloat16(device):
         print("This machine has no bfloat16 instructions: the loops that use it are left out.")
-        names = [name for name in names if name == FIRST or not STEPS[name]["amp"]]
+        names = [name for name in names if name == FIRST or not STEPS[name].amp]
     elif not can_compile(device.type):
         names.remove("+ torch.compile")
     context = multiprocessing.get_context("spawn")

@@ -1,8 +1,9 @@
 """Ways to prune side by side, as points of a sweep: every one at the same MACs, and then fine-tuned in the same way."""
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -13,89 +14,108 @@ from ..compression.by_plan import compress_by_plan
 from ..files import fingerprint
 from ..model import ResNet
 from .finetuning_runs import FineTuningRuns
-from .pruning_runs import combined
+from .sweeps import expanded
 
 STAGES = ("as pruned", "new batch-norm statistics", "fine-tuned")
-FINE_TUNING = {"epochs": 3, "learning_rate": 0.03}
+FINE_TUNING = {"n_images": 0, "epochs": 0, "learning_rate": 0.0}  # where there is none
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodPoint:
+    """A way to prune one checkpoint, and what comes after it.
+
+    Attributes
+    ----------
+    base : the checkpoint, by `files.fingerprint`
+    images : what accuracy is measured on, see `FineTuningRuns.fine_tuning_points`
+    method : one of `METHODS`
+    level : budget, as a share of the MACs
+    stage : one of `STAGES`
+    seed : of the method and of the fine-tuning
+    n_images, epochs, learning_rate : of the fine-tuning, n_images 0 for all; 0 for other stages
+    """
+
+    base: str
+    images: str
+    method: str
+    level: float
+    stage: str = "fine-tuned"
+    seed: int = 0
+    n_images: int = 0
+    epochs: int = 3
+    learning_rate: float = 0.03
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightPoint:
+    """Weight pruning of one checkpoint: the share of zeros, by `peers.prune_weights`, and the fine-tuning that keeps them, if any."""
+
+    base: str
+    images: str
+    criterion: str
+    sparsity: float
+    epochs: int = 0
+    learning_rate: float = 0.0
+    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class MethodRuns(FineTuningRuns):
     """One network, pruned in each of `METHODS`."""
 
-    def comparison_points(self, methods: Sequence[str], levels: Sequence[float], images: str = "test", **choices: Sequence) -> list[dict]:
-        """Points for `measure_method`: methods at shares of the MACs, with each combination of choices.
-
-        Parameters
-        ----------
-        methods : some of `METHODS`
-        levels : budgets, as shares of the MACs
-        images : what accuracy is measured on, see `FineTuningRuns.fine_tuning_points`
-        choices : lists for stage (of `STAGES`), seed (of the method and of the fine-tuning); epochs, learning_rate and n_images (trained
-            on, 0 for all) of the fine-tuning, which are 0 for other stages
-        """
-        defaults = {"stage": STAGES[:2], "seed": [0], "n_images": [0]} | {name: [value] for name, value in FINE_TUNING.items()}
-        base, points = {"base": fingerprint(self.checkpoint), "images": images}, []
-        for choice in combined(defaults, choices, method=list(methods), level=list(levels)):
-            if choice["stage"] != "fine-tuned":
-                choice |= {"epochs": 0, "learning_rate": 0.0, "n_images": 0}
-            points.append(base | choice)
+    def comparison_points(
+        self, methods: Sequence[str], levels: Sequence[float], images: str = "test", stage: Sequence[str] = STAGES[:2], **choices: Sequence
+    ) -> list[MethodPoint]:
+        """Points for `measure_method`: methods at shares of the MACs, in some stages, with each combination of choices for fields of
+        `MethodPoint`; those of the fine-tuning are left out in other stages."""
+        base, points = fingerprint(self.checkpoint), []
+        for kind, (method, level) in itertools.product(stage, itertools.product(methods, levels)):
+            point = MethodPoint(base, images, method, level, kind)
+            if kind == "fine-tuned":
+                points += expanded(point, **choices)
+            else:
+                others = {name: values for name, values in choices.items() if name not in FINE_TUNING}
+                points += expanded(dataclasses.replace(point, **FINE_TUNING), **others)
         return points
 
-    def measure_method(
-        self,
-        *,
-        base: str,
-        images: str,
-        method: str,
-        level: float,
-        stage: str,
-        seed: int,
-        n_images: int,
-        epochs: int,
-        learning_rate: float,
-    ) -> dict[str, Any]:
+    def measure_method(self, point: MethodPoint) -> dict[str, Any]:
         """Accuracy in %, its change in pp, cost, accuracy per class, and the seconds that pruning and fine-tuning took.
 
         Fine-tuning is by `finetuning.RECIPE` with distillation from the base network, and goes on where it was interrupted.
         """
-        if method not in METHODS:
-            raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
-        if stage not in STAGES:
-            raise ValueError(f"stage is {stage!r}, expected one of {', '.join(STAGES)}")
-        point = {key: value for key, value in locals().items() if key != "self"}
+        if point.method not in METHODS:
+            raise ValueError(f"method is {point.method!r}, expected one of {', '.join(METHODS)}")
+        if point.stage not in STAGES:
+            raise ValueError(f"stage is {point.stage!r}, expected one of {', '.join(STAGES)}")
         start = time.perf_counter()
-        network = METHODS[method](self, level, seed)
+        network = METHODS[point.method](self, point.level, point.seed)
         seconds = time.perf_counter() - start
-        if stage == "new batch-norm statistics":
+        if point.stage == "new batch-norm statistics":
             network = calibration.reestimate_batch_norm(network, self.material.calibration)
-        if stage == "fine-tuned":
-            if method in SOLVED:
+        if point.stage == "fine-tuned":
+            if point.method in SOLVED:
                 network = pruning.rescale_like(network, self.material.network)
-            self._fine_tuned(network, images, n_images, epochs, learning_rate, point, seed)
-        row = self.judged(network, images, {"parameters": cost.parameters(network), "macs": cost.macs(network)})
+            self._fine_tuned(network, point, point.n_images)
+        row = self.judged(network, point.images, {"parameters": cost.parameters(network), "macs": cost.macs(network)})
         return {**row, "seconds_pruning": round(seconds, 2), "seconds": round(time.perf_counter() - start, 1)}
 
-    def weight_points(self, sparsities: Sequence[float], images: str = "test", **choices: Sequence) -> list[dict]:
-        """Points for `measure_weights`: shares of zeros, with each combination of choices for criterion, epochs, learning_rate, seed."""
-        defaults = {"criterion": ["global"], "sparsity": list(sparsities), "epochs": [0]}
-        defaults |= {"learning_rate": [FINE_TUNING["learning_rate"]], "seed": [0]}
-        base = {"base": fingerprint(self.checkpoint), "images": images}
-        combinations = combined(defaults, choices)
-        return [base | choice | ({} if choice["epochs"] else {"learning_rate": 0.0}) for choice in combinations]
+    def weight_points(
+        self, sparsities: Sequence[float], criteria: Sequence[str], images: str = "test", **choices: Sequence
+    ) -> list[WeightPoint]:
+        """Points for `measure_weights`: shares of zeros and criteria, with each combination of choices for fields of `WeightPoint`."""
+        base = fingerprint(self.checkpoint)
+        start = [WeightPoint(base, images, criterion, float(sparsity)) for criterion in criteria for sparsity in sparsities]
+        return [point for each in start for point in expanded(each, **choices)]
 
-    def measure_weights(
-        self, *, base: str, images: str, criterion: str, sparsity: float, epochs: int, learning_rate: float, seed: int
-    ) -> dict[str, Any]:
+    def measure_weights(self, point: WeightPoint) -> dict[str, Any]:
         """As `measure_method`, for `peers.prune_weights`; also the share of zeros, and the bytes of the weights, plain and by gzip."""
-        point = {key: value for key, value in locals().items() if key != "self"}
         start = time.perf_counter()
-        network = peers.prune_weights(self.material.network, sparsity, criterion, seed=seed)
-        if epochs:
+        network = peers.prune_weights(self.material.network, point.sparsity, point.criterion, seed=point.seed)
+        if point.epochs:
             constrained = finetuning.masked(network)
-            self._fine_tuned(constrained, images, 0, epochs, learning_rate, point, seed)
+            self._fine_tuned(constrained, point)
             network = finetuning.released(constrained)
-        row = self.judged(network, images, {"macs": cost.macs(network)})
+        row = self.judged(network, point.images, {"macs": cost.macs(network)})
         return {
             **row,
             "zeros": round(peers.sparsity_of(network), 5),
@@ -104,10 +124,10 @@ class MethodRuns(FineTuningRuns):
             "seconds": round(time.perf_counter() - start, 1),
         }
 
-    def _fine_tuned(self, network: nn.Module, images: str, n_images: int, epochs: int, learning_rate: float, point: Mapping, seed: int):
-        training = self.material.trained_on(images)
-        recipe = self.recipe(epochs, learning_rate)
-        self.fine_tune(network, training[: n_images or len(training)], recipe, point, seed=seed, teacher=True)
+    def _fine_tuned(self, network: nn.Module, point: MethodPoint | WeightPoint, n_images: int = 0) -> None:
+        training = self.material.trained_on(point.images)
+        recipe = self.recipe(point.epochs, point.learning_rate)
+        self.fine_tune(network, training[: n_images or len(training)], recipe, point)
 
 
 def _unit_pruning(criterion: str) -> Callable[[MethodRuns, float, int], ResNet]:
@@ -150,7 +170,7 @@ def _least_squares(experiment: MethodRuns, level: float, seed: int) -> ResNet:
     material = experiment.material
     plan = allocation.uniform_inside_blocks(material.network, level)
     return compress_by_plan(
-        material.network, plan, material.merging, "least squares", statistics=material.statistics, seed=seed, progress=False
+        material.network, plan, material.fitted_to, "least squares", statistics=material.statistics, seed=seed, progress=False
     )
 
 

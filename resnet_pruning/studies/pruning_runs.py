@@ -4,12 +4,9 @@ import dataclasses
 import functools
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from sklearn.model_selection import ParameterGrid
 from torch import nn
 
 from .. import calibration, cost, data, evaluation, model, pruning
@@ -20,6 +17,51 @@ from ..data import Images
 from ..files import PROFILES, fingerprint
 from ..hardware import default_device, keep_freed_memory
 from ..plans import Plan, check_plan
+from .sweeps import Point, expanded
+
+Plans = Mapping[tuple[str, str, int | float], Plan]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanPoint:
+    """A plan for one checkpoint; what is done with it is for the classes below.
+
+    Attributes
+    ----------
+    base : the checkpoint, by `files.fingerprint`
+    images : what accuracy is measured on, "test" or "training" (a tenth of the training images)
+    plan, measure, level : its family, and where in the family it is: "uniform fraction", "filters", 0.5
+    clusters : numbers of clusters of all convolutions, front to back
+    """
+
+    base: str
+    images: str
+    plan: str
+    measure: str
+    level: float
+    clusters: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplacementPoint(PlanPoint):
+    """Filters replaced by `pruning.replace_filters`; batch norm's statistics "as trained" or "re-estimated"."""
+
+    distance: str = "raw"
+    weighting: float = 0.0
+    representative: str = "centroid"
+    batch_norm: str = "re-estimated"
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class CompressionPoint(PlanPoint):
+    """A network made smaller by `compression.compress_by_plan`; batch norm's statistics "as it is" or "re-estimated"."""
+
+    repair: str = "reconstruction"
+    selection: str = "elimination"
+    n_steps: int = 400
+    batch_norm: str = "as it is"
+    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,82 +88,50 @@ class PruningRuns:
         """The network and the images, loaded once per process."""
         return _material(self)
 
-    def points(self, plans: Mapping[tuple[str, int | float], Plan], images: str = "test", **choices: Sequence) -> list[dict[str, Any]]:
-        """Points for `measure`: each plan, under a name and a level that tell it from others, with each combination of choices.
+    def points(self, plans: Plans, images: str = "test", **choices: Sequence) -> list[ReplacementPoint]:
+        """Points for `measure`: each plan, under what tells it from others, with each combination of choices.
 
         Parameters
         ----------
-        plans : such as ``{("uniform", 8): plans.uniform(model, 8)}``
+        plans : by name, what the level is a number or a share of, and level, such as
+            ``{("uniform", "clusters", 8): plans.uniform(model, 8)}``
         images : what accuracy is measured on, "test" or "training" (a tenth of the training images)
-        choices : lists for distance, weighting, representative, batch_norm ("as trained" or "re-estimated"), seed; one
-            value each unless given: the assignment's own
+        choices : lists for fields of `ReplacementPoint`
         """
-        defaults = {"distance": ["raw"], "weighting": [0.0], "representative": ["centroid"], "batch_norm": ["re-estimated"], "seed": [0]}
-        points = self.grid(plans, images, defaults, choices)
-        return [point | {"weighting": float(point["weighting"])} for point in points]
+        return self.grid(ReplacementPoint, plans, images, choices)
 
-    def compression_points(self, plans: Mapping[tuple[str, int | float], Plan], images: str = "test", **choices: Sequence) -> list[dict]:
-        """Points for `measure_compressed`: as `points`, with choices of repair, selection, n_steps, batch_norm ("as it is" or
-        "re-estimated") and seed."""
-        defaults = {
-            "repair": ["reconstruction"],
-            "selection": ["elimination"],
-            "n_steps": [400],
-            "batch_norm": ["as it is"],
-            "seed": [0],
-        }
-        return self.grid(plans, images, defaults, choices)
+    def compression_points(self, plans: Plans, images: str = "test", **choices: Sequence) -> list[CompressionPoint]:
+        """Points for `measure_compressed`, as `points`, with choices for fields of `CompressionPoint`."""
+        return self.grid(CompressionPoint, plans, images, choices)
 
-    def grid(self, plans: Mapping, images: str, defaults: Mapping[str, Sequence], choices: Mapping[str, Sequence]) -> list[dict]:
-        """Points that name the base network and hold each plan, as numbers of clusters front to back, with each combination of choices."""
-        network = self.material.network
-        base = fingerprint(self.checkpoint)
-        combinations = combined(defaults, choices)
-        points = []
-        for (name, level), plan in plans.items():
+    def grid(self, kind: type[Point], plans: Plans, images: str, choices: Mapping[str, Sequence]) -> list[Point]:
+        """Points of a kind for each plan and each combination of choices."""
+        network, base, points = self.material.network, fingerprint(self.checkpoint), []
+        widths = {layer: conv.out_channels for layer, conv in model.convolutions(network).items()}
+        for (name, measure, level), plan in plans.items():
             check_plan(network, plan)
-            widths = {layer: conv.out_channels for layer, conv in model.convolutions(network).items()}
-            clusters = " ".join(str(min(plan.get(layer, width), width)) for layer, width in widths.items())
-            for choice in combinations:
-                points.append({"base": base, "images": images, "plan": name, "level": level, "clusters": clusters, **choice})
+            clusters = tuple(min(plan.get(layer, width), width) for layer, width in widths.items())
+            points += expanded(kind(base, images, name, measure, float(level), clusters), **choices)
         return points
 
-    def numbers(self, clusters: str) -> dict[str, int]:
-        """A plan from its numbers of clusters, front to back, as `grid` writes them."""
-        return dict(zip(model.convolutions(self.material.network), map(int, clusters.split()), strict=True))
+    def plan(self, point: PlanPoint) -> dict[str, int]:
+        """A point's plan: its numbers of clusters by layer."""
+        return dict(zip(model.convolutions(self.material.network), point.clusters, strict=True))
 
-    def measure(
-        self,
-        *,
-        base: str,
-        images: str,
-        plan: str,
-        level: int | float,
-        clusters: str,
-        distance: str,
-        weighting: float,
-        representative: str,
-        batch_norm: str,
-        seed: int,
-    ) -> dict[str, int | float]:
-        """Accuracy in %, its change in pp, cost, accuracy per class, and the seconds that each step took.
-
-        `clusters` holds the numbers of clusters of all convolutions, front to back; `plan` and `level` only name them.
-        """
-        material = self.material
-        numbers = self.numbers(clusters)
+    def measure(self, point: ReplacementPoint) -> dict[str, int | float]:
+        """Accuracy in %, its change in pp, cost, accuracy per class, and the seconds that each step took."""
+        material, plan = self.material, self.plan(point)
         start = time.perf_counter()
-        needs_statistics = weighting > 0 or distance in ("output", "correlation")
+        needs_statistics = point.weighting > 0 or point.distance in ("output", "correlation")
         statistics = material.statistics if needs_statistics else None
         start_clustering = time.perf_counter()
-        network = pruning.replace_filters(
-            material.network, numbers, representative, distance=distance, weighting=weighting, statistics=statistics, seed=seed
-        )
+        settings = {name: getattr(point, name) for name in ("representative", "distance", "weighting", "seed")}
+        network = pruning.replace_filters(material.network, plan, statistics=statistics, **settings)
         clustered = time.perf_counter()
-        network = self._with_batch_norm(network, batch_norm, "as trained")
+        network = self._with_batch_norm(network, point.batch_norm, "as trained")
         estimated = time.perf_counter()
-        parameters, macs = cost.of_plan(material.network, numbers)
-        row = self.judged(network, images, {"distinct_filters": sum(numbers.values()), "parameters": parameters, "macs": macs})
+        parameters, macs = cost.of_plan(material.network, plan)
+        row = self.judged(network, point.images, {"distinct_filters": sum(point.clusters), "parameters": parameters, "macs": macs})
         return {
             **row,
             "seconds_statistics": round(start_clustering - start, 2),  # once per process
@@ -130,40 +140,18 @@ class PruningRuns:
             "seconds_evaluation": round(time.perf_counter() - estimated, 2),
         }
 
-    def measure_compressed(
-        self,
-        *,
-        base: str,
-        images: str,
-        plan: str,
-        level: int | float,
-        clusters: str,
-        repair: str,
-        selection: str,
-        n_steps: int,
-        batch_norm: str,
-        seed: int,
-    ) -> dict[str, int | float]:
+    def measure_compressed(self, point: CompressionPoint) -> dict[str, int | float]:
         """As `measure`, for the network that `compression.compress_by_plan` makes with 2,048 training images."""
-        material = self.material
-        numbers = self.numbers(clusters)
-        statistics = material.statistics
+        material, statistics = self.material, self.material.statistics
         start = time.perf_counter()
+        settings = {name: getattr(point, name) for name in ("repair", "selection", "n_steps", "seed")}
         network = compress_by_plan(
-            material.network,
-            numbers,
-            material.merging,
-            repair,
-            selection=selection,
-            statistics=statistics,
-            n_steps=n_steps,
-            seed=seed,
-            progress=False,
+            material.network, self.plan(point), material.fitted_to, statistics=statistics, progress=False, **settings
         )
-        merged = time.perf_counter()
-        network = self._with_batch_norm(network, batch_norm, "as it is")
-        row = self.judged(network, images, {"parameters": cost.parameters(network), "macs": cost.macs(network)})
-        return {**row, "seconds_merging": round(merged - start, 2)}
+        seconds = time.perf_counter() - start
+        network = self._with_batch_norm(network, point.batch_norm, "as it is")
+        row = self.judged(network, point.images, {"parameters": cost.parameters(network), "macs": cost.macs(network)})
+        return {**row, "seconds_merging": round(seconds, 2)}
 
     def _with_batch_norm(self, network: nn.Module, batch_norm: str, unchanged: str) -> nn.Module:
         if batch_norm == "re-estimated":
@@ -187,22 +175,6 @@ class PruningRuns:
         return row | {f"class_{name}": round(value, 2) for name, value in zip(chosen.classes, by_class, strict=True)}
 
 
-def combined(defaults: Mapping[str, Sequence], choices: Mapping[str, Sequence], **given: Sequence) -> list[dict[str, Any]]:
-    """Each combination of the lists in `given`, in `choices`, and in `defaults` where there is no choice.
-
-    Values are plain, the names in `given` come first and then those in `defaults`.
-
-    Raises
-    ------
-    ValueError : choices of what has no default
-    """
-    if unknown := set(choices) - set(defaults):
-        raise ValueError(f"choices has {', '.join(sorted(unknown))}, expected some of {', '.join(defaults)}")
-    names = [*given, *defaults]
-    grid = ParameterGrid(given | dict(defaults) | dict(choices))
-    return [{name: choice[name].item() if isinstance(choice[name], np.generic) else choice[name] for name in names} for choice in grid]
-
-
 class Material:
     """What all points of an experiment need, loaded and measured once per process."""
 
@@ -215,7 +187,7 @@ class Material:
         if experiment.profile == "quick":
             training, test = training[:2000], test[:1000]
         rest, held_out = data.hold_out(training, len(training) // 10)
-        self.calibration, self.merging = rest[:1000], rest[: 512 if experiment.profile == "quick" else 2048]
+        self.calibration, self.fitted_to = rest[:1000], rest[: 512 if experiment.profile == "quick" else 2048]
         self._shares = (0.25, 0.5, 0.75) if experiment.profile == "quick" else SHARES
         self._images = {"test": test, "training": held_out}
         self._trained_on = {"test": training, "training": rest}
@@ -236,7 +208,7 @@ class Material:
     @functools.cached_property
     def errors(self) -> pd.DataFrame:
         """What `allocation.by_sensitivity` needs to know."""
-        return layer_errors(self.network, self.merging[:1024], statistics=self.statistics, shares=self._shares, progress=False)
+        return layer_errors(self.network, self.fitted_to[:1024], statistics=self.statistics, shares=self._shares, progress=False)
 
 
 @functools.lru_cache(maxsize=1)

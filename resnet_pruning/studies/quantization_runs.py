@@ -17,123 +17,124 @@ from ..data import Images
 from ..files import fingerprint, results_folder
 from ..quantization import pytorch
 from ..quantization.bits import bit_errors, bits_by_sensitivity
-from .pruning_runs import PruningRuns, combined
+from .pruning_runs import PruningRuns
+from .sweeps import expanded
 
 ALLOCATIONS = ("equal", "by sensitivity")
 READY = ("float32", *pytorch.HALVES, "torchao int8")
 
 
 @dataclasses.dataclass(frozen=True)
+class QuantizationPoint:
+    """A network in few bits.
+
+    Attributes
+    ----------
+    base : the network's checkpoint, by `files.fingerprint`
+    images : what accuracy is measured on, "test" or "training" (a tenth of the training images)
+    network : a checkpoint's name, or "" for the experiment's own
+    layer : the only one with so few bits, the others have 16; "" for all
+    allocation : "equal", or "by sensitivity": as many bytes, divided among layers by `quantization.bits_by_sensitivity`
+    n_images : to calibrate and learn on
+    checkpoint : a name under which the result is kept, or ""
+    weight_bits, activation_bits, and the rest : of `quantization.quantize`; end_bits 0 for none
+    """
+
+    base: str
+    images: str
+    weight_bits: int
+    activation_bits: int
+    network: str = ""
+    layer: str = ""
+    allocation: str = "equal"
+    end_bits: int = 8
+    observer: str = "mse"
+    weight_range: str = "mse"
+    per_channel: bool = True
+    levels: str = "uniform"
+    bias_correction: bool = False
+    rounding: str = "nearest"
+    n_steps: int = 0
+    n_images: int = 1024
+    seed: int = 0
+    checkpoint: str = ""
+
+
+SETTINGS = ("observer", "weight_range", "per_channel", "levels", "bias_correction", "rounding", "n_steps", "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadyPoint:
+    """A network in one of PyTorch's own ways: `kind` is one of `READY`; the rest as in `QuantizationPoint`."""
+
+    base: str
+    images: str
+    kind: str
+    network: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class QuantizationRuns(PruningRuns):
     """Networks, quantized without labels and without training of the whole, and judged."""
 
-    def quantizing_points(self, bits: Sequence[tuple[int, int]], images: str = "test", **choices: Sequence) -> list[dict[str, Any]]:
-        """Points for `measure_quantized`: bits of weights and activations, with each combination of choices.
+    def quantizing_points(
+        self, bits: Sequence[tuple[int, int]], images: str = "test", network: Sequence[str] = ("",), **choices: Sequence
+    ) -> list[QuantizationPoint]:
+        """Points for `measure_quantized`: bits of weights and activations, pairs such as (4, 8), with each combination of choices for
+        fields of `QuantizationPoint`."""
+        start = [
+            QuantizationPoint(fingerprint(self.path(name)), images, weight_bits, activation_bits, name)
+            for weight_bits, activation_bits in bits
+            for name in network
+        ]
+        return [point for each in start for point in expanded(each, **choices)]
 
-        Parameters
-        ----------
-        bits : pairs such as (4, 8)
-        images : what accuracy is measured on, "test" or "training" (a tenth of the training images)
-        choices : lists for network (a checkpoint's name, or "" for the experiment's own), layer (the only one with so few bits, the
-            others have 16; "" for all), allocation ("equal", or "by sensitivity": as many bytes, divided among layers by
-            `bit_allocation.bits_by_sensitivity`), n_images (to calibrate and learn on), checkpoint (a name under which the result is
-            kept, or ""), and of `quantization.quantize` end_bits (0 for none), observer, weight_range, per_channel, levels,
-            bias_correction, rounding, n_steps and seed
-        """
-        defaults = {
-            "network": [""],
-            "layer": [""],
-            "allocation": ["equal"],
-            "end_bits": [8],
-            "observer": ["mse"],
-            "weight_range": ["mse"],
-            "per_channel": [True],
-            "levels": ["uniform"],
-            "bias_correction": [False],
-            "rounding": ["nearest"],
-            "n_steps": [0],
-            "n_images": [1024],
-            "seed": [0],
-            "checkpoint": [""],
-        }
-        combinations = combined(defaults, choices)
-        points = []
-        for weight_bits, activation_bits in bits:
-            for choice in combinations:
-                point = {"base": fingerprint(self.path(choice["network"])), "images": images}
-                points.append(point | {"weight_bits": weight_bits, "activation_bits": activation_bits} | choice)
-        return points
-
-    def measure_quantized(
-        self,
-        *,
-        base: str,
-        images: str,
-        weight_bits: int,
-        activation_bits: int,
-        network: str,
-        layer: str,
-        allocation: str,
-        checkpoint: str,
-        n_images: int,
-        **settings,
-    ) -> dict[str, Any]:
+    def measure_quantized(self, point: QuantizationPoint) -> dict[str, Any]:
         """Accuracy in %, its change from the network in floats and from the experiment's own in pp, bits by layer, bytes, seconds."""
-        if allocation not in ALLOCATIONS:
-            raise ValueError(f"allocation is {allocation!r}, expected one of {', '.join(ALLOCATIONS)}")
+        if point.allocation not in ALLOCATIONS:
+            raise ValueError(f"allocation is {point.allocation!r}, expected one of {', '.join(ALLOCATIONS)}")
         start = time.perf_counter()
-        whole = self.network(network)
-        bits = weight_bits
-        if layer:
-            bits = dict.fromkeys([*model.convolutions(whole), "fc"], 16) | {layer: weight_bits}
-        elif allocation == "by sensitivity":
-            bits = bits_by_sensitivity(_bit_errors(self, network), weight_bits, settings["end_bits"] or None)
-        small = quantization.quantize(
-            whole,
-            self.images_to_calibrate(n_images, settings["seed"]),
-            bits,
-            activation_bits,
-            **settings | {"end_bits": settings["end_bits"] or None},
-            progress=False,
-        )
+        whole, bits, end_bits = self.network(point.network), point.weight_bits, point.end_bits or None
+        if point.layer:
+            bits = dict.fromkeys([*model.convolutions(whole), "fc"], 16) | {point.layer: point.weight_bits}
+        elif point.allocation == "by sensitivity":
+            bits = bits_by_sensitivity(_bit_errors(self, point.network), point.weight_bits, end_bits)
+        calibration = self.images_to_calibrate(point.n_images, point.seed)
+        settings = {name: getattr(point, name) for name in SETTINGS}
+        small = quantization.quantize(whole, calibration, bits, point.activation_bits, end_bits=end_bits, **settings, progress=False)
         seconds = time.perf_counter() - start
-        row = self._judged(small, network, images)
-        facts = {"base": base, "test_accuracy" if images == "test" else "held_out_accuracy": row["accuracy"], "dataset": self.dataset}
-        facts |= {"network": network, "weight_bits": weight_bits, "activation_bits": activation_bits, "allocation": allocation}
-        facts |= {"n_images": n_images, **settings}
+        row = self._judged(small, point.network, point.images)
+        facts = dataclasses.asdict(point) | {"dataset": self.dataset}
+        facts |= {"test_accuracy" if point.images == "test" else "held_out_accuracy": row["accuracy"]}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "small.pt"
-            if checkpoint:
-                path = results_folder(self.dataset, self.profile) / "checkpoints" / f"{checkpoint}.pt"
+            if point.checkpoint:
+                path = results_folder(self.dataset, self.profile) / "checkpoints" / f"{point.checkpoint}.pt"
             quantization.save_quantized(path, small, facts)
             file_bytes = path.stat().st_size
         row["layer_bits"] = " ".join(map(str, small.bits["weights"].values()))
         return {**row, "bytes": quantization.stored_bytes(small), "file_bytes": file_bytes, "seconds": round(seconds, 1)}
 
-    def ready_points(self, kinds: Sequence[str] = READY, images: str = "test", networks: Sequence[str] = ("",)) -> list[dict[str, Any]]:
+    def ready_points(self, kinds: Sequence[str] = READY, images: str = "test", networks: Sequence[str] = ("",)) -> list[ReadyPoint]:
         """Points for `measure_ready`: floats of 32 and 16 bits, and torchao's 8-bit integers."""
-        return [
-            {"base": fingerprint(self.path(network)), "images": images, "kind": kind, "network": network}
-            for network in networks
-            for kind in kinds
-        ]
+        return [ReadyPoint(fingerprint(self.path(network)), images, kind, network) for network in networks for kind in kinds]
 
-    def measure_ready(self, *, base: str, images: str, kind: str, network: str) -> dict[str, Any]:
-        """As `measure_quantized`, for PyTorch's own ways; bytes are those of the tensors, computed for 8 bits as for one's own."""
-        if kind not in READY:
-            raise ValueError(f"kind is {kind!r}, expected one of {', '.join(READY)}")
-        whole = self.network(network)
+    def measure_ready(self, point: ReadyPoint) -> dict[str, Any]:
+        """As `measure_quantized`, for PyTorch's own ways; bytes are those of the tensors, computed for 8 bits as for the custom ones."""
+        if point.kind not in READY:
+            raise ValueError(f"kind is {point.kind!r}, expected one of {', '.join(READY)}")
+        whole = self.network(point.network)
         start = time.perf_counter()
-        if kind == "torchao int8":
+        if point.kind == "torchao int8":
             small: nn.Module = pytorch.to_int8(whole, self.images_to_calibrate(1024, 0))
             n_bytes = cost.size_in_bytes(whole) - 3 * sum(layer.weight.numel() for layer in model.convolutions(whole).values())
-        elif kind == "float32":
+        elif point.kind == "float32":
             small, n_bytes = whole, cost.size_in_bytes(whole)
         else:
-            small = pytorch.HalfPrecision(whole, kind)
+            small = pytorch.HalfPrecision(whole, point.kind)
             n_bytes = cost.size_in_bytes(small)
         seconds = time.perf_counter() - start
-        return {**self._judged(small, network, images), "bytes": n_bytes, "seconds": round(seconds, 1)}
+        return {**self._judged(small, point.network, point.images), "bytes": n_bytes, "seconds": round(seconds, 1)}
 
     def path(self, name: str) -> Path:
         """Of a checkpoint by name, or of the experiment's own where the name is empty."""

@@ -1,87 +1,126 @@
-"""Sweeps: a grid of points → one row each in a CSV, resumable, on one machine or on a cluster.
+"""Sweeps: points → one row each in a CSV, resumable, on one machine or on a cluster.
+
+A point is an instance of a frozen dataclass, which describes it once: its fields are the first columns of the CSV, and their defaults the
+customary choices. `expanded` makes a grid of them. What is computed for a point comes behind it in its row.
 
 A sweep runs through joblib, so the same call goes to many processes or machines inside a context that says so::
 
     with joblib.parallel_config(backend="dask"):      # after distributed.Client("scheduler:8786")
-        run_sweep(experiment.measure, points, "figures/sweep.csv")
+        run_sweep(runs.measure, points, "figures/sweep.csv")
 
 and likewise with ``backend="ray"`` after ``ray.util.joblib.register_ray()``. Workers import this package, and read the
 checkpoint and the data set at the same paths.
 """
 
 import csv
+import dataclasses
 import io
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import joblib
+import numpy as np
 import pandas as pd
+from sklearn.model_selection import ParameterGrid
 from tqdm.auto import tqdm
 
-from ..files import written_whole
+from ..files import required, written_whole
 
-Point = Mapping[str, str | int | float | bool]
+Point = TypeVar("Point")
 
 
-def run_sweep(function: Callable[..., Mapping[str, Any]], points: Sequence[Point], path: str | Path, progress: bool = True) -> pd.DataFrame:
-    """Call ``function(**point)`` for each point that has no row in the CSV yet, and return the rows of all points in order.
+def expanded(point: Point, **choices: Sequence) -> list[Point]:
+    """Copies of a point with each combination of the choices: ``expanded(point, seed=[0, 1], distance=["raw"])``.
+
+    Raises
+    ------
+    ValueError : choices of what the point has no field for
+    """
+    names = [field.name for field in dataclasses.fields(point)]
+    if unknown := sorted(set(choices) - set(names)):
+        raise ValueError(f"choices has {', '.join(unknown)}, expected some of {', '.join(names)}")
+    plain = {name: [value.item() if isinstance(value, np.generic) else value for value in values] for name, values in choices.items()}
+    return [dataclasses.replace(point, **choice) for choice in ParameterGrid(plain)]
+
+
+def run_sweep(
+    function: Callable[[Point], Mapping[str, Any]], points: Sequence[Point], path: str | Path, progress: bool = True
+) -> pd.DataFrame:
+    """Call ``function(point)`` for each point that has no row in the CSV yet, and return the rows of all points in order.
 
     A row is the point and what the function returned; it is appended when its point is done, so an interrupted sweep loses
     only the points in flight. A file that does not fit is copied to ``NAME.aside-1.csv`` with a warning, and then
-    begun anew if it has other columns, or repaired if lines are cut off. One process at a time may write to a file.
+    begun anew if it has other columns, or repaired if lines are cut off. Where it lacks a field that has a default, its rows
+    get the default. One process at a time may write to a file.
 
     Parameters
     ----------
-    function : must be picklable where joblib uses processes
-    points : plain values under the same names in each; equal points are computed once
+    function : must be picklable where joblib uses processes. A table among what it returns, say ``{"epochs": DataFrame}``, goes to a CSV
+        of its own, here NAME_epochs.csv, see `read_details`
+    points : of one frozen dataclass, with fields that are str, int, float, bool, ``tuple[int, ...]`` or again such dataclasses; equal
+        points are computed once
     path : the CSV
     progress : whether to show a bar, with the time that is left
 
     Raises
     ------
-    ValueError : no points, or points whose names differ
+    ValueError : no points, points of several kinds, a function that returns a value under the name of a point's field
     """
-    path = Path(path)
-    if not points:
-        raise ValueError("points is empty, expected at least one")
-    keys = list(points[0])
-    for point in points:
-        if list(point) != keys:
-            raise ValueError(f"a point has {', '.join(point)}, expected the names of the first point, {', '.join(keys)}")
-    by_text = {_text(point.values()): point for point in points}
-    header, rows = _read(path)
-    if header and header[: len(keys)] != keys:
-        _set_aside(path, f"it has the columns {', '.join(header)}, expected {', '.join(keys)} and results. It is begun anew")
-        path.unlink()
-        header, rows = [], []
-    done = {tuple(row[: len(keys)]) for row in rows}
-    missing = [point for text, point in by_text.items() if text not in done]
-    with tqdm(total=len(by_text), initial=len(by_text) - len(missing), desc=path.stem, unit="point", disable=not progress) as bar:
-        for row in _results(function, missing):
-            if header != list(row):
-                if header:
-                    _set_aside(path, f"it has the columns {', '.join(header)}, expected {', '.join(row)}. It is begun anew")
-                header = list(row)
-                with written_whole(path) as partial:
-                    partial.write_text(_line(header), encoding="utf-8")
-            with open(path, "a", encoding="utf-8", newline="") as file:
-                file.write(_line(row.values()))
-                file.flush()
-                os.fsync(file.fileno())
+    path, kind, points = Path(path), _kind(points), list(dict.fromkeys(points))
+    done = _rows(path, kind)
+    missing = [point for point in points if _key(point) not in done]
+    with tqdm(total=len(points), initial=len(points) - len(missing), desc=path.stem, unit="point", disable=not progress) as bar:
+        for point, result in _results(function, missing):
+            tables = {name: value for name, value in result.items() if isinstance(value, pd.DataFrame)}
+            for name, table in tables.items():
+                _append(_beside(path, name), [_joined(point, row) for row in table.to_dict("records")])
+            _append(path, [_joined(point, {name: value for name, value in result.items() if name not in tables})])
             bar.update()
-    header, rows = _read(path)
-    line = {tuple(row[: len(keys)]): i for i, row in enumerate(rows)}
-    if any(text not in line for text in by_text):  # a file with other results was set aside on the way
+    done = _rows(path, kind)
+    if any(_key(point) not in done for point in points):  # a file with other results was set aside on the way
         return run_sweep(function, points, path, progress)
-    return pd.read_csv(path).iloc[[line[text] for text in by_text]].reset_index(drop=True)
+    return _table(points, [done[_key(point)][-1] for point in points])
 
 
-def _results(function: Callable[..., Mapping[str, Any]], points: Sequence[Point]) -> Iterator[dict[str, Any]]:
+def read_details(path: str | Path, name: str, points: Sequence[Point]) -> pd.DataFrame:
+    """What a function returned as the table `name` for these points, behind their fields; the first of its columns tells its rows apart.
+
+    Raises
+    ------
+    ValueError : no points, or a point without details
+    """
+    path, kind = _beside(Path(path), name), _kind(points)
+    done = _rows(path, kind)
+    whose, rows = [], []
+    for point in dict.fromkeys(points):
+        if _key(point) not in done:
+            raise ValueError(f"{path} has no rows for {point}, expected some: see run_sweep")
+        # Of a point that was interrupted between its details and its row, the details were written twice.
+        last = {next(iter(row.values())): row for row in done[_key(point)]}
+        whose += [point] * len(last)
+        rows += last.values()
+    return _table(whose, rows)
+
+
+def _kind(points: Sequence[Any]) -> type:
+    kinds = {type(point) for point in points}
+    if not kinds:
+        raise ValueError("points is empty, expected at least one")
+    if len(kinds) > 1:
+        raise ValueError(f"points are of {', '.join(sorted(kind.__name__ for kind in kinds))}, expected one kind")
+    return kinds.pop()
+
+
+def _beside(path: Path, name: str) -> Path:
+    return path.with_name(f"{path.stem}_{name}{path.suffix}")
+
+
+def _results(function: Callable[[Point], Mapping[str, Any]], points: Sequence[Point]) -> Iterator[tuple[Point, Mapping[str, Any]]]:
     """Point and result together, as they are done, by joblib's active backend."""
+    joblib = required("joblib", "studies")
     calls = [joblib.delayed(_call)(function, point) for point in points]
     try:
         yield from joblib.Parallel(return_as="generator_unordered", batch_size=1)(calls)
@@ -95,19 +134,93 @@ def _results(function: Callable[..., Mapping[str, Any]], points: Sequence[Point]
             yield from parallel(calls[i : i + width])
 
 
-def _call(function: Callable[..., Mapping[str, Any]], point: Point) -> dict[str, Any]:
-    return {**point, **function(**point)}
+def _call(function: Callable[[Point], Mapping[str, Any]], point: Point) -> tuple[Point, Mapping[str, Any]]:
+    return point, function(point)
 
 
-def _text(values) -> tuple[str, ...]:
-    """Values as a CSV holds them."""
-    return tuple("" if value is None else str(value) for value in values)
+def _fields(kind: type) -> dict[str, dataclasses.Field]:
+    """The fields of a point by column, those of dataclasses among them in their place."""
+    fields = {}
+    for field in dataclasses.fields(kind):
+        fields |= _fields(field.type) if dataclasses.is_dataclass(field.type) else {field.name: field}
+    return fields
 
 
-def _line(values) -> str:
+def _columns(point: Any) -> dict[str, Any]:
+    """The values of a point by column."""
+    columns = {}
+    for field in dataclasses.fields(point):
+        value = getattr(point, field.name)
+        columns |= _columns(value) if dataclasses.is_dataclass(value) else {field.name: value}
+    return columns
+
+
+def _joined(point: Any, result: Mapping[str, Any]) -> dict[str, Any]:
+    columns = _columns(point)
+    if clashing := sorted(set(columns) & set(result)):
+        raise ValueError(f"the function returned {', '.join(clashing)}, expected other names than those of the point's fields")
+    return columns | dict(result)
+
+
+def _key(point: Any) -> tuple[str, ...]:
+    """What a row is known by: the point's values as a CSV holds them, whole numbers as they are in columns of real ones."""
+    fields = _fields(type(point))
+    return tuple(_text(float(value) if fields[name].type is float else value) for name, value in _columns(point).items())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _table(points: Sequence[Any], rows: Sequence[Mapping[str, str]]) -> pd.DataFrame:
+    """The points' values as they are, and the rest of their rows with the types that pandas finds."""
+    lines = [_line(rows[0]), *(_line(row.values()) for row in rows)]
+    return pd.concat([pd.DataFrame([_columns(point) for point in points]), pd.read_csv(io.StringIO("".join(lines)))], axis=1)
+
+
+def _line(values: Any) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(_text(values))
+    csv.writer(buffer, lineterminator="\n").writerow([_text(value) for value in values])
     return buffer.getvalue()
+
+
+def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows, all at once; a file with other columns is set aside and begun anew."""
+    header = list(rows[0])
+    found = _read(path)[0]
+    if found != header:
+        if found:
+            _set_aside(path, f"it has the columns {', '.join(found)}, expected {', '.join(header)}. It is begun anew")
+        with written_whole(path) as partial:
+            partial.write_text(_line(header), encoding="utf-8")
+    with open(path, "a", encoding="utf-8", newline="") as file:
+        file.write("".join(_line(row.values()) for row in rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _rows(path: Path, kind: type) -> dict[tuple[str, ...], list[dict[str, str]]]:
+    """The rows of a CSV, less the point's columns, by the point's key."""
+    fields = _fields(kind)
+    header, rows = _read(path)
+    if not header:
+        return {}
+    added = [name for name, field in fields.items() if name not in header and field.default is not dataclasses.MISSING]
+    results = [name for name in header if name not in fields]
+    if not results or header != [*(name for name in fields if name not in added), *results]:
+        _set_aside(path, f"it has the columns {', '.join(header)}, expected {', '.join(fields)} and results. It is begun anew")
+        path.unlink()
+        return {}
+    records = [{name: _text(fields[name].default) for name in added} | dict(zip(header, row, strict=True)) for row in rows]
+    if added:
+        _write(path, [*fields, *results], [[record[name] for name in (*fields, *results)] for record in records])
+    by_key: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for record in records:
+        key = tuple(str(float(record[name])) if field.type is float else record[name] for name, field in fields.items())
+        by_key.setdefault(key, []).append({name: record[name] for name in results})
+    return by_key
 
 
 def _read(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -121,9 +234,13 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
         whole.pop()  # all its fields are there, but the last one may be cut
     if len(whole) < len(rows):
         _set_aside(path, f"{len(rows) - len(whole)} of its {len(rows)} lines are cut off. They are taken out")
-        with written_whole(path) as partial:
-            partial.write_text("".join(map(_line, [header, *whole])), encoding="utf-8")
+        _write(path, header, whole)
     return header, whole
+
+
+def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    with written_whole(path) as partial:
+        partial.write_text("".join(map(_line, [header, *rows])), encoding="utf-8")
 
 
 def _set_aside(path: Path, reason: str) -> None:

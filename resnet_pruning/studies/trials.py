@@ -7,8 +7,9 @@ set. A trial that has its row in the CSV is skipped, one that was interrupted go
 import argparse
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -21,70 +22,78 @@ from ..model import ResNet
 from ..training import Recipe, train
 from .sweeps import run_sweep
 
-BASE = Recipe(epochs=6, warmup_epochs=1, ema=0.995, small_epochs=3)
-TRIALS: dict[str, Recipe] = {
-    "base": BASE,
-    "full-size images throughout": dataclasses.replace(BASE, epochs=5, small_epochs=0),
-    "base, second seed": BASE,
-    "learning rate 0.1": dataclasses.replace(BASE, learning_rate=0.1),
+BASE = Recipe(epochs=6, warmup_epochs=1, ema=0.995, small_share=0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialPoint:
+    """A short training, by the name of what is tried; `n_images` are trained on, 0 for all that are not held out."""
+
+    trial: str
+    seed: int = 0
+    n_images: int = 0
+    recipe: Recipe = BASE
+
+
+TRIALS = (
+    TrialPoint("base"),
+    TrialPoint("full-size images throughout", recipe=dataclasses.replace(BASE, epochs=5, small_share=0.0)),
+    TrialPoint("base", seed=1),
+    TrialPoint("learning rate 0.1", recipe=dataclasses.replace(BASE, learning_rate=0.1)),
     # These two were run after the committed training, for the one that comes after it.
-    "label smoothing 0.1": dataclasses.replace(BASE, label_smoothing=0.1),
-    "batch size 256, learning rate 0.4": dataclasses.replace(BASE, batch_size=256, learning_rate=0.4, ema=0.99),
-}
+    TrialPoint("label smoothing 0.1", recipe=dataclasses.replace(BASE, label_smoothing=0.1)),
+    TrialPoint("batch size 256, learning rate 0.4", recipe=dataclasses.replace(BASE, batch_size=256, learning_rate=0.4, ema=0.99)),
+)
 
 
 def run_trials(
     train_images: Images,
     csv: str | Path,
     folder: str | Path,
-    trials: Mapping[str, Recipe] = TRIALS,
+    trials: Sequence[TrialPoint] = TRIALS,
     *,
     test_images: Images | None = None,
-    n_images: int = 0,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Run the trials that have no row in `csv` yet, and return their rows, best first.
 
     Parameters
     ----------
     train_images : training images; a tenth of them is held out
-    csv : one row per trial: name, recipe, held-out accuracy (%), seconds, machine; see `sweeps.run_sweep`
+    csv : one row per trial: the point, held-out accuracy (%), seconds, machine; and beside it NAME_epochs.csv, see `sweeps.read_details`
     folder : where unfinished trials keep their state
-    trials : recipes by name; a name that ends with "second seed" has seed 1
-    test_images : if given, rows have the test accuracy too, and each epoch's held-out accuracy and loss, separated by spaces
-    n_images : trained on, 0 for all that are not held out
+    trials : what to try
+    test_images : if given, rows have the test accuracy too
+    progress : whether each training shows a bar
     """
     training, held_out = hold_out(train_images, len(train_images) // 10)
-    training = training[: n_images or len(training)]
 
-    def run(trial: str, seed: int, n_images: int, **recipe) -> dict[str, str | float]:
-        torch.manual_seed(seed)
+    def run(point: TrialPoint) -> dict[str, Any]:
+        torch.manual_seed(point.seed)
         network = ResNet(n_classes=len(train_images.classes))
-        state = Path(folder) / re.sub(r"\W+", "_", trial)
+        images = training[: point.n_images or len(training)]
+        state = Path(folder) / re.sub(r"\W+", "_", f"{point.trial} {point.seed}")
         torch.compiler.reset()  # compiled networks of trials before count towards a limit, from which on nothing is compiled
-        history = train(network, training, Recipe(**recipe), seed=seed, held_out=held_out, folder=state)
+        history = train(network, images, point.recipe, seed=point.seed, held_out=held_out, folder=state, progress=progress)
         row = {name: round(history[name].iloc[-1], 2) for name in ("held_out_accuracy", "train_accuracy")}
         if test_images is not None:
             row["test_accuracy"] = round(accuracy(network, test_images), 2)
-            row["curve"] = " ".join(f"{value:.2f}" for value in history.held_out_accuracy)
-            row["losses"] = " ".join(f"{value:.4f}" for value in history.loss)
-        return row | {"seconds": round(history.seconds.sum(), 1), "machine": machine()}
+        epochs = history[["epoch", "loss", "held_out_accuracy"]].round({"loss": 4, "held_out_accuracy": 2})
+        return row | {"seconds": round(history.seconds.sum(), 1), "machine": machine(), "epochs": epochs}
 
-    points = [
-        {"trial": name, "seed": int(name.endswith("second seed")), "n_images": n_images, **dataclasses.asdict(recipe)}
-        for name, recipe in trials.items()
-    ]
-    table = run_sweep(run, points, csv, progress=False)  # each training has its own bar
-    return table.sort_values("held_out_accuracy", ascending=False, ignore_index=True)
+    return run_sweep(run, trials, csv, progress=False).sort_values("held_out_accuracy", ascending=False, ignore_index=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--only", nargs="+", choices=TRIALS, default=list(TRIALS), metavar="TRIAL", help="some of: " + "; ".join(TRIALS))
+    names = list(dict.fromkeys(point.trial for point in TRIALS))
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="TRIAL", help="some of: " + "; ".join(names))
     chosen = parser.parse_args().only
     folder = results_folder("cifar10", "full")
     images, _ = load_images("cifar10", device=default_device())
-    table = run_trials(images, folder / "figures/training_trials.csv", folder / "build/trials", {name: TRIALS[name] for name in chosen})
-    print(table[["trial", "held_out_accuracy", "train_accuracy", "seconds"]].to_string(index=False))
+    points = [point for point in TRIALS if point.trial in chosen]
+    table = run_trials(images, folder / "figures/training_trials.csv", folder / "build/trials", points)
+    print(table[["trial", "seed", "held_out_accuracy", "train_accuracy", "seconds"]].to_string(index=False))
 
 
 if __name__ == "__main__":
