@@ -3,7 +3,8 @@
 What is near is a choice, the *distance*. Each distance maps a filter to a point, such that the Euclidean distance of points,
 which k-means works with, is the distance that is meant; and gives each filter a *gain*, the factor between the filter and
 what is averaged. A replaced filter is its cluster's representative divided by its own gain; batch norm takes the gain up
-(see `pruning.replace_filters`), so that each layer really has as many distinct filters as clusters.
+(see `pruning.replace_filters`), so that each layer really has as many distinct filters as clusters. Where there is no batch norm, which
+only "raw" and "unit" do without, filters keep their length themselves and a cluster's are equal in direction.
 
 =============  ==============================================================  =============================
 distance       two filters are near when …                                     gain

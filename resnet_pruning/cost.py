@@ -2,19 +2,21 @@
 
 import gzip
 import io
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
 
 from .model import batch_norms, convolutions
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of trainable values."""
-    return sum(p.numel() for p in model.parameters())
+    """Number of trainable values; of a quantized network, which has none, that of its integers, scales and biases."""
+    quantized = ("codes", "scale", "bias", "factor", "levels")
+    values = list(model.parameters()) or [t for name, t in model.named_buffers() if name.rpartition(".")[2] in quantized]
+    return sum(value.numel() for value in values)
 
 
 def macs(model: nn.Module) -> int:
@@ -23,14 +25,22 @@ def macs(model: nn.Module) -> int:
 
 
 def macs_by_layer(model: nn.Module) -> dict[str, int]:
-    """Multiply-accumulates of each convolution and linear layer for one 32×32 image, by name, front to back."""
-    training, device = model.training, next(model.parameters()).device
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    """Multiply-accumulates of each convolution and linear layer, quantized or not, for one 32×32 image, by name, front to back."""
+    counts: dict[str, int] = {}
+
+    def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        # Each weight is used once for each position; where filters are shared, the copies of an output take none.
+        counts[names[layer]] = layer.weight.numel() * math.prod(output.shape[2:])
+
+    names = {module: name for name, module in model.named_modules() if getattr(getattr(module, "weight", None), "ndim", 0) > 1}
+    hooks = [layer.register_forward_hook(count) for layer in names]
+    training, device = model.training, next(iter(model.state_dict().values())).device
+    with torch.inference_mode():
         model.eval()(torch.zeros(1, 3, 32, 32, device=device))
     model.train(training)
-    # The counter names a layer Class.name, and counts a multiply-accumulate as two operations.
-    counts = {name.partition(".")[2]: sum(by_operator.values()) // 2 for name, by_operator in counter.get_flop_counts().items()}
-    return {name: counts[name] for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    for hook in hooks:
+        hook.remove()
+    return counts
 
 
 def of_plan(model: nn.Module, plan: Mapping[str, int], merged: bool = False) -> tuple[int, int]:
@@ -54,7 +64,9 @@ def of_plan(model: nn.Module, plan: Mapping[str, int], merged: bool = False) -> 
 
 
 def size_in_bytes(model: nn.Module) -> int:
-    """Bytes of all tensors that a checkpoint stores, batch-norm statistics included."""
+    """Bytes of all tensors that a checkpoint stores, batch-norm statistics included; a quantized network knows its own."""
+    if hasattr(model, "stored_bytes"):
+        return model.stored_bytes()
     return sum(t.numel() * t.element_size() for t in model.state_dict().values())
 
 

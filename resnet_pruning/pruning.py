@@ -71,9 +71,12 @@ def replace_by_clusters(model: nn.Module, clusters: Mapping[str, Clusters], repr
         conv = convs[name]
         representatives = layer.centroids if representative == "centroid" else conv.weight.detach()[layer.medoids]
         with torch.no_grad():
-            conv.weight.copy_(representatives[layer.labels])
-            if (layer.gains != 1).any():
+            filters = representatives[layer.labels]
+            if name not in norms:  # each filter keeps its own length
+                filters = filters * torch.where(layer.gains == 0, 0.0, 1 / layer.gains).view(-1, 1, 1, 1).to(filters)
+            elif (layer.gains != 1).any():
                 _take_up(norms[name], layer.gains, conv.bias)
+            conv.weight.copy_(filters)
     return model
 
 
@@ -86,6 +89,8 @@ def rescale_by_gains(model: nn.Module, clusters: Mapping[str, Clusters]) -> nn.M
     convs, norms = convolutions(model), batch_norms(model)
     for name, layer in clusters.items():
         if (layer.gains != 1).any():
+            if name not in norms:
+                raise ValueError(f"{name} has no batch norm, expected one that takes up its filters' lengths: cluster by distance 'raw'")
             _rescale(convs[name], norms[name], layer.gains)
             with torch.no_grad():
                 dead = layer.gains == 0

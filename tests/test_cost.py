@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_pruning import cost
+from resnet_pruning import clustering, cost, finetuning, plans, quantization
 from resnet_pruning.model import ResNet, convolutions
+from resnet_pruning.quantization import quantized_model
 
 
 @given(widths=st.tuples(st.integers(1, 4), st.integers(4, 8), st.integers(8, 12)), inner=st.integers(1, 9))
@@ -31,3 +32,16 @@ def test_layers_add_up_and_know_their_names():
     assert list(by_layer) == [*convolutions(ResNet()), "fc"]
     assert by_layer["conv1"] == 32 * 32 * 27 * 16 and by_layer["layer3.2.conv2"] == 64 * 9 * 64 * 64 and by_layer["fc"] == 640
     assert sum(by_layer.values()) == cost.macs(ResNet()) == 40_551_040
+
+
+def test_constrained_and_quantized_networks_are_counted(small_images):
+    network = ResNet(8).eval()
+    tied = finetuning.tied(network, clustering.cluster_layers(network, plans.uniform(network, 4)))
+    assert cost.macs(tied) == cost.macs(network) and cost.parameters(tied) < cost.parameters(network)
+    quantized = quantization.quantize(network, small_images, 4, 8, progress=False)
+    assert cost.macs(quantized) == cost.macs(network)
+    weights = sum(layer.weight.numel() for layer in [*convolutions(network).values(), network.fc])
+    filters = sum(conv.out_channels for conv in convolutions(network).values()) + 10
+    n_activations = len(quantized_model.activations(quantized))
+    assert cost.parameters(quantized) == weights + 2 * filters + n_activations, "integers, a scale and a bias for each filter, and scales"
+    assert weights / 2 < cost.size_in_bytes(quantized) < weights / 2 + 8 * filters + 8 * 20

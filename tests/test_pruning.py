@@ -1,4 +1,5 @@
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from resnet_pruning import calibration, clustering, compaction, data, evaluation, model, plans, pruning
+from resnet_pruning import calibration, clustering, compaction, data, evaluation, finetuning, model, plans, pruning
 
 IMAGES = data.load_images("digits")[0][:64]
 
@@ -105,6 +106,20 @@ def test_filters_that_differ_by_a_factor_are_merged_without_loss(distance, with_
     assert distinct(merged)["layer2.0.conv1"] == 3 < distinct(network)["layer2.0.conv1"] == 8
     expected = evaluation.predict(network, IMAGES)
     torch.testing.assert_close(evaluation.predict(merged, IMAGES), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("representative", ["centroid", "medoid"])
+def test_without_batch_norm_filters_of_a_direction_keep_their_lengths(representative):
+    conv = nn.Conv2d(3, 5, 3)
+    lengths = torch.tensor([1.0, 2.0, 0.5, 3.0, 0.0]).view(-1, 1, 1, 1)
+    with torch.no_grad():
+        conv.weight.copy_(conv.weight[[0, 0, 1, 1, 0]] * lengths)
+    network = nn.Sequential(OrderedDict(features=conv))
+    replaced = pruning.replace_filters(network, {"features": 2}, representative, distance="unit")
+    torch.testing.assert_close(replaced.features.weight[:4], conv.weight[:4])
+    assert torch.equal(replaced.features.weight[4], conv.weight[4]), "a filter of zeros has no direction, and stays"
+    with pytest.raises(ValueError, match="features has no batch norm"):
+        finetuning.tied(network, clustering.cluster_layers(network, {"features": 2}, "unit"))
 
 
 @pytest.mark.parametrize("distance", ["folded", "output"])

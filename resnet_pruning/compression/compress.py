@@ -51,7 +51,7 @@ def compress(
     images = images[:: max(1, len(images) // N_IMAGES)][:N_IMAGES]
     statistics = layer_statistics(model, images[:N_STATISTICS], seed=seed)
     errors = layer_errors(model, images, statistics=statistics, seed=seed, progress=progress)
-    plan = by_sensitivity(model, macs=macs, latency=latency, sharing=sharing, errors=errors)
+    plan = by_sensitivity(model, macs=macs, latency=latency, sharing=sharing, errors=errors, progress=progress)
     small = compress_by_plan(model, plan, images, statistics=statistics, n_steps=n_steps, seed=seed, progress=progress)
     print(before_after(model, small, test_images))
     return small

@@ -1,0 +1,122 @@
+"""Drawings of images, filters and kinds of pruning. Notebooks take them from `plots`."""
+
+import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from .style import as_array, subplots
+
+
+def sample_grid(images, per_class: int = 8) -> Figure:
+    """The first of the images (`data.Images`) of each class, a class per row."""
+    labels, n_classes = as_array(images.labels), len(images.classes)
+    with subplots("", n_classes, per_class, figsize=(0.75 * per_class, 0.7 * n_classes), squeeze=False) as (figure, grid):
+        for label, row in enumerate(grid):
+            _show_images(row, images, np.flatnonzero(labels == label))
+            row[0].text(-0.15, 0.5, images.classes[label], transform=row[0].transAxes, ha="right", va="center")
+    return figure
+
+
+def mistakes(images, logits: ArrayLike, n: int = 8) -> Figure:
+    """The `n` wrong answers that the network was surest of, each with its three highest probabilities.
+
+    `logits` (N, n_classes) are its answers for the N `images` (`data.Images`).
+    """
+    logits, labels = as_array(logits).astype(float), as_array(images.labels)
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = odds / odds.sum(axis=1, keepdims=True)
+    surest = np.argsort(-probabilities.max(axis=1), kind="stable")
+    wrong = surest[(probabilities.argmax(axis=1) != labels)[surest]][:n]
+    columns = -(-n // 2)
+    with subplots("", 2, columns, figsize=(2.2 * columns, 5), squeeze=False) as (figure, grid):
+        _show_images(grid.ravel(), images, wrong)
+        for axes, index in zip(grid.flat, wrong, strict=False):
+            guesses = [f"{images.classes[c]} {100 * probabilities[index, c]:.2f} %" for c in np.argsort(-probabilities[index])[:3]]
+            axes.set_title("\n".join([f"is {images.classes[labels[index]]}", *guesses]), fontsize=9, weight="normal", loc="center")
+    return figure
+
+
+def _show_images(row, images, indices: np.ndarray) -> None:
+    """An image in each of the axes in `row`, as long as there are `indices`."""
+    for axes in row:
+        axes.set_axis_off()
+    for axes, index in zip(row, indices, strict=False):
+        axes.imshow(as_array(images.pixels[index]).transpose(1, 2, 0), interpolation="nearest")
+
+
+def filters_by_cluster(weight: ArrayLike, clusters, title: str) -> tuple[Figure, pd.DataFrame]:
+    """The filters (N, C_in, k_h, k_w) of a layer by cluster, largest cluster first: the centroid framed, its members beside it.
+
+    Filters with three input channels are drawn in colour, grey being zero; others as the mean over their input channels.
+    `clusters` are `clustering.Clusters`; their medoids have a star.
+
+    Returns
+    -------
+    figure, table with a row for each filter and the columns cluster, filter and medoid (whether it is its cluster's)
+    """
+    weight, centroids, medoids, labels = map(as_array, (weight, clusters.centroids, clusters.medoids, clusters.labels))
+    sizes = np.bincount(labels)
+    largest_first = np.argsort(-sizes, kind="stable")
+    table = pd.DataFrame({"cluster": labels, "filter": range(len(labels)), "medoid": medoids[labels] == range(len(labels))})
+    if weight.shape[1] == 3:
+        scale = 2 * np.abs(weight).max()
+        weight, centroids = ((values / scale + 0.5).clip(0, 1).transpose(0, 2, 3, 1) for values in (weight, centroids))
+        shades = {}
+    else:
+        weight, centroids = weight.mean(axis=1), centroids.mean(axis=1)
+        shades = {"cmap": "RdBu_r", "vmin": -np.abs(weight).max(), "vmax": np.abs(weight).max()}
+    shape = (len(sizes), 1 + sizes.max())
+    with subplots(title, *shape, figsize=(max(0.75 * shape[1], 5), 0.78 * shape[0] + 0.5), squeeze=False) as (figure, grid):
+        for axes in grid.flat:
+            axes.set(xticks=[], yticks=[], frame_on=False)
+        for row, cluster in zip(grid, largest_first, strict=True):
+            row[0].imshow(centroids[cluster], **shades)
+            row[0].set_frame_on(True)
+            row[0].spines[:].set(visible=True, linewidth=2)
+            for axes, member in zip(row[1:], np.flatnonzero(labels == cluster), strict=False):
+                axes.imshow(weight[member], **shades)
+                star = " *" if table.medoid[member] and sizes[cluster] > 1 else ""
+                axes.set_title(f"{member}{star}", fontsize=8, weight="normal", loc="center", pad=2)
+    return figure, table.set_index("cluster", drop=False).loc[largest_first].reset_index(drop=True)
+
+
+def kinds_of_pruning() -> tuple[Figure, pd.DataFrame]:
+    """What weight, unit and filter pruning and filter clustering take away from the weights of two layers.
+
+    Returns
+    -------
+    figure, table with a row for each weight and the columns kind, table (layer or next layer), row, column and state
+    """
+    random = np.random.default_rng(12)
+    layer, following = (6, 4), (5, 6)  # filters and input channels of each; the filters of one are the channels of the next
+    some = np.isin(np.arange(6), [1, 4])
+    cluster = np.array(["cluster 0", "cluster 1", "cluster 0", "cluster 2", "cluster 1", "cluster 2"])
+    kinds = {  # the states of the weights of both, or of their rows and columns
+        ("Weight pruning", "zeros anywhere; both tables keep their shape"): [
+            np.where(random.random(shape) < 0.5, "zero", "kept") for shape in (layer, following)
+        ],
+        ("Unit pruning", "rows, and the columns that read them"): [np.where(some, "gone", "kept")[:, None], np.where(some, "gone", "kept")],
+        ("Filter pruning", "rows become zero where the channel must stay"): [np.where(some, "zero", "kept")[:, None], "kept"],
+        ("Filter clustering", "equal rows are computed once"): [cluster[:, None], cluster],
+    }
+    fills = {"kept": "#dce9f5", "zero": "#f2f2f2", "gone": "white", "cluster 0": "#7fb8d8", "cluster 1": "#eaae7f", "cluster 2": "#7fceb9"}
+    signs = {"kept": "", "zero": "0", "gone": "", "cluster 0": "A", "cluster 1": "B", "cluster 2": "C"}
+    look = {"cmap": ListedColormap(list(fills.values())), "vmin": 0, "vmax": len(fills) - 1, "linewidths": 3, "cbar": False, "square": True}
+    cells = []
+    title = "What each way of pruning takes away from the weights of two layers"
+    with subplots(title, 2, 4, figsize=(12, 5.6), height_ratios=(layer[0], following[0])) as (figure, grid):
+        for ((kind, effect), states), axes_of_kind in zip(kinds.items(), grid.T, strict=True):
+            for axes, name, shape, state in zip(axes_of_kind, ("layer", "next layer"), (layer, following), states, strict=True):
+                table = pd.DataFrame(np.broadcast_to(state, shape))
+                seaborn.heatmap(table.map(list(fills).index), annot=table.map(signs.get), fmt="", ax=axes, **look)
+                axes.set(xticks=[], yticks=[], anchor="NW")
+                rows = [{"row": i, "column": j, "state": state} for (i, j), state in np.ndenumerate(table)]
+                cells.append(pd.DataFrame(rows).assign(kind=kind, table=name))
+            axes_of_kind[0].set_title(f"{kind}\n")
+            axes_of_kind[0].text(0, -0.15, effect, fontsize=8, va="bottom")
+        grid[0, 0].set_ylabel("a layer: a row for each filter,\na column for each input channel")
+        grid[1, 0].set_ylabel("the next layer: a column\nfor each of those rows")
+    return figure, pd.concat(cells, ignore_index=True)[["kind", "table", "row", "column", "state"]]
