@@ -8,9 +8,12 @@ if n_workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 import matplotlib
 import pytest
 import torch
+from pretended import pretended
 
 from resnet_pruning import data
 from resnet_pruning.files import ROOT
+from resnet_pruning.model import ResNet
+from resnet_pruning.training import Execution, Recipe, train
 
 matplotlib.use("Agg")
 
@@ -34,6 +37,32 @@ def small_images(digits):
     return digits[0][:96]
 
 
+@pytest.fixture
+def gpu():
+    """CUDA's where there is one, or else one that is pretended."""
+    if torch.cuda.is_available():
+        yield torch.device("cuda")
+    else:
+        with pretended() as device:
+            yield device
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def device(request):
+    """Each of the devices that a test is to run on."""
+    return request.getfixturevalue("gpu") if request.param == "gpu" else torch.device("cpu")
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def trained(digits):
+    """A small network that knows the digits: over 90 % of the test images."""
+    torch.manual_seed(0)
+    network = ResNet(8, (8, 16, 16))
+    recipe = Recipe(epochs=6, batch_size=64, warmup_epochs=1, ema=0.9, small_share=0.0)
+    train(network, digits[0], recipe, execution=Execution(amp=False, compile=False), progress=False)
+    return network

@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 import torch
 
-from resnet_pruning import compression, cost, data, evaluation, model, plans, quantization
+from resnet_pruning import cost, data, evaluation, model, plans, quantization
 from resnet_pruning.deployment import runtimes
 from resnet_pruning.files import ROOT, fingerprint
 from resnet_pruning.studies import method_runs, quantization_runs
 from resnet_pruning.studies.pruning_runs import PruningRuns
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CHECKPOINT = str(ROOT / "checkpoints" / "resnet20.pt")
 FIGURES = sorted((ROOT / "figures").glob("*.png"))
 
 
@@ -90,13 +91,21 @@ def test_onnxruntime_gives_the_same_predictions_on_test_images(cifar10, name, tm
     assert (ours.argmax(1) == theirs.argmax(1)).all()
 
 
-def test_half_of_the_channels_inside_blocks_cost_little_with_least_squares(cifar10):
-    """The row of notebook 09, measured again on 2,000 test images, above what the assignment's prototype reached."""
-    network, _ = model.load_checkpoint(ROOT / "checkpoints" / "resnet20.pt")
-    plan = plans.uniform_fraction(network, 0.5, "*.conv1")
-    small = compression.compress_by_plan(network, plan, cifar10[0][:512], "least squares", progress=False)
-    test = cifar10[1][:2000]
-    assert evaluation.accuracy(small, test) > evaluation.accuracy(network, test) - 15
+def measured(name, **settings):
+    """The row of a committed sweep with these settings."""
+    table = pd.read_csv(ROOT / "figures" / f"{name}.csv", keep_default_na=False)
+    for column, value in settings.items():
+        table = table[table[column] == value]
+    (row,) = table.itertuples()
+    return row
+
+
+def test_half_of_the_channels_inside_blocks_cost_what_is_recorded_with_least_squares(cifar10):
+    row = measured("compact_repair", level=0.5, repair="least squares", selection="elimination", batch_norm="as it is", seed=0)
+    runs = PruningRuns(CHECKPOINT, "cifar10")
+    plan = plans.uniform_fraction(runs.material.network, 0.5, "*.conv1")
+    (point,) = runs.compression_points({(row.plan, row.measure, row.level): plan}, repair=["least squares"])
+    assert runs.measure_compressed(point)["accuracy"] == pytest.approx(row.accuracy, abs=0.5)
 
 
 @pytest.mark.parametrize(
@@ -115,13 +124,12 @@ def test_sweeps_were_made_from_the_committed_checkpoint(name):
 
 @pytest.mark.parametrize("share", [0.75, 0.5])
 def test_a_sweeps_row_can_be_measured_again(cifar10, share):
-    table = pd.read_csv(ROOT / "figures" / "prune_uniform.csv")
-    rows = table[(table.level == share) & (table.images == "test") & (table.distance == "correlation") & (table.weighting == 0.5)]
-    row = rows[rows.seed == 0].iloc[0]
-    experiment = PruningRuns(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10")
-    again = experiment.measure(**row[list(table)[:10]])
-    assert again["accuracy"] == pytest.approx(row.accuracy, abs=2)  # on another processor k-means may end in another optimum
-    assert again["accuracy"] >= {0.75: 80, 0.5: 45}[share]
+    settings = {"distance": "correlation", "weighting": 0.5}
+    row = measured("prune_uniform", plan="uniform fraction", level=share, images="test", seed=0, **settings)
+    runs = PruningRuns(CHECKPOINT, "cifar10")
+    plan = plans.uniform_fraction(runs.material.network, share)
+    (point,) = runs.points({(row.plan, row.measure, row.level): plan}, distance=["correlation"], weighting=[0.5])
+    assert runs.measure(point)["accuracy"] == pytest.approx(row.accuracy, abs=2)  # k-means may end in another optimum on another processor
 
 
 def test_all_ways_to_prune_are_compared_at_the_same_macs():
@@ -133,20 +141,20 @@ def test_all_ways_to_prune_are_compared_at_the_same_macs():
 
 @pytest.mark.parametrize("method", ["smallest L2 norm", "geometric median", "Neuron Merging"])
 def test_rows_of_other_ways_to_prune_can_be_measured_again(cifar10, method):
-    table = pd.read_csv(ROOT / "figures" / "baselines_methods.csv")
-    row = table[(table.method == method) & (table.level == 0.5) & (table.stage == "new batch-norm statistics")].iloc[0]
-    experiment = method_runs.MethodRuns(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10")
-    again = experiment.measure_method(**row[list(table)[: list(table).index("accuracy")]])
+    row = measured("baselines_methods", method=method, level=0.5, stage="new batch-norm statistics", seed=0)
+    runs = method_runs.MethodRuns(CHECKPOINT, "cifar10")
+    (point,) = runs.comparison_points([method], [0.5], stage=["new batch-norm statistics"])
+    again = runs.measure_method(point)
     assert again["macs"] == row.macs and again["accuracy"] == pytest.approx(row.accuracy, abs=0.3)
 
 
-@pytest.mark.parametrize("bits, corrected, tolerance", [((16, 16), False, 0.02), ((8, 8), False, 0.1), ((4, 4), True, 0.3)])
+@pytest.mark.parametrize("bits, corrected, tolerance", [((16, 16), False, 0.02), ((8, 8), False, 0.1), ((4, 4), False, 0.3)])
 def test_recorded_accuracies_of_quantized_networks_are_measured_again(cifar10, bits, corrected, tolerance):
-    table = pd.read_csv(ROOT / "figures" / "quantize.csv", keep_default_na=False)
-    rows = table[(table.weight_bits == bits[0]) & (table.activation_bits == bits[1]) & (table.rounding == "nearest") & (table.seed == 0)]
-    (row,) = rows[(rows.bias_correction == corrected) & (rows.levels == "uniform") & (rows.end_bits >= 8)].itertuples(index=False)
-    runs = quantization_runs.QuantizationRuns(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10")
-    again = runs.measure_quantized(**dict(list(row._asdict().items())[: list(table).index("accuracy")]))
+    end_bits, choices = max(bits[0], 8), {"rounding": "nearest", "seed": 0, "bias_correction": corrected, "levels": "uniform"}
+    row = measured("quantize", weight_bits=bits[0], activation_bits=bits[1], end_bits=end_bits, **choices)
+    runs = quantization_runs.QuantizationRuns(CHECKPOINT, "cifar10")
+    (point,) = runs.quantizing_points([bits], end_bits=[end_bits], bias_correction=[corrected])
+    again = runs.measure_quantized(point)
     assert again["accuracy"] == pytest.approx(row.accuracy, abs=tolerance)
     if bits == (16, 16):
         assert abs(again["change"]) <= 0.02

@@ -1,6 +1,6 @@
 import pytest
 
-from resnet_pruning.files import ROOT, fingerprint, results_folder, written_whole
+from resnet_pruning.files import ROOT, fingerprint, required, results_folder, written_whole
 
 
 def test_an_error_while_writing_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
@@ -28,3 +28,9 @@ def test_fingerprints_tell_contents_apart(tmp_path):
     assert fingerprint(path) == "resnet20 ba7816bf"  # SHA-256's own test vector
     path.write_bytes(b"abd")
     assert fingerprint(path) != "resnet20 ba7816bf"
+
+
+def test_a_missing_extra_is_named():
+    with pytest.raises(ImportError, match=r"no_such_module is not installed, expected it here: pip install -e '.\[export\]' brings it"):
+        required("no_such_module", "export")
+    assert required("math", "export").pi > 3

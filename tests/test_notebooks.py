@@ -23,6 +23,15 @@ def test_each_notebook_runs_quickly_on_digits(name):
     assert target.parent == ROOT / "build" / "digits-quick" / "notebooks" and target.exists()
 
 
+def test_notebooks_are_chosen_by_how_their_names_begin():
+    names = [path.stem for path in notebooks.chosen_notebooks(["assignment"])]
+    assert [name[:2] for name in names] == ["01", "02", "03", "04", "05"]
+    assert [path.stem[:2] for path in notebooks.chosen_notebooks(["08", "02"])] == ["02", "08"]
+    assert len(notebooks.chosen_notebooks(["all"])) == len(list(notebooks.NOTEBOOKS.glob("*.ipynb"))) > 5
+    with pytest.raises(ValueError, match="no notebook begins with '99', expected one of 01_train, "):
+        notebooks.chosen_notebooks(["01", "99"])
+
+
 def test_a_failing_notebook_names_its_error_and_replaces_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
     bad = v4.new_notebook(cells=[v4.new_code_cell("raise RuntimeError('on purpose')")])

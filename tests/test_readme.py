@@ -1,8 +1,12 @@
+import dataclasses
+import functools
 import re
 
 import pytest
+import torch
+from distributed import LocalCluster
 
-from resnet_pruning import cost, evaluation, model, quantization
+from resnet_pruning import compression, cost, data, model, quantization, training
 from resnet_pruning.files import ROOT
 from resnet_pruning.report import readme
 
@@ -27,17 +31,19 @@ def test_unknown_and_unclosed_blocks_are_refused(text):
 
 
 def test_the_readmes_lines_run_as_written(cifar10, tmp_path, monkeypatch, capsys):
+    """On a part of the images, and with few steps of reconstruction: what compress reaches is measured by the sweeps."""
     (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "load_images", lambda name: (cifar10[0][:1024], cifar10[1][:1000]))
+    monkeypatch.setattr(compression, "compress", functools.partial(compression.compress, n_steps=10))
     exec(lines, {})
-    assert re.search(r"accuracy 92\.\d\d → 8[89]\.\d\d %", capsys.readouterr().out)
+    assert re.search(r"accuracy 9\d\.\d\d → [78]\d\.\d\d %", capsys.readouterr().out)
     small, facts = model.load_checkpoint("build/small.pt")
     tiny, tiny_facts = quantization.load_quantized("build/tiny.pt")
     assert 0.49 < cost.macs(small) / 40_551_040 <= 0.5
-    assert facts["test_accuracy"] == pytest.approx(tiny_facts["test_accuracy"], abs=0.5)
+    assert facts["test_accuracy"] == pytest.approx(tiny_facts["test_accuracy"], abs=1)
     assert quantization.stored_bytes(tiny) < 0.3 * cost.size_in_bytes(small)
-    assert evaluation.accuracy(tiny, cifar10[1][:1000]) > 85
 
 
 @pytest.mark.parametrize("name", [*readme.FILES, "docs/guide.md"])
@@ -47,6 +53,24 @@ def test_links_and_pictures_lead_somewhere(name):
         assert target.startswith("https://") or (path.parent / target).exists(), f"{name}: {target}"
 
 
-def test_the_guides_python_is_python():
-    for lines in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(encoding="utf-8"), re.DOTALL):
-        compile(lines, "docs/guide.md", "exec")
+def test_the_guides_lines_run_in_order(digits, tmp_path, monkeypatch):
+    """As written, but on digits, and with a training of an epoch wherever it says more."""
+    train_images, test_images = digits
+    base_train = training.train
+    quick = {"epochs": 1, "batch_size": 64, "warmup_epochs": 0, "small_share": 0.0, "ema": 0}
+    (tmp_path / "checkpoints").mkdir()
+    torch.manual_seed(0)
+    model.save_checkpoint(tmp_path / "checkpoints" / "resnet20.pt", model.ResNet(8, (4, 8, 16)), {})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "load_images", lambda name, **settings: (train_images[:600], test_images[:100]))
+    monkeypatch.setattr(
+        training, "train", lambda net, images, recipe, **how: base_train(net, images, dataclasses.replace(recipe, **quick), **how)
+    )
+    text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+        lines = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+        lines = lines.replace('Client("scheduler:8786")', f'Client("{cluster.scheduler_address}")').replace('"cifar10"', '"digits"')
+        results: dict = {}
+        exec(compile(lines, "docs/guide.md", "exec"), results)
+    assert len(results["table"]) == 3 and results["logits"].shape == (8, 10)
+    assert cost.macs(results["theirs"]) <= 0.5 * cost.macs(results["network"])

@@ -39,6 +39,7 @@ def run_notebook(source: Path, dataset: str, profile: str) -> Path:
         cwd=NOTEBOOKS,
         coalesce_streams=True,  # of a progress bar only its last state is kept
         progress_bar=False,
+        extra_arguments=["--log-level=ERROR"],  # of the kernel, which warns that it talks to this process over TCP
     )
     notebook = nbformat.read(running, as_version=4)
     for part in (notebook, *notebook.cells):

@@ -1,10 +1,12 @@
 """How much the filters of each layer repeat each other."""
 
+from collections.abc import Mapping, Sequence
+
 import pandas as pd
 import torch
 from torch import nn
 
-from ..clustering import cluster_filters
+from ..clustering import Clusters, cluster_filters
 from ..model import batch_norms, convolutions
 
 
@@ -39,3 +41,45 @@ def redundancy(model: nn.Module, seed: int = 0) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def inertia_by_share(model: nn.Module, shares: Sequence[float]) -> pd.DataFrame:
+    """The inertia of k-means on the raw weights, by the number of clusters as a share of the layer's filters.
+
+    Returns
+    -------
+    DataFrame with a row for each convolution and share and the columns stage ("stem", "stage 1", …), layer, share, and inertia, in % of
+    that with one cluster
+    """
+    rows = []
+    for name, conv in convolutions(model).items():
+        stage = "stem" if name == "conv1" else f"stage {name.removeprefix('layer')[0]}"
+        whole = cluster_filters(conv, 1, layer=name).inertia
+        for share in shares:
+            inertia = cluster_filters(conv, max(1, round(share * conv.out_channels)), layer=name).inertia
+            rows.append({"stage": stage, "layer": name, "share": share, "inertia": 100 * inertia / whole})
+    return pd.DataFrame(rows)
+
+
+def cluster_sizes(clusters: Mapping[str, Clusters]) -> pd.DataFrame:
+    """Filters (%) of each layer by the size of the cluster that they are in, a column for each range of sizes."""
+    ranges = ["1", "2", "3", "4 to 7", "8 and more"]
+    rows = {}
+    for name, layer in clusters.items():
+        sizes = pd.cut(layer.sizes[layer.labels].numpy(), [0, 1, 2, 3, 7, len(layer.labels) + 8], labels=ranges)
+        rows[name] = 100 * sizes.value_counts() / len(layer.labels)
+    return pd.DataFrame(rows).T.rename_axis("layer")
+
+
+def length_ratios(model: nn.Module, clusters: Mapping[str, Clusters]) -> pd.Series:
+    """How many times as long the filters that are alone in their cluster are as the others, by layer: the ratio of mean lengths.
+
+    Layers without filters of both kinds are left out.
+    """
+    convs, ratios = convolutions(model), {}
+    for name, layer in clusters.items():
+        lengths = convs[name].weight.detach().cpu().flatten(1).norm(dim=1)
+        alone = layer.sizes[layer.labels] == 1
+        if alone.any() and not alone.all():
+            ratios[name] = float(lengths[alone].mean() / lengths[~alone].mean())
+    return pd.Series(ratios, dtype=float)

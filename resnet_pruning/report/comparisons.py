@@ -1,0 +1,80 @@
+"""What the notebooks on training, plans and optimizers read off their tables."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+
+def frequent_mistakes(counts: pd.DataFrame, n: int = 4) -> pd.DataFrame:
+    """The `n` classes that are taken for another one most often, in % of the true class.
+
+    `counts` is the table of `plots.confusion`: the true class in the first column, then a column for each predicted one.
+    """
+    long = counts.melt("true class", var_name="predicted class", value_name="images")
+    long["share (%)"] = 100 * long.images / long.groupby("true class").images.transform("sum")
+    wrong = long[long["true class"] != long["predicted class"]]
+    order = {"by": ["share (%)", "true class", "predicted class"], "ascending": [False, True, True]}
+    return wrong.sort_values(**order, ignore_index=True).head(n).round(1)
+
+
+def replaced_rows(table: pd.DataFrame, **values) -> pd.DataFrame:
+    """The rows of ``prune_uniform.csv`` with these values, one for each seed.
+
+    Columns that are not given have the values that most points share: raw weights, all filters counting the same, centroids,
+    re-estimated batch-norm statistics.
+    """
+    values = {"distance": "raw", "weighting": 0.0, "representative": "centroid", "batch_norm": "re-estimated"} | values
+    return table[(table[list(values)] == pd.Series(values)).all(axis=1)]
+
+
+def with_range(values: pd.Series) -> str:
+    """The median of accuracies in %; of several, one for each seed, the lowest and the highest too."""
+    spread = f" ({values.min():.2f} to {values.max():.2f} over {len(values)} seeds)" if len(values) > 1 else ""
+    return f"{values.median():.2f} %{spread}"
+
+
+def changes_by_class(rows: Mapping[str, pd.Series], whole: pd.Series) -> pd.DataFrame:
+    """Change of each class's accuracy from the row `whole` of a sweep to others (pp): a row for each class, a column for each name."""
+    classes = [column for column in whole.index if column.startswith("class_")]
+    changes = {name: row[classes].astype(float) - whole[classes].astype(float) for name, row in rows.items()}
+    table = pd.DataFrame(changes).round(2).rename(index=lambda name: name.removeprefix("class_"))
+    return table.rename_axis("class")
+
+
+def summary_of_gains(gains: pd.DataFrame) -> pd.DataFrame:
+    """Mean, lowest and highest gain of each family of plans over uniform plans (pp), and in how many comparisons it is above zero.
+
+    `gains` is what `tables.gains_over_uniform` returns; the result has a row for each distance, measure and family.
+    """
+    long = gains.reset_index().melt(["distance", "measure", "level", "seed"], var_name="plan", value_name="gain")
+    groups = long.groupby(["distance", "measure", "plan"]).gain
+    table = groups.agg(mean="mean", lowest="min", highest="max").round(2)
+    table["better than uniform"] = groups.agg(lambda gain: f"{(gain > 0).sum()} of {len(gain)}")
+    return table.rename_axis(["distance", "equal", "plan"])
+
+
+def best_plans(means: pd.DataFrame) -> str:
+    """Which plans do best at each measure, in words; uniform ones where no family gains anything.
+
+    `means` has the mean gains over uniform plans: a row for "MACs" and one for "distinct filters", a column for each family.
+    """
+    best = means.assign(uniform=0.0).idxmax(axis=1)
+    at_macs, at_filters = (
+        "ends chosen on training images" if name.startswith("chosen") else f"{name} plans" for name in best[["MACs", "distinct filters"]]
+    )
+    if at_macs == at_filters:
+        return f"{at_macs} do best, at equal MACs and at equal numbers of filters"
+    return f"at equal MACs {at_macs} do best, at equal numbers of filters {at_filters}"
+
+
+def schedule_gains(accuracies: Mapping[str, float], settings: Mapping[str, float]) -> pd.Series:
+    """What warm-up and cosine change over a constant rate (pp), by optimizer.
+
+    Parameters
+    ----------
+    accuracies : by name of the trial, such as "SGD 0.01, constant" and "SGD 0.01, warm-up and cosine"
+    settings : learning rate by optimizer
+    """
+    names = {optimizer: f"{optimizer} {rate:g}" for optimizer, rate in settings.items()}
+    gains = {optimizer: accuracies[f"{name}, warm-up and cosine"] - accuracies[f"{name}, constant"] for optimizer, name in names.items()}
+    return pd.Series(gains)
