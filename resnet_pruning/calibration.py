@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import Batches, Images
+from .hardware import full_float32
 from .model import batch_norms, convolutions
 
 
@@ -33,6 +34,7 @@ class LayerStatistics:
         return self.second_moment - torch.outer(self.mean, self.mean)
 
 
+@full_float32()
 @torch.enable_grad()
 def layer_statistics(model: nn.Module, images: Images, *, seed: int = 0, batch_size: int = 100) -> dict[str, LayerStatistics]:
     """Statistics of each convolution that has a batch norm, by name, in evaluation mode; float64 on the CPU.
@@ -72,7 +74,7 @@ def layer_statistics(model: nn.Module, images: Images, *, seed: int = 0, batch_s
         norm.register_forward_hook(lambda module, inputs, output, name=name: outputs.__setitem__(name, output))
     generator = torch.Generator().manual_seed(seed)
     importance = {name: torch.zeros(norm.num_features, dtype=torch.double) for name, norm in norms.items()}
-    for inputs, _ in images.batches(batch_size):
+    for inputs, _ in images.beside(model).batches(batch_size):
         logits = model(inputs.requires_grad_())
         mixture = torch.randn(logits.shape, generator=generator).to(logits)
         gradients = torch.autograd.grad((logits * mixture).sum(), list(outputs.values()))
@@ -86,6 +88,7 @@ def patches(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
     return F.unfold(inputs, conv.kernel_size, conv.dilation, conv.padding, conv.stride).transpose(0, 1).flatten(1)
 
 
+@full_float32()
 def reestimate_batch_norm(model: nn.Module, images: Images, *, batch_size: int = 500, augmented: bool = True, seed: int = 0) -> nn.Module:
     """A copy of `model` whose batch-norm statistics are the means over batches of `images`; labels are not used.
 
@@ -116,7 +119,7 @@ def reestimate_batch_norm(model: nn.Module, images: Images, *, batch_size: int =
         norm.train()
     if not augmented:
         images = dataclasses.replace(images, flips=False)
-    batches = Batches(images, min(batch_size, len(images)), padding=4 if augmented else 0, seed=seed)
+    batches = Batches(images.beside(model), min(batch_size, len(images)), padding=4 if augmented else 0, seed=seed)
     with torch.inference_mode():
         for inputs, _ in batches.epoch(0):
             model(inputs)

@@ -27,19 +27,19 @@ def compact(model: ResNet, tolerance: float = 1e-6) -> ResNet:
     model : filters that are to be merged must be equal, bit for bit, as `pruning.replace_filters` makes them
     tolerance : by how much thresholds of merged channels may differ by rounding, relative to deviation and shift
     """
-    model = expanded(model)
-    state = dict(model.state_dict())
+    whole = expanded(model).cpu()  # comparing channels one by one, a GPU would be waited for each time
+    state = dict(whole.state_dict())
     inner_widths, sharing = {}, {}
-    for block, module in blocks(model).items():
+    for block, module in blocks(whole).items():
         kept, mixture = _multiples(state[f"{block}.conv1.weight"], module.bn1, tolerance)
         following = state[f"{block}.conv2.weight"]
-        merged = torch.einsum("oihw,ki->okhw", following.double(), mixture.to(following.device))
+        merged = torch.einsum("oihw,ki->okhw", following.double(), mixture)
         state[f"{block}.conv2.weight"] = merged.to(following.dtype)
         for part in ("conv1.weight", "bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var"):
             state[f"{block}.{part}"] = state[f"{block}.{part}"][kept]
         if len(kept) < module.bn2.num_features:
             inner_widths[f"{block}.conv1"] = len(kept)
-    for name in convolutions(model):
+    for name in convolutions(whole):
         distinct, labels = distinct_filters(state[f"{name}.weight"])
         if len(distinct) < len(labels):
             state[f"{name}.weight"] = state[f"{name}.weight"][distinct]

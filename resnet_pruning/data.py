@@ -1,6 +1,7 @@
 """CIFAR-10 and the digits that come with scikit-learn, as tensors on a device, cut into augmented batches there."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import calculate_md5
 
@@ -49,13 +50,21 @@ class Images:
     def to(self, device: torch.device | str) -> "Images":
         return dataclasses.replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
 
+    def beside(self, network: nn.Module) -> "Images":
+        """On the device that holds the network's weights: there it computes, and images are brought to it, not the other way round."""
+        return self.to(next((t.device for t in (*network.parameters(), *network.buffers())), self.device))
+
     @property
     def device(self) -> torch.device:
         return self.pixels.device
 
+    @functools.cached_property
+    def _mean_and_std(self) -> list[Tensor]:  # of pixels, on their device: made for each batch, they would be copied to a GPU each time
+        return [torch.tensor(c, device=self.device).view(1, 3, 1, 1) * 255 for c in (self.mean, self.std)]
+
     def normalised(self, pixels: Tensor) -> Tensor:
         """uint8 pixels (B, 3, H, W) as the float32, channels-last batch that the network takes."""
-        mean, std = (torch.tensor(c, device=pixels.device).view(1, 3, 1, 1) * 255 for c in (self.mean, self.std))
+        mean, std = (c.to(pixels.device) for c in self._mean_and_std)
         return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
 
     def batches(self, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:

@@ -4,15 +4,17 @@ import torch
 from torch import Tensor, nn
 
 from .data import Images
+from .hardware import full_float32
 
 
+@full_float32()
 @torch.inference_mode()
 def predict(model: nn.Module, images: Images, *, amp: bool = False) -> Tensor:
-    """Logits of shape (N, n_classes), float32 on the CPU, in evaluation mode.
+    """Logits of shape (N, n_classes), float32 on the CPU, in evaluation mode, computed on the device that holds the model.
 
     `amp` computes in bfloat16, which is for watching a training: reported accuracies are float32's.
     """
-    training = model.training
+    training, images = model.training, images.beside(model)
     model.eval()
     with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
         logits = torch.cat([model(inputs).float() for inputs, _ in images.batches()])

@@ -228,7 +228,7 @@ def released(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     for name, (layer, constraint) in _constrained_layers(model, (_Constraint, Masked)).items():
         # Not remove_parametrizations: it takes the weight from the class, which the copy shares with the caller's model.
-        settings = {"bias": layer.bias is not None, "device": layer.weight.device, "dtype": layer.weight.dtype}
+        settings = {"bias": layer.bias is not None, "dtype": layer.weight.dtype}
         if isinstance(layer, nn.Linear):
             plain = nn.Linear(layer.in_features, layer.out_features, **settings)
         else:
@@ -239,7 +239,7 @@ def released(model: nn.Module) -> nn.Module:
             plain.weight.copy_(imposed(layer.parametrizations.weight.original))
             if layer.bias is not None:
                 plain.bias.copy_(layer.bias)
-        model.set_submodule(name, plain.train(layer.training))
+        model.set_submodule(name, plain.to(layer.weight.device).train(layer.training))
     return model
 
 

@@ -5,6 +5,8 @@ import functools
 import logging
 import platform
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -14,10 +16,10 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def machine() -> str:
-    """The processor or GPU that timings were taken on, for tables."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def machine(device: torch.device | str | None = None) -> str:
+    """The processor or GPU behind a device, the default one if none is given: for tables, what computed their numbers."""
+    if torch.device(device or default_device()).type == "cuda":
+        return torch.cuda.get_device_name(device)
     try:
         with open("/proc/cpuinfo") as lines:
             name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -32,6 +34,20 @@ def has_fast_bfloat16(device: torch.device | str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Have a GPU compute float32 as float32: by default cuDNN rounds what convolutions multiply to the 10 bits of TF32."""
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, products.fp32_precision
+    try:
+        cudnn.allow_tf32 = False  # the older setting: torch.compile and torch.export read it, and fail where it contradicts the newer ones
+        cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = products.fp32_precision = "ieee"
+        yield
+    finally:
+        cudnn.allow_tf32 = before[0] == "tf32"
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, products.fp32_precision = before
 
 
 @functools.cache

@@ -154,7 +154,7 @@ def train(
     held_out : images whose accuracy is recorded after each epoch; never trained on
     teacher : a model with the same classes whose outputs are imitated
     folder : where the state is kept after each epoch. A call with the same arguments goes on from there, and returns at
-        once where the training is complete; on one machine and thread count the result is the same, bit for bit.
+        once where the training is complete; on one CPU and thread count the result is the same, bit for bit.
     watch : called after each epoch with the averaged model, in evaluation mode; what it returns, numbers, text or lists
         of them, becomes columns of the history
     execution : how it is computed

@@ -36,9 +36,13 @@ def test_inference_is_timed_next_to_the_share_of_macs(tmp_path):
 
 
 def test_a_new_timing_replaces_only_that_of_the_same_machine_and_batch_size(tmp_path):
-    def table(machine, ratio):
-        return pd.DataFrame({"machine": [machine], "batch_size": [128], "ratio": [ratio]})
+    def table(machine, ratio, **columns):
+        return pd.DataFrame({"machine": [machine], "batch_size": [128], "ratio": [ratio]} | columns)
 
     for machine, ratio in [("a", 1.0), ("b", 2.0), ("a", 3.0)]:
         benchmark.record(table(machine, ratio), tmp_path / "t.csv")
     assert pd.read_csv(tmp_path / "t.csv").set_index("machine").ratio.to_dict() == pytest.approx({"b": 2.0, "a": 3.0})
+    # On a machine with a GPU one run times both: its runtime on the CPU leaves the CPU's others.
+    for runtime, ratio in [("eager", 1.0), ("onnxruntime", 2.0), ("onnxruntime", 3.0)]:
+        benchmark.record(table("a", ratio, runtime=runtime), tmp_path / "r.csv")
+    assert pd.read_csv(tmp_path / "r.csv").set_index("runtime").ratio.to_dict() == {"eager": 1.0, "onnxruntime": 3.0}

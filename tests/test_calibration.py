@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,9 +25,9 @@ def test_every_convolution_has_its_batch_norm(network):
     assert model.batch_norms(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))) == {}
 
 
-def test_moments_are_those_of_the_layers_inputs(network, small_images):
+def test_moments_are_those_of_the_layers_inputs(network, small_images, device):
     """wᵀ M w must be the mean squared output, and wᵀ C w the variance, as seen at the outputs themselves."""
-    statistics = calibration.layer_statistics(network, small_images, batch_size=40)
+    statistics = calibration.layer_statistics(copy.deepcopy(network).to(device), small_images.to(device), batch_size=40)
     seen = {}
     for name, conv in model.convolutions(network).items():
         conv.register_forward_hook(lambda module, inputs, output, name=name: seen.__setitem__(name, output))
@@ -77,8 +79,8 @@ def test_what_has_no_statistics_is_refused(network, small_images):
         calibration.reestimate_batch_norm(network, small_images[:1])
 
 
-def test_reestimated_statistics_are_those_of_the_images(network, small_images):
-    renewed = calibration.reestimate_batch_norm(network, small_images, augmented=False)
+def test_reestimated_statistics_are_those_of_the_images(network, small_images, device):
+    renewed = calibration.reestimate_batch_norm(copy.deepcopy(network).to(device), small_images.to(device), augmented=False).cpu()
     x = small_images.normalised(small_images.pixels)
     outputs = F.conv2d(x, network.conv1.weight, padding=1).double()
     torch.testing.assert_close(renewed.bn1.running_mean.double(), outputs.mean((0, 2, 3)), rtol=1e-3, atol=1e-5)

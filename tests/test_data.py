@@ -51,14 +51,15 @@ def test_batches_repeat_for_a_seed_and_epoch_and_differ_otherwise(small_images):
 
 
 @pytest.mark.parametrize("batch_size", [1, 32, 40, 96])
-def test_an_epoch_visits_each_image_at_most_once(small_images, batch_size):
-    numbered = data.dataclasses.replace(small_images, labels=torch.arange(96))
+def test_an_epoch_visits_each_image_at_most_once(small_images, batch_size, device):
+    numbered = data.dataclasses.replace(small_images, labels=torch.arange(96)).to(device)
     batches = data.Batches(numbered, batch_size)
     seen = torch.cat([labels for _, labels in batches.epoch(0)])
     assert len(seen) == len(seen.unique()) == batch_size * len(batches) == 96 // batch_size * batch_size
 
 
-def test_without_augmentation_batches_are_the_images(small_images):
+def test_without_augmentation_batches_are_the_images(small_images, device):
+    small_images = small_images.to(device)
     inputs, labels = next(data.Batches(small_images, 96, padding=0).epoch(0))
     plain = torch.cat([x for x, _ in small_images.batches()])
     for x, label in zip(inputs, labels, strict=True):
@@ -67,15 +68,15 @@ def test_without_augmentation_batches_are_the_images(small_images):
 
 
 @pytest.mark.parametrize(("size", "padding"), [(32, 4), (24, 0), (28, 2)])
-def test_each_augmented_image_is_a_shifted_crop_flipped_or_not(small_images, size, padding):
+def test_each_augmented_image_is_a_shifted_crop_flipped_or_not(small_images, size, padding, device):
     images = data.dataclasses.replace(small_images[:8], flips=True, mean=(0.0,) * 3, std=(1.0,) * 3, labels=torch.arange(8))
     # Blank borders would hide shifts, so the pixels are noise.
     images.pixels.copy_(torch.randint(0, 256, images.pixels.shape, dtype=torch.uint8))
     padded = pad(images.pixels, [padding] * 4)
     seen_flips, seen_shifts = set(), set()
     for epoch in range(10):
-        for inputs, labels in data.Batches(images, 4).epoch(epoch, size):
-            for x, label in zip((inputs * 255).round().to(torch.uint8), labels, strict=True):
+        for inputs, labels in data.Batches(images.to(device), 4).epoch(epoch, size):
+            for x, label in zip((inputs * 255).round().to(torch.uint8).cpu(), labels.cpu(), strict=True):
                 windows = padded[label].unfold(1, size, 1).unfold(2, size, 1)
                 found = [
                     (dy, dx, flip)
@@ -97,10 +98,10 @@ def test_digits_are_never_mirrored(small_images):
     assert all(x.numpy().tobytes() in plain for x in next(batches.epoch(0))[0])
 
 
-def test_cutout_blanks_one_square_of_the_given_side(small_images):
-    images = data.dataclasses.replace(small_images, pixels=torch.full_like(small_images.pixels, 255))
+def test_cutout_blanks_one_square_of_the_given_side(small_images, device):
+    images = data.dataclasses.replace(small_images, pixels=torch.full_like(small_images.pixels, 255)).to(device)
     inputs, _ = next(data.Batches(images, 96, padding=0, cutout=8).epoch(0))
-    blank = (inputs == 0).all(1)
+    blank = (inputs == 0).all(1).cpu()
     areas = blank.sum((1, 2))
     assert areas.max() == 64 and areas.min() >= 16  # a centre in a corner leaves a quarter
     for mask in blank:
@@ -145,8 +146,9 @@ def test_a_truncated_archive_file_is_named_and_not_opened(tmp_path):
         data.load_images("cifar10", root=tmp_path)
 
 
-def test_images_select_and_move_together(small_images):
+def test_images_select_and_move_together(small_images, device):
     picked = small_images[torch.tensor([5, 3])]
     assert torch.equal(picked.pixels, small_images.pixels[[5, 3]]) and torch.equal(picked.labels, small_images.labels[[5, 3]])
-    assert picked.to("cpu").device.type == "cpu"
+    assert picked.to(device).device.type == picked.to(device).labels.device.type == device.type
+    assert torch.equal(small_images.to(device)[torch.tensor([5, 3])].pixels.cpu(), picked.pixels)
     np.testing.assert_equal(len(picked), 2)

@@ -14,10 +14,10 @@ def test_known_answers():
     torch.testing.assert_close(evaluation.per_class_accuracy(LOGITS, LABELS), torch.tensor([200 / 3, 50, 100]))
 
 
-def test_a_model_that_reads_the_label_off_the_image_is_always_right(small_images):
-    images = small_images[torch.arange(50)]
+def test_a_model_that_reads_the_label_off_the_image_is_always_right(small_images, device):
+    images = small_images[torch.arange(50)].to(device)
     images.pixels.copy_(images.labels.view(-1, 1, 1, 1).expand_as(images.pixels) * 20)
-    levels = images.normalised(torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 1, 1) * 20)[:, 0, 0, 0]
+    levels = images.normalised(torch.arange(10, dtype=torch.uint8, device=device).view(10, 1, 1, 1).expand(10, 3, 1, 1) * 20)[:, 0, 0, 0]
 
     class Reader(nn.Module):
         def forward(self, x):

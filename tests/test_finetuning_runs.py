@@ -47,8 +47,8 @@ def test_every_way_gives_a_network_of_the_planned_size(runs, tmp_path):
 def test_a_choice_is_judged_on_images_that_were_not_trained_on(runs):
     material = runs.material
     trained, judged = material.trained_on("training"), material.images("training")
-    whole = {image.numpy().tobytes() for image in trained.pixels}
-    seen = sum(image.numpy().tobytes() in whole for image in judged.pixels)
+    whole = {image.numpy().tobytes() for image in trained.pixels.cpu()}
+    seen = sum(image.numpy().tobytes() in whole for image in judged.pixels.cpu())
     duplicates = len(trained) - len(whole)
     assert len(trained) + len(judged) == len(material.trained_on("test")) == len(data.load_images("digits")[0]) and seen <= duplicates
 

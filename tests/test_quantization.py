@@ -117,6 +117,17 @@ def test_sums_are_the_same_integers_bit_for_bit():
     torch.testing.assert_close(layer.integers(codes, small.input), expected, rtol=0, atol=0)
 
 
+def test_sums_of_integers_of_16_bits_are_exact():
+    """They do not fit into 32 bits."""
+    conv = torch.nn.Conv2d(64, 2, 3, bias=False)
+    layer = quantized_model.QuantizedLayer(conv, None, 16)
+    layer.set_codes(torch.stack([torch.full((64, 3, 3), 32767), torch.full((64, 3, 3), -32768)]), torch.ones(2))
+    activation = quantized_model.ActivationQuantizer(16)
+    activation.set_grid(1.0, 3)
+    sums = layer.integers(torch.full((1, 64, 3, 3), 65535, dtype=torch.int32), activation)[0, :, 1, 1]
+    assert sums.tolist() == [float(torch.tensor(576 * 65532 * weight).float()) for weight in (32767, -32768)]
+
+
 @pytest.mark.parametrize("observer", observers.OBSERVERS)
 def test_observers_find_ranges_within_what_was_seen_that_ignore_outliers_where_they_should(observer):
     seen = observers.Observer("relu")

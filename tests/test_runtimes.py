@@ -43,6 +43,13 @@ def test_each_runtime_is_timed(runtime):
     assert table.speedup[0] == 1 and (table.lowest <= table.milliseconds).all() and (table.milliseconds <= table.highest).all()
 
 
+def test_a_timing_on_the_cpu_of_a_machine_with_a_gpu_names_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "some GPU")
+    row = timing.latency({"a": torch.nn.Conv2d(3, 4, 3)}, 1, "eager", device="cpu", rounds=1, progress=False).iloc[0]
+    assert row.device == "cpu" and "threads" in row.machine
+
+
 def test_timing_needs_something_to_time():
     with pytest.raises(ValueError, match="0 models, batch_size 256 and rounds 10, expected at least 1 of each"):
         timing.latency({})

@@ -191,7 +191,7 @@ def test_one_step_is_that_of_sgd_without_decay_on_batch_norm_and_biases(small_im
     torch.testing.assert_close(weights(model), weights(expected), atol=1e-5, rtol=1e-5)
 
 
-def test_the_result_is_the_moving_average_of_the_steps(small_images, monkeypatch):
+def test_the_result_is_the_moving_average_of_the_steps(small_images, device, monkeypatch):
     steps = []
     step = training._Run.step
 
@@ -200,7 +200,7 @@ def test_the_result_is_the_moving_average_of_the_steps(small_images, monkeypatch
         steps.append(run.model.fc.weight.detach().clone())
 
     monkeypatch.setattr(training._Run, "step", remembering)
-    model, _ = trained(small_images, Recipe(epochs=2, batch_size=32, ema=0.7, small_share=0.0))
+    model, _ = trained(small_images.to(device), Recipe(epochs=2, batch_size=32, ema=0.7, small_share=0.0))
     average = steps[0]
     for weight in steps[1:]:
         average = 0.7 * average + 0.3 * weight
@@ -216,7 +216,7 @@ def test_frozen_parameters_stay(small_images):
     assert torch.equal(model.conv1.weight, before[0]) and not torch.equal(model.fc.weight, before[1])
 
 
-def test_a_parametrization_is_trained_through(small_images):
+def test_a_parametrization_is_trained_through(small_images, device):
     class Doubled(torch.nn.Module):
         def forward(self, weight):
             return torch.cat([weight, weight])
@@ -225,7 +225,7 @@ def test_a_parametrization_is_trained_through(small_images):
     half = torch.nn.Parameter(model.conv1.weight[:2].detach().clone())
     model.conv1.weight = half
     torch.nn.utils.parametrize.register_parametrization(model.conv1, "weight", Doubled(), unsafe=True)
-    train(model, small_images, QUICK, **EAGER)
+    train(model, small_images.to(device), QUICK, **EAGER)
     assert torch.equal(model.conv1.weight[:2], model.conv1.weight[2:])
 
 
@@ -311,7 +311,7 @@ def test_what_is_watched_becomes_columns_that_a_resumed_training_still_has(small
     assert len(watched) == 3  # nothing was trained, so nothing watched
 
 
-def test_integers_are_not_averaged(small_images):
+def test_integers_are_not_averaged(small_images, device):
     """An average of labels would be another label."""
 
     class Counting(ResNet):
@@ -322,5 +322,5 @@ def test_integers_are_not_averaged(small_images):
     torch.manual_seed(0)
     model = Counting(8, (4, 8, 8))
     model.register_buffer("label", torch.tensor(0))
-    train(model, small_images, Recipe(epochs=2, batch_size=32, ema=0.9, small_share=0.0), **EAGER)
+    train(model, small_images.to(device), Recipe(epochs=2, batch_size=32, ema=0.9, small_share=0.0), **EAGER)
     assert model.bn1.num_batches_tracked == 6 and model.label == 14

@@ -24,7 +24,7 @@ from ..data import Images, check_images
 from ..deployment.runtimes import prepared
 from ..deployment.timing import interleaved
 from ..evaluation import change_of_logits
-from ..hardware import default_device
+from ..hardware import default_device, full_float32
 from ..model import Block, ResNet, blocks, convolutions
 from .knapsack import cheapest
 from .parts import N_FITTED, N_STATISTICS, PartFit, apply, augmented, parts_of
@@ -32,6 +32,7 @@ from .parts import N_FITTED, N_STATISTICS, PartFit, apply, augmented, parts_of
 SHARES = tuple(k / 16 for k in range(1, 17))
 
 
+@full_float32()
 @torch.no_grad()
 def layer_errors(
     model: ResNet,
@@ -65,7 +66,7 @@ def layer_errors(
     check_images(images, 200)
     if bad := [share for share in shares if not 0 < share <= 1]:
         raise ValueError(f"shares has {bad[0]!r}, expected numbers above 0 and at most 1")
-    model = expanded(model).eval()
+    model, images = expanded(model).eval(), images.beside(model)
     statistics = statistics or layer_statistics(model, images[:N_STATISTICS], seed=seed)
     n_fitted = min(N_FITTED, len(images) // 2)
     inputs = augmented(images[: n_fitted + N_FITTED], seed)
@@ -97,6 +98,7 @@ def by_sensitivity(
     sharing: bool = True,
     errors: pd.DataFrame | None = None,
     timings: pd.DataFrame | None = None,
+    progress: bool = True,
 ) -> dict[str, int]:
     """The plan with the smallest sum of errors whose merged network (see `compression.compress_by_plan`) stays within a budget.
 
@@ -110,6 +112,7 @@ def by_sensitivity(
         the time that is saved; without it, only channels inside blocks go
     errors : from `layer_errors`
     timings : from `part_timings`; with a budget of time, measured here in eager mode if not given
+    progress : whether measurements show bars
 
     Raises
     ------
@@ -120,7 +123,7 @@ def by_sensitivity(
     if errors is None:
         if images is None:
             raise ValueError("neither images nor errors are given, expected one of them")
-        errors = layer_errors(model, images)
+        errors = layer_errors(model, images, progress=progress)
     if missing := set(convolutions(model)) - set(errors.layer):
         raise ValueError(f"errors lacks {', '.join(sorted(missing))}, expected every convolution of the model")
     if latency is None:
@@ -131,7 +134,7 @@ def by_sensitivity(
             errors = errors[errors.layer.isin(inside) | (errors.error == 0)]
         options = [_options_by_macs(layers, by_layer, errors) for layers in _layers_of_parts(model)]
     else:
-        timings = part_timings(model) if timings is None else timings
+        timings = part_timings(model, progress=progress) if timings is None else timings
         timed = [layers[0] for layers in _layers_of_parts(model)]
         if missing := set(timed) - set(timings.layer):
             raise ValueError(f"timings lacks {', '.join(sorted(missing))}, expected the stem and the first convolution of every block")
@@ -221,7 +224,7 @@ def part_timings(
     DataFrame with the columns layer (the stem's, or a block's first convolution), n_clusters and seconds, the median of all rounds
     """
     device = torch.device(device or default_device())
-    inputs = torch.randn(batch_size, 3, 32, 32).to(device)
+    inputs = torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
     runs, of_layer = {}, {}
     for name, part in parts_of(copy.deepcopy(model).to(device).eval()).items():
         if name:
@@ -234,7 +237,7 @@ def part_timings(
             of_layer[f"{name}.conv1".removeprefix("."), n] = shape
             if shape not in runs:
                 smaller = Block(in_channels, n, out_channels, part.stride).to(device) if name else part
-                runs[shape] = prepared(smaller, inputs, runtime)
+                runs[shape], _ = prepared(smaller, inputs, runtime)
         inputs = apply(part, inputs)
     seconds = interleaved(runs, rounds, progress).median()
     return pd.DataFrame([{"layer": layer, "n_clusters": n, "seconds": seconds[shape]} for (layer, n), shape in of_layer.items()])

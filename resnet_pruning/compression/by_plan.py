@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 from ..calibration import LayerStatistics, layer_statistics
 from ..compaction import expanded
 from ..data import Images, check_images
+from ..hardware import full_float32
 from ..model import Block, ResNet, SharedConv2d
 from ..plans import Plan, check_plan
 from .parts import N_FITTED, N_STATISTICS, PartFit, apply, augmented, parts_of
@@ -41,6 +42,7 @@ REPAIRS = ("none", "summed", "scaled", "least squares", "reconstruction")
 SELECTIONS = ("k-means", "elimination")
 
 
+@full_float32()
 def compress_by_plan(
     model: ResNet,
     plan: Plan,
@@ -83,7 +85,7 @@ def compress_by_plan(
     if selection not in SELECTIONS:
         raise ValueError(f"selection is {selection!r}, expected one of {', '.join(SELECTIONS)}")
     check_images(images, 100)
-    model = expanded(model).eval()
+    model, images = expanded(model).eval(), images.beside(model)
     check_plan(model, plan)
     statistics = statistics or layer_statistics(model, images[:N_STATISTICS], seed=seed)
     original = augmented(images if repair == "reconstruction" else images[:N_FITTED], seed)

@@ -43,8 +43,8 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor | None = None) -
         program.save(partial, external_data=False)
 
 
-def onnx_session(path: str | Path):
-    """An onnxruntime session on as many threads as PyTorch uses, on a GPU if the installed onnxruntime has it.
+def onnx_session(path: str | Path, device: torch.device | str = "cpu"):
+    """An onnxruntime session on as many threads as PyTorch uses; on a GPU if that is asked for and the installed onnxruntime can use it.
 
     Raises
     ------
@@ -56,19 +56,22 @@ def onnx_session(path: str | Path):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    usable = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in onnxruntime.get_available_providers()]
-    return onnxruntime.InferenceSession(path, options, providers=usable)
+    providers: list = ["CPUExecutionProvider"]
+    if torch.device(device).type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))  # see hardware.full_float32
+    return onnxruntime.InferenceSession(path, options, providers=providers)
 
 
 def predict_onnx(path: str | Path, images: Images) -> Tensor:
     """Logits (N, n_classes) of an exported network: `evaluation.predict` in onnxruntime."""
-    session = onnx_session(path)
+    session = onnx_session(path, images.device)
     batches = [inputs.cpu().contiguous().numpy() for inputs, _ in images.batches()]
     return torch.from_numpy(np.concatenate([session.run(["logits"], {"images": batch})[0] for batch in batches]))
 
 
-def prepared(model: nn.Module, inputs: Tensor, runtime: str) -> Callable[[], None]:
-    """A function that runs `model` on `inputs`, on their device, once, and returns when it is done.
+def prepared(model: nn.Module, inputs: Tensor, runtime: str) -> tuple[Callable[[], None], torch.device]:
+    """A function that runs `model` on `inputs` once and returns when it is done, and the device that it computes on: that of the inputs, or
+    the CPU where the installed onnxruntime cannot use a GPU.
 
     Raises
     ------
@@ -78,9 +81,10 @@ def prepared(model: nn.Module, inputs: Tensor, runtime: str) -> Callable[[], Non
     if runtime == "onnxruntime":
         with tempfile.TemporaryDirectory() as folder:
             to_onnx(model, Path(folder) / "model.onnx", inputs)
-            session = onnx_session(Path(folder) / "model.onnx")
+            session = onnx_session(Path(folder) / "model.onnx", inputs.device)
         feed = {"images": inputs.cpu().contiguous().numpy()}
-        return lambda: session.run(["logits"], feed)
+        used = inputs.device if "CUDAExecutionProvider" in session.get_providers() else torch.device("cpu")
+        return lambda: session.run(["logits"], feed), used
     if runtime not in RUNTIMES:
         raise ValueError(f"runtime is {runtime!r}, expected one of {', '.join(RUNTIMES)}")
     if runtime == "compiled":
@@ -96,4 +100,4 @@ def prepared(model: nn.Module, inputs: Tensor, runtime: str) -> Callable[[], Non
         if inputs.is_cuda:
             torch.cuda.synchronize()
 
-    return run
+    return run, inputs.device

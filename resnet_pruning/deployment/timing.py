@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..hardware import default_device, keep_freed_memory, machine
+from ..hardware import default_device, full_float32, keep_freed_memory, machine
 from .runtimes import prepared
 
 
@@ -28,7 +28,7 @@ def latency(
     models : by name; the first is the one that the others are compared with
     batch_size : images
     runtime : one of `runtimes.RUNTIMES`
-    device : a GPU where there is one, if not given
+    device : a GPU where there is one, if not given. The table names the one that computed: see `runtimes.prepared`
     rounds : turns of each model
     progress : whether to show a bar
 
@@ -43,15 +43,16 @@ def latency(
     """
     if not models or batch_size < 1 or rounds < 1:
         raise ValueError(f"{len(models)} models, batch_size {batch_size} and rounds {rounds}, expected at least 1 of each")
-    device = torch.device(device or default_device())
-    inputs = torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
-    runs = {name: prepared(model, inputs, runtime) for name, model in models.items()}
+    inputs = torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device or default_device())
+    runs = {}
+    for name, model in models.items():
+        runs[name], used = prepared(model, inputs, runtime)
     times = interleaved(runs, rounds, progress) * 1000
     speedups = 1 / times.div(times.iloc[:, 0], axis=0)
     return pd.DataFrame(
         {
-            "machine": machine(),
-            "device": device.type,
+            "machine": machine(used),
+            "device": used.type,
             "runtime": runtime,
             "batch_size": batch_size,
             "model": list(models),
@@ -66,9 +67,10 @@ def latency(
     )
 
 
+@full_float32()
 def interleaved(runs: Mapping[str, Callable[[], None]], rounds: int, progress: bool = True, least: float = 0.05) -> pd.DataFrame:
     """Seconds that each function takes, a column each, in rounds in which they take turns: so a change of the machine's speed meets
-    all alike. In a turn a function runs as often as fits into `least` seconds."""
+    all alike. In a turn a function runs as often as fits into `least` seconds. Float32 is computed as such, see `hardware.full_float32`."""
     keep_freed_memory()
     repeats = {}
     for name, run in runs.items():

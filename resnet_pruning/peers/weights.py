@@ -29,7 +29,9 @@ def prune_weights(model: nn.Module, sparsity: float, criterion: str = "global", 
         raise ValueError(f"sparsity is {sparsity!r}, expected a number in [0, 1)")
     if criterion not in WEIGHT_CRITERIA:
         raise ValueError(f"criterion is {criterion!r}, expected one of {', '.join(WEIGHT_CRITERIA)}")
-    model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # torch ranks weights as one vector, which is a view
+    device = next(model.parameters()).device
+    # On the CPU, so that chance is the same everywhere; contiguous because torch ranks weights as one vector, which is a view.
+    model = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format)
     layers = [(module, "weight") for module in weighted_layers(model).values()]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -41,7 +43,7 @@ def prune_weights(model: nn.Module, sparsity: float, criterion: str = "global", 
             elif criterion == "random":
                 prune.random_unstructured(*layer, amount=float(sparsity))
             prune.remove(*layer)
-    return model
+    return model.to(device)
 
 
 def weighted_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:

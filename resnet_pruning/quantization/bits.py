@@ -14,6 +14,7 @@ from torch import Tensor
 from ..compression.knapsack import cheapest
 from ..data import Images, check_images
 from ..evaluation import change_of_logits
+from ..hardware import full_float32
 from ..model import ResNet, convolutions
 from .post_training import round_weights
 from .quantized_model import ENDS, QuantizedResNet, check_bits, layers, normalised_batches
@@ -21,6 +22,7 @@ from .quantized_model import ENDS, QuantizedResNet, check_bits, layers, normalis
 BITS = (2, 3, 4, 5, 6, 8)
 
 
+@full_float32()
 @torch.no_grad()
 def bit_errors(model: ResNet, images: Images, bits: Sequence[int] = BITS) -> pd.DataFrame:
     """What each layer alone does to the logits with few bits, its weights rounded to the nearest; labels are not used.
@@ -41,6 +43,7 @@ def bit_errors(model: ResNet, images: Images, bits: Sequence[int] = BITS) -> pd.
     ValueError : no images or of another shape, bits that are no integer from 2 to 16
     """
     check_images(images, 1)
+    images = images.beside(model)
     for n_bits in bits:
         check_bits(n_bits, "bits")
     network = QuantizedResNet(model, dict.fromkeys([*convolutions(model), "fc"], 16), 16, 16).to(images.device).eval()

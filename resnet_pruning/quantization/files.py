@@ -67,7 +67,7 @@ def load_quantized(path: str | Path) -> tuple[QuantizedResNet, dict[str, Any]]:
 
 def stored_bytes(network: QuantizedResNet) -> int:
     """Bytes of packed weights, scales, offsets, biases and levels, not deflated, without the file's own structure."""
-    return sum(tensor.nbytes for tensor in _stored(network).values())
+    return network.stored_bytes()
 
 
 def _stored(network: QuantizedResNet) -> dict[str, Tensor]:

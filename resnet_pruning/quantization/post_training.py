@@ -14,12 +14,14 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from ..data import Images, check_images
+from ..hardware import full_float32
 from ..model import ResNet, convolutions
 from .observers import OBSERVERS, Observer
 from .quantized_model import ENDS, QuantizedLayer, QuantizedResNet, activations, check_bits, layers, normalised_batches, quantized
 from .rounding import ROUNDINGS, reconstruct
 
 
+@full_float32()
 def quantize(
     model: ResNet,
     images: Images,
@@ -79,7 +81,7 @@ def quantize(
     if rounding != "nearest" and n_steps < 1:
         raise ValueError(f"n_steps is {n_steps!r}, expected at least 1 where rounding is learnt")
     check_images(images, 1)
-    model = copy.deepcopy(model).eval()
+    model, images = copy.deepcopy(model).eval(), images.beside(model)
     names = [*convolutions(model), "fc"]
     if by_layer and set(weight_bits) != set(names):
         raise ValueError(f"weight_bits names {', '.join(weight_bits)}, expected each of {', '.join(names)}")

@@ -36,7 +36,7 @@ class HalfPrecision(nn.Module):
 
 
 def to_int8(model: nn.Module, images: Images) -> nn.Module:
-    """Static 8-bit quantization of weights, by channel, and activations, by torchao's defaults for x86.
+    """Static 8-bit quantization of weights, by channel, and activations, by torchao's defaults for x86: a network on the CPU.
 
     The result computes with real numbers on the integers' grid, for any number of images; `compiled` makes integer kernels of it.
 
@@ -69,8 +69,9 @@ def to_int8(model: nn.Module, images: Images) -> nn.Module:
 
 
 def compiled(network: nn.Module, inputs: Tensor) -> Callable[[], None]:
-    """A function that runs a network on `inputs`, compiled with its weights as constants: where the processor has
-    them, in integer kernels if it is from `to_int8`."""
+    """A function that runs a copy of a network on `inputs`, on their device, compiled with its weights as constants: where the processor
+    has them, in integer kernels if it is from `to_int8`."""
+    network = copy.deepcopy(network).to(inputs.device)
     inputs = inputs.contiguous(memory_format=torch.channels_last)
     with torch._inductor.config.patch(freezing=True), torch.no_grad(), _quiet():
         network = torch.compile(network, dynamic=False)
@@ -79,6 +80,8 @@ def compiled(network: nn.Module, inputs: Tensor) -> Callable[[], None]:
     def run() -> None:
         with torch.no_grad():
             network(inputs)
+        if inputs.is_cuda:
+            torch.cuda.synchronize()
 
     return run
 

@@ -1,8 +1,8 @@
 """A `ResNet` of integers: scale · (integer - offset) stands for a real number.
 
 The network computes with real numbers that lie on the integers' grid. `QuantizedLayer.integers` and `QuantizedResNet.integer_logits` do
-the same with integers: products and sums are exact in 32 bits, and only the rescaling of a sum, a factor for each channel, is not an
-integer.
+the same with integers: products and sums are exact, with 8 bits within 32, and only the rescaling of a sum, a factor for each channel, is
+not an integer.
 """
 
 import math
@@ -164,18 +164,18 @@ class QuantizedLayer(nn.Module):
         return self.finish(self.compute(x, self.weight if self.rounding is None else self.rounding()))
 
     def integers(self, x: Tensor, activation: ActivationQuantizer) -> Tensor:
-        """The layer's output from the integers of its input, by integer products and 32-bit sums: float32, to be rounded by what follows.
+        """The layer's output from the integers of its input, by exact integer products and sums: float32, to be rounded by what follows.
 
         Parameters
         ----------
         x : int32 tensor, as `activation.integers` makes it
         """
-        centred = x - activation.offset.to(torch.int32)
-        weights = self.steps()
+        # CUDA has no matrix product of integers, but float64 is exact up to 2^53: with 16 bits a product is below 2^31, the sum of a
+        # filter's 576 products below 2^41. Patches and a matrix product, because a convolution may be computed in inexact ways.
+        centred, weights = x.double() - activation.offset, self.steps().double()
         if self.is_convolution:
             height, width = ((side - 1) // self.stride + 1 for side in x.shape[2:])
-            # Integer tensors have no convolution on a CPU: patches and a matrix product are the same sums.
-            patches = F.unfold(centred.double(), 3, padding=1, stride=self.stride).to(torch.int32)
+            patches = F.unfold(centred, 3, padding=1, stride=self.stride)
             sums = (weights.flatten(1) @ patches).unflatten(2, (height, width))
         else:
             sums = centred @ weights.T
@@ -227,6 +227,15 @@ class QuantizedResNet(nn.Module):
             self.blocks[name.replace(".", "_")] = QuantizedBlock(block, bits, activation_bits)
         self.pooled = ActivationQuantizer(end_bits)
         self.fc = QuantizedLayer(model.fc, None, weight_bits["fc"])
+
+    def stored_bytes(self) -> int:
+        """Bytes of packed weights, scales, offsets, biases and levels, not deflated, without the file's own structure."""
+        total = 8 * len(activations(self))  # a scale and an offset each
+        for layer in layers(self).values():
+            total += math.ceil(layer.codes.numel() * layer.bits / 8)
+            total += sum(tensor.nbytes for tensor in (layer.scale, layer.bias, layer.factor) if tensor is not None)
+            total += 0 if layer.levels is None else layer.levels.numel()
+        return total
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs (B, 3, 32, 32) to logits (B, n_classes)."""

@@ -2,7 +2,8 @@
 
 *training* compares the loop that one would write first (a DataLoader with workers, torchvision's transforms on PIL images,
 float32, eager) with `training.train`, step by step of what makes the difference. Each loop lives in a process of its
-own and they take turns, so that a change of the machine's speed meets all of them alike.
+own and they take turns, so that a change of the machine's speed meets all of them alike. On a GPU, float32 is here what PyTorch makes of
+it by default: convolutions in TF32.
 
 *inference* compares the trained network with the compact ones in ``checkpoints/``, in each runtime and at each batch size.
 """
@@ -28,10 +29,11 @@ from tqdm.auto import tqdm
 from .. import cost
 from ..data import Images, load_images
 from ..deployment import timing
-from ..deployment.runtimes import RUNTIMES
+from ..deployment.runtimes import RUNTIMES, prepared
 from ..files import DATASETS, ROOT, results_folder, written_whole
 from ..hardware import can_compile, default_device, has_fast_bfloat16, machine
 from ..model import ResNet, load_checkpoint
+from ..quantization import pytorch
 from ..training import Execution, Recipe, train
 
 FIRST = "first loop: DataLoader, float32, eager"
@@ -115,7 +117,7 @@ def _serve(pipe: Connection, name: str, dataset: str, batch_size: int, n_steps: 
         pipe.send(epoch())
 
 
-def benchmark_training(dataset: str, batch_size: int = 128, n_steps: int = 40, rounds: int = 5) -> pd.DataFrame:
+def benchmark_training(dataset: str, batch_size: int = 128, n_steps: int = 40, rounds: int = 5, progress: bool = True) -> pd.DataFrame:
     """Time the first loop and each step from it to `train`.
 
     Returns
@@ -132,14 +134,14 @@ def benchmark_training(dataset: str, batch_size: int = 128, n_steps: int = 40, r
         names.remove("+ torch.compile")
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
-    for name in tqdm(names, desc="starting the loops"):
+    for name in tqdm(names, desc="starting the loops", disable=not progress):
         pipes[name], child = context.Pipe()
         processes.append(context.Process(target=_serve, args=(child, name, dataset, batch_size, n_steps)))
         processes[-1].start()
         child.close()  # so that a child that dies ends the wait for it
         pipes[name].recv()
     speeds = []
-    for _ in tqdm(range(rounds), desc="rounds"):
+    for _ in tqdm(range(rounds), desc="rounds", disable=not progress):
         speeds.append({})
         for name, pipe in pipes.items():
             pipe.send(True)
@@ -151,7 +153,7 @@ def benchmark_training(dataset: str, batch_size: int = 128, n_steps: int = 40, r
     ratios = speeds.div(speeds[FIRST], axis=0)
     return pd.DataFrame(
         {
-            "machine": machine(),
+            "machine": machine(device),
             "torch": torch.__version__,
             "dataset": dataset,
             "batch_size": batch_size,
@@ -176,7 +178,7 @@ def benchmark_inference(
 ) -> pd.DataFrame:
     """`timing.latency` of all models in every runtime that works here, with their MACs as a share of the first model's: its inverse is
     what the speed-up would be if MACs were all that takes time."""
-    if not can_compile(default_device().type):
+    if "compiled" in runtimes and not can_compile(default_device().type):
         runtimes = [name for name in runtimes if name != "compiled"]
     tables = []
     for runtime, batch_size in itertools.product(runtimes, batch_sizes):
@@ -187,14 +189,61 @@ def benchmark_inference(
     return pd.concat(tables, ignore_index=True).assign(torch=torch.__version__)
 
 
+def benchmark_numbers(
+    networks: Mapping[str, nn.Module], batch_sizes: Sequence[int] = (1, 256), rounds: int = 20, compiles: bool = True
+) -> pd.DataFrame:
+    """Time networks of other kinds of numbers on the CPU, which has the integer kernels that `quantization.pytorch.to_int8` is made for.
+
+    Parameters
+    ----------
+    networks : by what their numbers are; the first is the one that the others are compared with
+    rounds : in which the networks take turns
+    compiles : whether networks are compiled, with their weights as constants; without it integers are only simulated
+
+    Returns
+    -------
+    DataFrame with a row for each batch size and network: milliseconds, the median over the rounds; the speed-up over the first in the same
+    round, its median, lowest and highest
+    """
+    tables = []
+    for batch_size in batch_sizes:
+        inputs = torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        runs = {
+            name: pytorch.compiled(network, inputs) if compiles else prepared(network, inputs, "eager")[0]
+            for name, network in networks.items()
+        }
+        times = 1000 * timing.interleaved(runs, rounds, progress=False)
+        speedup = 1 / times.div(times.iloc[:, 0], axis=0)
+        columns = {"milliseconds": times.median(), "speedup": speedup.median(), "lowest": speedup.min(), "highest": speedup.max()}
+        table = pd.DataFrame(columns).round(3).rename_axis("network").reset_index().assign(rounds=rounds)
+        table.insert(0, "batch_size", batch_size)
+        tables.append(table)
+    everything = pd.concat(tables, ignore_index=True)
+    everything.insert(0, "runtime", "compiled" if compiles else "eager")
+    everything.insert(0, "machine", machine("cpu"))
+    return everything
+
+
 def record(table: pd.DataFrame, csv: Path) -> None:
-    """Write `table` to `csv` in place of earlier rows of the same machine and batch size; those of others stay."""
+    """Write `table` to `csv` in place of earlier rows of the same machine, batch size and, where it has one, runtime; others stay."""
     if csv.exists():
         old = pd.read_csv(csv)
-        key = ["machine", "batch_size"]
+        key = [name for name in ("machine", "batch_size", "runtime") if name in table]
         table = pd.concat([old[~old[key].apply(tuple, axis=1).isin(table[key].apply(tuple, axis=1))], table])
     with written_whole(csv) as partial:
         table.to_csv(partial, index=False)
+
+
+def recorded(csv: Path, models: Sequence[str]) -> pd.DataFrame:
+    """The newest rows that `benchmark_inference` and `record` left for these models: of one machine for each runtime and batch size, where
+    that one has timed all of them. Empty if there are none."""
+    if not csv.exists():
+        return pd.DataFrame()
+    table = pd.read_csv(csv)
+    setting = ["runtime", "batch_size"]
+    whole = table.groupby([*setting, "machine"]).filter(lambda rows: set(models) <= set(rows.model))
+    newest = whole.groupby(setting).machine.transform("last")
+    return whole[(whole.machine == newest) & whole.model.isin(models)]
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from .. import calibration, compaction, cost, evaluation, finetuning
-from ..clustering import cluster_layers
+from ..clustering import Clusters, cluster_layers
 from ..compression.by_plan import compress_by_plan
 from ..data import Images
 from ..files import ROOT, results_folder
@@ -160,8 +160,7 @@ class FineTuningRuns(PruningRuns):
             shape = compress_by_plan(network, plan, material.fitted_to, "none", statistics=statistics, seed=seed, progress=False).config
             torch.manual_seed(seed)
             return ResNet(**shape).to(material.calibration.device)
-        weighting = 0.5 if point.distance == "correlation" else 0.0
-        clusters = cluster_layers(network, plan, point.distance, statistics=statistics, weighting=weighting, seed=seed)
+        clusters = _first_clusters(self, tuple(plan.items()), point.distance, seed)
         if point.way == "tied":
             return finetuning.tied(network, clusters)
         if point.way == "centripetal":
@@ -172,11 +171,18 @@ class FineTuningRuns(PruningRuns):
 
 @functools.lru_cache(maxsize=4)
 def _merged(experiment: FineTuningRuns, plan: tuple[tuple[str, int], ...], seed: int) -> ResNet:
-    material, n_steps = experiment.material, 400 if experiment.profile == "full" else 20
+    material, n_steps = experiment.material, 400 if experiment.profile == "full" else 5
     statistics = material.statistics
     return compress_by_plan(
         material.network, dict(plan), material.fitted_to, statistics=statistics, n_steps=n_steps, seed=seed, progress=False
     )
+
+
+@functools.lru_cache(maxsize=4)
+def _first_clusters(experiment: FineTuningRuns, plan: tuple[tuple[str, int], ...], distance: str, seed: int) -> dict[str, Clusters]:
+    """What the constrained ways start from. Not to be changed."""
+    material, weighting = experiment.material, 0.5 if distance == "correlation" else 0.0
+    return cluster_layers(material.network, dict(plan), distance, statistics=material.statistics, weighting=weighting, seed=seed)
 
 
 def _is_constrained(network: nn.Module) -> bool:

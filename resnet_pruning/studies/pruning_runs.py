@@ -184,11 +184,13 @@ class Material:
         network, _ = model.load_checkpoint(experiment.checkpoint)
         self.network = network.to(device, memory_format=torch.channels_last)
         training, test = data.load_images(experiment.dataset, device=device)
-        if experiment.profile == "quick":
-            training, test = training[:2000], test[:1000]
+        quick = experiment.profile == "quick"
+        if quick:
+            training, test = training[:2000], test[:200]
         rest, held_out = data.hold_out(training, len(training) // 10)
-        self.calibration, self.fitted_to = rest[:1000], rest[: 512 if experiment.profile == "quick" else 2048]
-        self._shares = (0.25, 0.5, 0.75) if experiment.profile == "quick" else SHARES
+        self.calibration, self.fitted_to = rest[: 200 if quick else 1000], rest[: 100 if quick else 2048]
+        self._measured_on = rest[: 200 if quick else 1024]
+        self._shares = (0.25, 0.5, 0.75) if quick else SHARES
         self._images = {"test": test, "training": held_out}
         self._trained_on = {"test": training, "training": rest}
 
@@ -203,15 +205,15 @@ class Material:
 
     @functools.cached_property
     def statistics(self) -> dict[str, LayerStatistics]:
-        return calibration.layer_statistics(self.network, self.calibration[:500])
+        return calibration.layer_statistics(self.network, self.fitted_to[:500])
 
     @functools.cached_property
     def errors(self) -> pd.DataFrame:
         """What `allocation.by_sensitivity` needs to know."""
-        return layer_errors(self.network, self.fitted_to[:1024], statistics=self.statistics, shares=self._shares, progress=False)
+        return layer_errors(self.network, self._measured_on, statistics=self.statistics, shares=self._shares, progress=False)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)  # a notebook goes back and forth between its network and the one that choices are made with
 def _material(experiment: PruningRuns) -> Material:
     return Material(experiment)
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import cost, evaluation, model, quantization
 from ..data import Images
 from ..files import fingerprint, results_folder
-from ..quantization import pytorch
+from ..quantization import pytorch, quantized_model
 from ..quantization.bits import bit_errors, bits_by_sensitivity
 from .pruning_runs import PruningRuns
 from .sweeps import expanded
@@ -126,7 +126,7 @@ class QuantizationRuns(PruningRuns):
         whole = self.network(point.network)
         start = time.perf_counter()
         if point.kind == "torchao int8":
-            small: nn.Module = pytorch.to_int8(whole, self.images_to_calibrate(1024, 0))
+            small: nn.Module = pytorch.to_int8(whole, self.images_to_calibrate(1024 if self.profile == "full" else 64, 0))
             n_bytes = cost.size_in_bytes(whole) - 3 * sum(layer.weight.numel() for layer in model.convolutions(whole).values())
         elif point.kind == "float32":
             small, n_bytes = whole, cost.size_in_bytes(whole)
@@ -159,6 +159,37 @@ class QuantizationRuns(PruningRuns):
         return {"accuracy": round(accuracy, 2), "change": round(accuracy - whole, 2), "change_from_base": round(accuracy - base, 2)}
 
 
+@torch.no_grad()
+def ranges_in_bits(
+    network: quantization.QuantizedResNet, inputs: Tensor, weights: Sequence[str], outputs: Sequence[str]
+) -> dict[str, tuple[Tensor, tuple[float, float]]]:
+    """The real numbers of some layers, and the ends of what their integers span: for weights by the median scale of the layer's filters.
+
+    Parameters
+    ----------
+    network : from `quantization.quantize`
+    inputs : float32 (N, 3, 32, 32), on its device
+    weights : names of layers, see `quantized_model.layers`
+    outputs : names of activations, see `quantized_model.activations`
+    """
+    layers, quantizers, seen = quantized_model.layers(network), quantized_model.activations(network), {}
+    for name in outputs:
+        quantizers[name].see = functools.partial(seen.setdefault, name)
+    network(inputs)
+    ranges = {}
+    for name in weights:
+        low, high = sorted(float(layers[name].scale.median()) * end for end in layers[name].ends)
+        ranges[f"weights of {name}"] = layers[name].float_weight, (low, high)
+    for name in outputs:
+        quantizer = quantizers[name]
+        quantizer.see = None
+        ranges[f"activations {name}"] = (
+            seen[name],
+            tuple(float((end - quantizer.offset) * quantizer.scale) for end in (0, quantizer.highest)),
+        )
+    return ranges
+
+
 @functools.cache
 def _accuracy(experiment: QuantizationRuns, network: str, images: str) -> float:
     return evaluation.accuracy(experiment.network(network), experiment.material.images(images))
@@ -166,4 +197,5 @@ def _accuracy(experiment: QuantizationRuns, network: str, images: str) -> float:
 
 @functools.cache
 def _bit_errors(experiment: QuantizationRuns, network: str) -> pd.DataFrame:
-    return bit_errors(experiment.network(network), experiment.images_to_calibrate(512, 0))
+    n_images = 512 if experiment.profile == "full" else 16
+    return bit_errors(experiment.network(network), experiment.images_to_calibrate(n_images, 0))

@@ -105,6 +105,16 @@ def read_details(path: str | Path, name: str, points: Sequence[Point]) -> pd.Dat
     return _table(whose, rows)
 
 
+def read_or_measure(path: str | Path, measure: Callable[[], pd.DataFrame], anew: bool = False) -> pd.DataFrame:
+    """The table in a CSV; where there is none, or `anew`, what `measure` returns is written there first."""
+    path = Path(path)
+    if anew or not path.exists():
+        table = measure()
+        with written_whole(path) as partial:
+            table.to_csv(partial, index=False)
+    return pd.read_csv(path)
+
+
 def _kind(points: Sequence[Any]) -> type:
     kinds = {type(point) for point in points}
     if not kinds:

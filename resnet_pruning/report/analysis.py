@@ -1,0 +1,210 @@
+"""The questions of notebook 05: each function takes tables from ``figures/`` and returns the rows that a figure shows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from .comparisons import replaced_rows
+from .style import as_array
+from .tables import is_own
+
+ALONE = "alone, half of the filters (pp)"
+MAIN = {"by sensitivity": "this project", "k-means, centroids": "k-means, centroids (the assignment)"}
+REMOVED = ("random units", "smallest L2 norm", "geometric median", "Neuron Merging")
+CLUSTERED = ("k-means, centroids", "k-means of unit filters, centroids", "k-means of unit filters, medoids")
+REPAIRED = ("merged, least squares", "merged, reconstruction")
+GROUPS = ["pruned", "quantized", "both"]
+NEW_STATISTICS = "new batch-norm statistics"
+
+
+def rows_of(path: str | Path, base: str) -> pd.DataFrame:
+    """The rows of a CSV that were measured on the base network `base`, see `files.fingerprint`.
+
+    Raises
+    ------
+    ValueError : there are none
+    """
+    table = pd.read_csv(path)
+    rows = table[table.base == base]
+    if rows.empty:
+        raise ValueError(f"{path} has rows for {', '.join(table.base.unique())}, expected some for {base}: run its notebook first")
+    return rows.reset_index(drop=True)
+
+
+def main_result(methods: pd.DataFrame, tuned: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The assignment's way, this project's and the best of the other methods: rows with accuracy by `what` and `macs` (%), by panel.
+
+    Parameters
+    ----------
+    methods : ``baselines_methods.csv``; the best method is the one ahead after fine-tuning at half of the MACs
+    tuned : ``fine_tune.csv``, of which the longest training at each budget is taken
+    """
+    others = methods[~is_own(methods.method) & (methods.stage == "fine-tuned") & (methods.level == 0.5)]
+    named = MAIN | {others.groupby("method").accuracy.median().idxmax(): "best of the other methods"}
+    shown = methods[methods.method.isin(named)].assign(what=lambda t: t.method.map(named), macs=_percent_of_macs)
+    long = tuned[(tuned.way == "compact") & (tuned.plan == "by sensitivity") & (tuned.epochs >= 20)]
+    long = long.sort_values("epochs").groupby("level").tail(1).assign(macs=_percent_of_macs)
+    long["what"] = f"this project, {long.epochs.min()} to {long.epochs.max()} epochs"
+    short = shown[shown.stage == "fine-tuned"]
+    short = short.assign(what=short.what + ", " + short.epochs.astype(str) + " epochs")
+    short = short[short.groupby("what").macs.transform("nunique") > 1]
+    return {"without training": shown[shown.stage == NEW_STATISTICS], "fine-tuned with distillation": pd.concat([long, short])}
+
+
+def share_curves(uniform: pd.DataFrame) -> pd.DataFrame:
+    """Rows of ``prune_uniform.csv`` with the same share of filters in every layer: by `way`, and by the share, `kept (%)`."""
+    rows = uniform[uniform.plan == "uniform fraction"]
+    parts = {
+        "raw filters, as trained": replaced_rows(rows, batch_norm="as trained"),
+        "raw filters, new batch-norm statistics": replaced_rows(rows),
+        "by correlation, weighted, new statistics": replaced_rows(rows, distance="correlation", weighting=0.5),
+    }
+    table = pd.concat([part.assign(way=way) for way, part in parts.items()])
+    return table.assign(**{"kept (%)": 100 * table.level})
+
+
+def knee(curve: pd.Series) -> float | None:
+    """Where a curve is furthest above the straight line between its ends; None where it is nowhere above it. The index is x, sorted."""
+    x, y = curve.index.to_numpy(), curve.to_numpy()
+    line = y[0] + (y[-1] - y[0]) * (x - x[0]) / (x[-1] - x[0])
+    furthest = (y - line).argmax()
+    return None if furthest in (0, len(x) - 1) else float(x[furthest])
+
+
+def knees(curves: pd.DataFrame, at_least: int = 6) -> dict[str, float | None]:
+    """The `knee` of each way in `share_curves` that was measured at so many shares."""
+    medians = {way: rows.groupby("kept (%)").accuracy.median() for way, rows in curves.groupby("way", sort=False)}
+    return {way: knee(curve) for way, curve in medians.items() if len(curve) >= at_least}
+
+
+def allocations(uniform: pd.DataFrame, budgets: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Accuracy by `MACs (%)` and `what`, how clusters are divided among layers: rows by panel.
+
+    Parameters
+    ----------
+    uniform : ``prune_uniform.csv``
+    budgets : ``compact_allocation.csv``
+    """
+    replaced = replaced_rows(uniform)
+    replaced = replaced.assign(what=replaced.plan.replace({"uniform": "equal numbers", "uniform fraction": "equal shares"}))
+    compressed = budgets[budgets.repair == "reconstruction"]
+    compressed = compressed.assign(what=compressed.plan.replace({"uniform": "equal shares, inside blocks"}))
+    panels = {"replaced by centroids, new batch-norm statistics": replaced, "merged and reconstructed": compressed}
+    return {name: rows.assign(**{"MACs (%)": _percent_of_macs}) for name, rows in panels.items()}
+
+
+def accuracy_at(rows: pd.DataFrame, what: str, macs: float) -> float:
+    """The median accuracy of one `what` in a panel of `allocations`, interpolated to this share of the MACs (%)."""
+    curve = rows[rows.what == what].groupby("MACs (%)").accuracy.median()
+    return float(np.interp(macs, curve.index, curve))
+
+
+def mean_gains(gains: pd.DataFrame) -> pd.DataFrame:
+    """The mean gain of each family of plans, best first, from `tables.gains_over_uniform`, without the one that was chosen."""
+    means = gains.drop(columns="chosen on training images", errors="ignore").groupby(["distance", "measure"]).mean().reset_index()
+    table = means.melt(["distance", "measure"], var_name="family", value_name="gain (pp)").sort_values("gain (pp)", ascending=False)
+    return table.assign(plan=table.family + " · " + table.distance + ", equal " + table.measure)
+
+
+def ladder(methods: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
+    """Half of the MACs, one thing added in each step: step, accuracy (median over seeds), and what the step is worth (pp).
+
+    Parameters
+    ----------
+    methods : ``baselines_methods.csv``
+    tuned : ``fine_tune.csv``
+    """
+    half = methods[methods.level == 0.5].groupby(["method", "stage"]).accuracy.median()
+    runs = tuned[(tuned.level == 0.5) & (tuned.way == "compact") & (tuned.plan == "by sensitivity")]
+    labels = runs[~runs.teacher].groupby("epochs").accuracy.median()
+    distilled = runs[runs.teacher].groupby("epochs").accuracy.median()
+    steps = {
+        "k-means, centroids, merged": half["k-means, centroids", "as pruned"],
+        "new batch-norm statistics": half["k-means, centroids", NEW_STATISTICS],
+        "next layer by least squares, channels by elimination": half["merged, least squares", "as pruned"],
+        "each block reconstructed": half["merged, reconstruction", "as pruned"],
+        "channels by sensitivity": half["by sensitivity, inside blocks", "as pruned"],
+        "filters on the residual stream shared, too": half["by sensitivity", "as pruned"],
+        f"{labels.index[0]} epochs of fine-tuning, labels alone": labels.iloc[0],
+        "with distillation": distilled[labels.index[0]],
+    }
+    steps |= {f"{epochs} epochs": accuracy for epochs, accuracy in distilled.items() if epochs > labels.index[0]}
+    table = pd.DataFrame({"step": list(steps), "accuracy": list(steps.values())})
+    return table.assign(worth=table.accuracy.diff())
+
+
+def by_distance(uniform: pd.DataFrame, shares: Sequence[float] = (0.75, 0.5)) -> pd.DataFrame:
+    """Median accuracy in ``prune_uniform.csv`` by what is clustered and what replaces it: a column for each share, best at the last."""
+    rows = uniform[(uniform.plan == "uniform fraction") & uniform.level.isin(shares) & (uniform.batch_norm == "re-estimated")]
+    weighted = rows.weighting.map(lambda weighting: ", weighted" if weighting else "")
+    rows = rows.assign(what=rows.distance + weighted + " · " + rows.representative)
+    wide = rows.pivot_table(index="what", columns="level", values="accuracy", aggfunc="median")[list(shares)]
+    return wide.sort_values(shares[-1], ascending=False)
+
+
+def alone_and_redundancy(alone: pd.DataFrame, measures: pd.DataFrame) -> pd.DataFrame:
+    """What each layer loses with half of its filters as clusters, the others whole, beside how redundant it is: a row for each layer.
+
+    Parameters
+    ----------
+    alone : ``prune_sensitivity.csv``
+    measures : from `studies.redundancy.redundancy`
+    """
+    half = measures.set_index("layer").n_filters // 2
+    losses = alone[alone.level == alone.plan.map(half)].groupby("plan").change.median()
+    table = measures.set_index("layer")[["inertia", "effective_rank", "rank_90", "neighbour"]]
+    table.insert(0, ALONE, losses)
+    return table
+
+
+def grown_mistakes(before: ArrayLike, after: ArrayLike, classes: Sequence[str]) -> pd.DataFrame:
+    """How often each class is taken for each other one, before and after: true, predicted, before, after and more; most growth first.
+
+    `before` and `after` (n_classes, n_classes) are counts by true and predicted class.
+    """
+    before, after = as_array(before), as_array(after)
+    true, predicted = np.nonzero(~np.eye(len(classes), dtype=bool))
+    names = np.array(classes)
+    table = pd.DataFrame({"true": names[true], "predicted": names[predicted]})
+    table["before"], table["after"] = before[true, predicted], after[true, predicted]
+    return table.assign(more=table.after - table.before).sort_values("more", ascending=False, ignore_index=True, kind="stable")
+
+
+def time_by_macs(speed: pd.DataFrame) -> pd.DataFrame:
+    """`time (%)` and `MACs (%)` of networks with fewer channels in ``benchmark_inference.csv``, on CPUs, by `how` they are run."""
+    rows = speed[(speed.device == "cpu") & (speed.model != "50 %, sharing too")]
+    how = rows.runtime + ", batch " + rows.batch_size.astype(str)
+    return rows.assign(how=how, **{"time (%)": 100 / rows.speedup, "MACs (%)": 100 * rows.macs_share})
+
+
+def saved_time(times: pd.DataFrame) -> pd.Series:
+    """Saved per cent of the time for each saved per cent of the MACs, the median over networks, by `how`; from `time_by_macs`."""
+    fewer = times[times.macs_share < 1]
+    return ((100 - fewer["time (%)"]) / (100 - fewer["MACs (%)"])).groupby(fewer.how).median()
+
+
+def removal(methods: pd.DataFrame) -> pd.DataFrame:
+    """Median accuracy in ``baselines_methods.csv`` at half of the MACs, by removal, clustering and repair, a column for each stage."""
+    wide = methods[methods.level == 0.5].pivot_table(index="method", columns="stage", values="accuracy", aggfunc="median")
+    return wide.reindex([*REMOVED, *CLUSTERED, *REPAIRED])[["as pruned", NEW_STATISTICS, "fine-tuned"]]
+
+
+def pruned_quantized_both(pareto: pd.DataFrame, least_change: float = -6) -> pd.DataFrame:
+    """Networks of ``quantize_pareto.csv`` that lose no more than `least_change` (pp), by `group`: "pruned", "quantized" or "both".
+
+    Of networks that differ only in how their bits are divided among layers, the better one is taken. Adds `kB`, `bits` and a `text`.
+    """
+    whole, plain = pareto.pruned == "not pruned", pareto.what == "float32"
+    group = np.select([plain, whole], GROUPS[:2], GROUPS[2])
+    table = pareto.assign(kB=(pareto.bytes / 1000).round(1), group=group, bits=pareto.what.str.removesuffix(", by layer"))
+    table = table.sort_values("group", key=lambda names: names.map(GROUPS.index), kind="stable", ignore_index=True)
+    table = table.sort_values("accuracy").drop_duplicates(["pruned", "bits"], keep="last").sort_index()
+    table = table[table.change_from_base > least_change]
+    return table.assign(text=table.pruned.str.removeprefix("MACs: ") + ", " + table.what)
+
+
+def _percent_of_macs(table: pd.DataFrame) -> pd.Series:
+    return (100 * table.macs_share).round(1)

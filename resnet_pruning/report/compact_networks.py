@@ -1,0 +1,60 @@
+"""Tables on compact networks, for notebook 09, from the rows of its sweeps."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+
+def by_share(table: pd.DataFrame, values: str, widths: Mapping[str, int]) -> pd.DataFrame:
+    """A row for each layer and a column for each share of its filters that is kept (%, as text, from the lowest to the highest).
+
+    Parameters
+    ----------
+    table : with the columns layer, n_clusters and `values`
+    widths : the number of filters of each layer, and more layers than `table` has if need be
+    """
+    shares = (100 * table.n_clusters / table.layer.map(widths)).round(2)
+    grid = table.assign(share=shares).pivot_table(index="layer", columns="share", values=values, sort=False).sort_index(axis=1)
+    return grid.rename(columns="{:g}".format)
+
+
+def time_by_share(timings: pd.DataFrame, widths: Mapping[str, int]) -> pd.DataFrame:
+    """The time of blocks with fewer channels inside, in % of the whole block's: `by_share`, with one row for blocks of the same shape.
+
+    Parameters
+    ----------
+    timings : from `compression.allocation.part_timings`
+    widths : the number of filters of each layer
+    """
+    percent = 100 * timings.seconds / timings.groupby("layer").seconds.transform("last")
+    inside_blocks = timings.assign(percent=percent)[timings.layer.str.endswith(".conv1")]
+    return by_share(inside_blocks, "percent", widths).drop_duplicates()
+
+
+def removed(plans: Mapping[float, Mapping[str, int]], widths: Mapping[str, int]) -> pd.DataFrame:
+    """The share of each layer's filters that a plan takes away (%), with a column for each plan, by its budget in %."""
+    table = pd.DataFrame(
+        {f"{100 * budget:g}": {name: 100 * (1 - plan[name] / n) for name, n in widths.items()} for budget, plan in plans.items()}
+    )
+    return table.rename_axis("layer")
+
+
+def spread_of_choices(table: pd.DataFrame, choices: Sequence[str], level: float) -> pd.Series:
+    """How much each choice matters at one level (pp): the range of the median changes over what can be chosen, averaged over the other
+    choices.
+
+    Parameters
+    ----------
+    table : rows of a sweep with a column change
+    choices : columns, such as repair and selection
+    """
+    medians = table[table.level == level].groupby([*choices]).change.median()
+    others = {choice: [name for name in choices if name != choice] for choice in choices}
+    ranges = {choice: medians.groupby(level=rest).agg(lambda part: part.max() - part.min()).mean() for choice, rest in others.items()}
+    return pd.Series(ranges)
+
+
+def gain(table: pd.DataFrame, column: str, new: str, old: str, keys: Sequence[str]) -> pd.DataFrame:
+    """What one choice gains over another (pp), by the first of `keys`: mean, lowest and highest over rows that are equal in `keys`."""
+    wide = table.pivot_table(index=[*keys], columns=column, values="accuracy")
+    return (wide[new] - wide[old]).dropna().groupby(keys[0], sort=False).agg(["mean", "min", "max"])

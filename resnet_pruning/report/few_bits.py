@@ -1,0 +1,65 @@
+"""Tables on quantized networks, for notebook 08, from the rows of its sweeps."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+
+def bits(table: pd.DataFrame) -> pd.Series:
+    """The bits of each row as text: W4A8 is 4 for weights, 8 for activations."""
+    return "W" + table.weight_bits.astype(str) + "A" + table.activation_bits.astype(str)
+
+
+def ways(table: pd.DataFrame) -> pd.Series:
+    """How each row's network was quantized, as text: how it was rounded, and whether biases were corrected."""
+    rounded = table.rounding.replace({"nearest": "own, nearest", "block": "own, blocks"})
+    return rounded + table.bias_correction.map({True: ", biases", False: ""})
+
+
+def side_by_side(own: pd.DataFrame, ready: pd.DataFrame) -> pd.DataFrame:
+    """The change of accuracy (pp), a row for each way and a column for the bits of each.
+
+    Parameters
+    ----------
+    own : rows of `studies.quantization_runs.QuantizationRuns.measure_quantized`, with 16 and with 8 bits among them
+    ready : of its `measure_ready`
+    """
+    named = own.assign(bits=bits(own), way=ways(own))
+    table = named.pivot_table(index="way", columns="bits", values="change", sort=False)
+    changes = ready.set_index("kind").change
+    for kind, column in (("float16", "W16A16"), ("bfloat16", "W16A16"), ("torchao int8", "W8A8")):
+        table.loc[f"ready, {kind}", column] = changes[kind]
+    return table[list(dict.fromkeys([*named.bits, *table.columns]))]
+
+
+def pruned_and_quantized(quantized: pd.DataFrame, floats: pd.DataFrame) -> pd.DataFrame:
+    """The rows of both, with what the numbers are (`what`) and how many MACs the network has (`pruned`) as text.
+
+    Parameters
+    ----------
+    quantized : rows of `studies.quantization_runs.QuantizationRuns.measure_quantized` for some networks
+    floats : of its `measure_ready`
+    """
+    divided = quantized.allocation.map({"equal": "", "by sensitivity": ", by layer"})
+    everything = pd.concat([quantized.assign(what=bits(quantized) + divided), floats.assign(what=floats.kind)], ignore_index=True)
+    share = everything.network.str.removeprefix("resnet20_finetuned").str.removesuffix("_long")
+    return everything.assign(pruned=("MACs: " + share + " %").where(everything.network != "", "not pruned"))
+
+
+def better_allocation(everything: pd.DataFrame) -> pd.DataFrame:
+    """Of networks with equal bits in all layers or as many bytes divided by layer, the more accurate one; from `pruned_and_quantized`."""
+    same = everything.assign(bits=everything.what.str.removesuffix(", by layer")).sort_values("accuracy")
+    return same.drop_duplicates(["pruned", "bits"], keep="last").sort_index()
+
+
+def sizes(own: pd.DataFrame, ready: pd.DataFrame) -> pd.DataFrame:
+    """Bytes of the tensors and of the file, by what the numbers are; arguments as of `side_by_side`."""
+    nearest = own[ways(own) == "own, nearest"]
+    numbers = pd.concat([ready.kind, bits(nearest)])
+    return pd.concat([ready, nearest])[["bytes", "file_bytes"]].set_axis(pd.Index(numbers, name="numbers"))
+
+
+def shortfall(table: pd.DataFrame, column: str) -> Mapping[str, float]:
+    """How much lower the accuracy is with the fewest images than with the most (pp), by the values of a column; images that all have."""
+    wide = table.pivot_table(index="n_images", columns=column, values="accuracy").dropna()
+    return dict(wide.iloc[-1] - wide.iloc[0])

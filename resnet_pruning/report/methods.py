@@ -1,0 +1,75 @@
+"""Tables on ways to prune side by side, for notebook 07, from the rows of its sweeps."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import pandas as pd
+
+
+def by_family(table: pd.DataFrame, families: Mapping[str, Collection[str]]) -> dict[str, pd.DataFrame]:
+    """The rows of each family's methods, without families that have none."""
+    parts = {family: table[table.method.isin(methods)] for family, methods in families.items()}
+    return {family: part for family, part in parts.items() if len(part)}
+
+
+def leaders(table: pd.DataFrame) -> pd.Series:
+    """The method with the highest accuracy, the median over seeds, by level."""
+    medians = table.groupby(["level", "method"]).accuracy.median()
+    return medians.groupby("level").idxmax().map(lambda key: key[1])
+
+
+def change_by_stage(table: pd.DataFrame, methods: Sequence[str], stages: Sequence[str]) -> pd.DataFrame:
+    """The median change of accuracy (pp) of each method, in this order: a column for each level, from the highest, and stage."""
+    wide = table.pivot_table(index="method", columns=["level", "stage"], values="change", aggfunc="median").reindex(methods)
+    order = [(level, stage) for level in sorted(table.level.unique(), reverse=True) for stage in stages]
+    return wide[[column for column in order if column in wide]]
+
+
+def against_others(table: pd.DataFrame, own: Collection[str]) -> pd.DataFrame:
+    """The best of this project's methods next to the best of the others, by median accuracy, and the lead of the first (pp).
+
+    Parameters
+    ----------
+    table : rows of `studies.method_runs.MethodRuns.measure_method`
+    own : this project's methods
+
+    Returns
+    -------
+    DataFrame by level, from the highest, and stage
+    """
+    medians = table.groupby(["level", "stage", "method"], sort=False).accuracy.median().reset_index()
+    sides = {"this project": medians[medians.method.isin(own)], "others": medians[~medians.method.isin(own)]}
+    best = []
+    for name, side in sides.items():
+        rows = side.loc[side.groupby(["level", "stage"], sort=False).accuracy.idxmax()].set_index(["level", "stage"])
+        best.append(rows.rename(columns={"method": name, "accuracy": f"accuracy of {name} (%)"}))
+    joined = pd.concat(best, axis=1, join="inner").sort_index(level="level", ascending=False, sort_remaining=False, kind="stable")
+    return joined.assign(**{"lead (pp)": joined["accuracy of this project (%)"] - joined["accuracy of others (%)"]})
+
+
+def among_published(published: pd.DataFrame, runs: pd.DataFrame, base_accuracy: float, network: str) -> pd.DataFrame:
+    """Published results, and runs of this project's in the same columns.
+
+    Parameters
+    ----------
+    published : ``figures/published.csv``
+    runs : with the columns epochs, accuracy, change and macs_share
+    base_accuracy : of the network that these were pruned from
+    network : what it is called
+
+    Returns
+    -------
+    DataFrame with the columns of `published`; change (pp); epochs, of the runs; MACs (%); and group, by which they are drawn
+    """
+    names = [f"by sensitivity, {epochs} epochs" for epochs in runs.epochs]
+    own = runs.assign(network=network, method=names, year=2026, source="this notebook and notebook 04")
+    own = own.assign(base_accuracy=round(base_accuracy, 2)).rename(columns={"accuracy": "pruned_accuracy"})
+    theirs = published.assign(change=(published.pruned_accuracy - published.base_accuracy).round(2))
+    everything = pd.concat([theirs, own])[[*theirs, "epochs"]]
+    group = everything.network.where(everything.network == network, everything.network + ", published")
+    return everything.assign(**{"MACs (%)": 100 * everything.macs_share, "group": group})
+
+
+def outdone(everything: pd.DataFrame, network: str, by: str) -> pd.Series:
+    """Whether each result on `network` has one on network `by` that loses no more and has no more MACs; from `among_published`."""
+    theirs, ours = (everything[everything.network == name] for name in (network, by))
+    return theirs.apply(lambda row: ((ours.macs_share <= row.macs_share) & (ours.change >= row.change)).any(), axis=1)

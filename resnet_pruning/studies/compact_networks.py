@@ -1,0 +1,125 @@
+"""Compact networks: how exact they are, kept as checkpoints, and run by onnxruntime."""
+
+import itertools
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from .. import compaction, cost, evaluation, plans, pruning
+from ..compression.by_plan import compress_by_plan
+from ..data import Images
+from ..deployment import runtimes
+from ..files import fingerprint, results_folder
+from ..model import ResNet, load_checkpoint, save_checkpoint
+from ..plans import Plan
+from .pruning_runs import PruningRuns
+
+# Distance, weighting, and whether batch norms are changed so that channels of a cluster can be merged.
+REPLACEMENTS = (("raw", 0.0, False), ("folded", 0.0, True), ("unit", 0.5, True), ("correlation", 0.5, False), ("correlation", 0.5, True))
+
+
+def exactness(
+    runs: PruningRuns,
+    shares: Sequence[float],
+    replacements: Sequence[tuple[str, float, bool]] = REPLACEMENTS,
+    representatives: Sequence[str] = ("centroid", "medoid"),
+) -> tuple[pd.DataFrame, dict[str, ResNet]]:
+    """How far compact networks are from the replaced ones that they are made of.
+
+    Parameters
+    ----------
+    runs : the network and its images
+    shares : of the filters that are kept in every layer
+    replacements, representatives : see `REPLACEMENTS` and `pruning.replace_filters`
+
+    Returns
+    -------
+    DataFrame with a row for each network: its name; difference, the largest of any logit on 500 test images, in 10⁻⁷ of the largest logit;
+    MACs and parameters as shares. And the compact networks by name
+    """
+    rows, networks = [], {}
+    material, test = runs.material, runs.material.images("test")[:500]
+    for share, (distance, weighting, mergeable), representative in itertools.product(shares, replacements, representatives):
+        settings = {"distance": distance, "weighting": weighting, "mergeable": mergeable, "statistics": material.statistics}
+        plan = plans.uniform_fraction(material.network, share)
+        replaced = pruning.replace_filters(material.network, plan, representative, batch_norm_images=material.calibration, **settings)
+        small = compaction.compact(replaced)
+        expected = evaluation.predict(replaced, test)
+        difference = (evaluation.predict(small, test) - expected).abs().max() / expected.abs().max()
+        name = f"{share:.0%}, {distance}{', weighted' if weighting else ''}, {representative}{', mergeable' if mergeable else ''}"
+        row = {"network": name, "difference": 1e7 * float(difference)}
+        for what, count in (("macs_share", cost.macs), ("parameters_share", cost.parameters)):
+            row[what] = round(count(small) / count(material.network), 4)
+        rows.append(row)
+        networks[name] = small
+    return pd.DataFrame(rows), networks
+
+
+def compact_checkpoint(
+    runs: PruningRuns, name: str, plan: Plan, method: str, n_steps: int = 400, anew: bool = False
+) -> tuple[ResNet, dict[str, Any]]:
+    """A compact network by `compression.compress_by_plan`, kept as a checkpoint among the results, and its facts.
+
+    Where the checkpoint is there and was made from this network, it is loaded.
+
+    Parameters
+    ----------
+    runs : the network and its images
+    name : of the checkpoint
+    plan, n_steps : of `compression.compress_by_plan`
+    method : how the plan was found, for the facts
+    anew : whether to compress again in any case
+    """
+    path, base, material = (
+        results_folder(runs.dataset, runs.profile) / "checkpoints" / f"{name}.pt",
+        fingerprint(runs.checkpoint),
+        runs.material,
+    )
+    if path.exists() and not anew:
+        small, facts = load_checkpoint(path)
+        if facts.get("base") == base:
+            return small.to(material.calibration.device, memory_format=torch.channels_last), facts
+    small = compress_by_plan(material.network, plan, material.fitted_to, statistics=material.statistics, n_steps=n_steps, progress=False)
+    macs = cost.macs(small)
+    facts = {
+        "test_accuracy": round(evaluation.accuracy(small, material.images("test")), 2),
+        "base": base,
+        "method": f"compression.compress_by_plan, reconstruction, {method}",
+        "plan": plan,
+        "macs": macs,
+        "macs_share": round(macs / cost.macs(material.network), 4),
+        "parameters": cost.parameters(small),
+        "n_images": len(material.fitted_to),
+        "seed": 0,
+        "dataset": runs.dataset,
+        "torch": str(torch.__version__),
+    }
+    save_checkpoint(path, small, facts)
+    return small, facts
+
+
+def in_onnxruntime(networks: Mapping[str, nn.Module], images: Images) -> pd.DataFrame:
+    """How networks, exported to ONNX, agree with themselves: a row for each with its share of same predictions, its largest difference of
+    a logit, and the bytes of its file."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, network in networks.items():
+            path = Path(folder) / f"{name}.onnx"
+            runtimes.to_onnx(network, path)
+            ours, theirs = evaluation.predict(network, images), runtimes.predict_onnx(path, images)
+            same = 100 * (ours.argmax(1) == theirs.argmax(1)).double().mean().item()
+            difference = (ours - theirs).abs().max().item()
+            rows.append(
+                {
+                    "network": name,
+                    "same predictions (%)": same,
+                    "largest difference of a logit": difference,
+                    "bytes": path.stat().st_size,
+                }
+            )
+    return pd.DataFrame(rows)

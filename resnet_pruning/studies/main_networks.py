@@ -1,0 +1,103 @@
+"""The networks in a folder of checkpoints, side by side: size, accuracy and time."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from .. import cost, evaluation, quantization
+from ..data import Images
+from ..deployment import timing
+from ..files import written_whole
+from ..hardware import can_compile, default_device
+from ..model import load_checkpoint, read_tensors
+
+TIMES = ["speedup", "lowest_speedup", "highest_speedup", "runtime", "machine"]
+COLUMNS = [
+    *("network", "macs", "parameters", "bytes", "accuracy", "change", "speedup", "lowest_speedup", "highest_speedup", "runtime"),
+    *("macs_share", "parameters_share", "bytes_share", "machine"),
+]
+
+
+def load_networks(folder: Path, names: Sequence[str], device: torch.device | str) -> tuple[dict[str, nn.Module], dict[str, Any]]:
+    """The networks that a folder holds under some of these names, on a device; and by name, what the quantized ones were made of."""
+    networks, made_of = {}, {}
+    for name in names:
+        path = folder / f"{name}.pt"
+        if path.exists() and "bits" in read_tensors(path):
+            network, facts = quantization.load_quantized(path)
+            networks[name], made_of[name] = network.to(device), facts["network"]
+        elif path.exists():
+            networks[name] = load_checkpoint(path)[0].to(device, memory_format=torch.channels_last)
+    return networks, made_of
+
+
+def measure_networks(
+    networks: Mapping[str, nn.Module],
+    made_of: Mapping[str, str],
+    images: Images,
+    csv: Path,
+    *,
+    measure_time: bool = False,
+    batch_size: int = 256,
+    runtimes: Sequence[str] = ("eager", "compiled"),
+    rounds: int = 15,
+) -> pd.DataFrame:
+    """Size and accuracy of networks, and how many times as fast as the first they are; all of it goes to `csv`.
+
+    Parameters
+    ----------
+    networks : by name
+    made_of : the names of those that quantized networks were made of, whose MACs and parameters are theirs. Quantized ones are not timed:
+        their arithmetic is simulated in floats
+    images : to measure accuracy on
+    csv : where times are taken from, if it has them for these networks
+    measure_time : measure times anyway, which needs an idle machine
+    batch_size, runtimes, rounds : see `deployment.timing.latency`; of the runtimes that work here, the one that gains most is taken
+
+    Returns
+    -------
+    DataFrame with the columns `COLUMNS`; machine is what the times were measured on
+    """
+    table = _sizes_and_accuracies(networks, made_of, images)
+    timed = [name for name in networks if name not in made_of]
+    times = None if measure_time else _recorded_times(csv, table.set_index("network").macs[timed])
+    if times is None:
+        times = _measured_times({name: networks[name] for name in timed}, batch_size, runtimes, rounds)
+    table = table.join(times, on="network")
+    table = table.assign(machine=times.machine.iloc[0])[COLUMNS].round(4)
+    with written_whole(csv) as partial:
+        table.to_csv(partial, index=False)
+    return table
+
+
+def _sizes_and_accuracies(networks: Mapping[str, nn.Module], made_of: Mapping[str, str], images: Images) -> pd.DataFrame:
+    rows = []
+    for name, network in networks.items():
+        counted = networks.get(made_of.get(name, name), network)
+        size = {"macs": cost.macs(counted), "parameters": cost.parameters(counted), "bytes": cost.size_in_bytes(network)}
+        rows.append({"network": name, **size, "accuracy": evaluation.accuracy(network, images)})
+    table = pd.DataFrame(rows)
+    table["change"] = table.accuracy - table.accuracy[0]
+    for size in ("macs", "parameters", "bytes"):
+        table[f"{size}_share"] = table[size] / table[size][0]
+    return table
+
+
+def _recorded_times(csv: Path, macs: pd.Series) -> pd.DataFrame | None:
+    """The times in a CSV, by network; None where one of the networks has none, or had other MACs."""
+    if not csv.exists():
+        return None
+    rows = pd.read_csv(csv).dropna(subset="speedup").set_index("network")
+    return rows.loc[macs.index, TIMES] if rows.macs.reindex(macs.index).eq(macs).all() else None
+
+
+def _measured_times(networks: Mapping[str, nn.Module], batch_size: int, runtimes: Sequence[str], rounds: int) -> pd.DataFrame:
+    """The times of each network in the runtime that gains most, by network."""
+    possible = [runtime for runtime in runtimes if runtime != "compiled" or can_compile(default_device().type)]
+    tables = [timing.latency(networks, batch_size, runtime, rounds=rounds, progress=False) for runtime in possible]
+    best = pd.concat(tables).sort_values("speedup", kind="stable").groupby("model").tail(1)
+    return best.set_index("model")[TIMES].loc[list(networks)]

@@ -1,0 +1,92 @@
+import pandas as pd
+import pytest
+import torch
+
+from resnet_pruning import cost, evaluation, files, model, plans
+from resnet_pruning.report import compact_networks as tables
+from resnet_pruning.studies import compact_networks, pruning_runs
+from resnet_pruning.studies.pruning_runs import PruningRuns
+
+WIDTHS = {"conv1": 16, "layer1.0.conv1": 16, "layer2.0.conv1": 32}
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Everything that is written goes to a folder of the test's own."""
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    torch.manual_seed(0)
+    model.save_checkpoint(tmp_path / "small.pt", model.ResNet(8, (4, 6, 8)), {})
+    return PruningRuns(str(tmp_path / "small.pt"), "digits", "quick")
+
+
+def test_compact_networks_are_as_good_as_exact(runs):
+    table, networks = compact_networks.exactness(runs, [0.5], compact_networks.REPLACEMENTS[:2], ["centroid"])
+    assert table.network.tolist() == list(networks) == ["50%, raw, centroid", "50%, folded, centroid, mergeable"]
+    assert (table.difference < 100).all() and table.macs_share.is_monotonic_decreasing
+    whole = cost.macs(runs.material.network)
+    assert [round(cost.macs(small) / whole, 4) for small in networks.values()] == table.macs_share.tolist()
+
+
+def test_a_compact_checkpoint_is_made_once_for_a_base(runs, tmp_path):
+    path = files.results_folder("digits", "quick") / "checkpoints" / "resnet20_compact50.pt"
+    plan = plans.uniform_fraction(runs.material.network, 0.5, "*.conv1")
+    small, facts = compact_networks.compact_checkpoint(runs, "resnet20_compact50", plan, "by hand", n_steps=1)
+    assert facts["plan"] == plan and facts["base"] == files.fingerprint(runs.checkpoint) and facts["macs"] == cost.macs(small)
+    whole = plans.uniform(runs.material.network, 64)
+    again, same = compact_networks.compact_checkpoint(runs, "resnet20_compact50", whole, "another way", n_steps=1)
+    assert same == facts and cost.macs(again) == facts["macs"]
+    _, other = compact_networks.compact_checkpoint(runs, "resnet20_compact50", whole, "another way", n_steps=1, anew=True)
+    assert other["method"].endswith("another way") and other["macs"] == cost.macs(runs.material.network)
+    model.save_checkpoint(path, again, facts | {"base": "another network"})
+    _, mended = compact_networks.compact_checkpoint(runs, "resnet20_compact50", plan, "by hand", n_steps=1)
+    assert mended == facts
+
+
+def test_onnxruntime_agrees(runs):
+    pytest.importorskip("onnxruntime")
+    table = compact_networks.in_onnxruntime({"small": runs.material.network}, runs.material.images("test")[:20])
+    assert table["same predictions (%)"].tolist() == [100] and table["largest difference of a logit"].max() < 1e-4 and table.bytes.min() > 0
+
+
+def test_values_are_laid_out_by_share_of_the_filters():
+    table = pd.DataFrame(
+        {"layer": ["layer2.0.conv1", "layer2.0.conv1", "layer1.0.conv1"], "n_clusters": [32, 4, 2], "error": [0.0, 0.4, 0.3]}
+    )
+    grid = tables.by_share(table, "error", WIDTHS)
+    assert list(grid) == ["12.5", "100"] and list(grid.index) == ["layer2.0.conv1", "layer1.0.conv1"]
+    assert grid["12.5"].tolist() == [0.4, 0.3]
+
+
+def test_times_are_shares_of_the_whole_block_with_a_row_for_each_shape():
+    blocks = ["layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1"]
+    rows = [
+        (name, n * width // 4, seconds) for name, width in zip(blocks, (16, 16, 32), strict=True) for n, seconds in ((2, 0.3), (4, 0.4))
+    ]
+    rows[-1] = ("layer2.0.conv1", 32, 0.6)
+    timings = pd.DataFrame([("conv1", 16, 0.1), *rows], columns=["layer", "n_clusters", "seconds"])
+    grid = tables.time_by_share(timings, WIDTHS | {"layer1.1.conv1": 16})
+    assert list(grid.index) == ["layer1.0.conv1", "layer2.0.conv1"] and grid["50"].tolist() == pytest.approx([75, 50])
+
+
+def test_what_plans_take_away():
+    table = tables.removed({0.5: WIDTHS | {"conv1": 4}, 0.25: dict.fromkeys(WIDTHS, 8)}, WIDTHS)
+    assert list(table) == ["50", "25"] and table["50"].tolist() == [75, 0, 0] and table["25"].tolist() == [50, 50, 75]
+
+
+def test_which_choice_matters_and_what_one_gains():
+    rows = [("none", "a", 10), ("none", "b", 12), ("solved", "a", 50), ("solved", "b", 58)]
+    table = pd.DataFrame(rows, columns=["repair", "selection", "accuracy"]).assign(level=0.5, change=lambda frame: frame.accuracy - 90)
+    assert tables.spread_of_choices(table, ["repair", "selection"], 0.5).to_dict() == {"repair": 43, "selection": 5}
+    gain = tables.gain(table, "selection", "b", "a", ["repair", "level"])
+    assert gain["mean"].to_dict() == {"none": 2, "solved": 8} and list(gain) == ["mean", "min", "max"]
+
+
+def test_compact_networks_are_made_loaded_and_exported_on_a_gpu(runs, gpu, monkeypatch):
+    monkeypatch.setattr(pruning_runs, "default_device", lambda: gpu)
+    table, _ = compact_networks.exactness(runs, [0.5], compact_networks.REPLACEMENTS[:1], ["centroid"])
+    assert table.difference.max() < 100
+    plan = plans.uniform_fraction(runs.material.network, 0.5, "*.conv1")
+    for _ in range(2):
+        small, facts = compact_networks.compact_checkpoint(runs, "on_a_gpu", plan, "by hand", n_steps=1)
+        assert {tensor.device.type for tensor in small.state_dict().values()} == {gpu.type}
+    assert facts["test_accuracy"] == round(evaluation.accuracy(small, runs.material.images("test")), 2)

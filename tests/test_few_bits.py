@@ -1,0 +1,72 @@
+import pandas as pd
+import pytest
+
+from resnet_pruning.report import few_bits
+
+
+@pytest.fixture
+def own():
+    return pd.DataFrame(
+        {
+            "weight_bits": [16, 8, 4, 4, 4],
+            "activation_bits": [16, 8, 8, 8, 8],
+            "rounding": ["nearest", "nearest", "nearest", "nearest", "block"],
+            "bias_correction": [False, False, False, True, False],
+            "change": [0.0, -0.1, -2.0, -1.0, -0.5],
+            "bytes": [1000, 500, 250, 250, 250],
+            "file_bytes": [900, 450, 200, 200, 200],
+        }
+    )
+
+
+@pytest.fixture
+def ready():
+    kinds = ["float32", "float16", "bfloat16", "torchao int8"]
+    return pd.DataFrame({"kind": kinds, "change": [0.0, 0.01, 0.02, 0.03], "bytes": [2000, 1000, 1000, 500]})
+
+
+def test_bits_and_ways_are_named(own):
+    assert few_bits.bits(own).tolist() == ["W16A16", "W8A8", "W4A8", "W4A8", "W4A8"]
+    assert few_bits.ways(own).tolist() == ["own, nearest"] * 3 + ["own, nearest, biases", "own, blocks"]
+
+
+def test_own_and_ready_ways_stand_side_by_side(own, ready):
+    table = few_bits.side_by_side(own, ready)
+    assert list(table) == ["W16A16", "W8A8", "W4A8"]
+    assert table.loc["own, nearest"].tolist() == [0.0, -0.1, -2.0] and table.loc["own, blocks", "W4A8"] == -0.5
+    assert table.loc["ready, bfloat16", "W16A16"] == 0.02 and table.loc["ready, torchao int8", "W8A8"] == 0.03
+    assert table.loc["ready, float16"].count() == 1
+
+
+def test_side_by_side_needs_no_16_bits_of_its_own(own, ready):
+    assert list(few_bits.side_by_side(own[own.weight_bits < 16], ready)) == ["W8A8", "W4A8", "W16A16"]
+
+
+def test_pruned_and_quantized_networks_are_named_and_the_better_allocation_is_kept():
+    quantized = pd.DataFrame(
+        {
+            "network": ["", "resnet20_finetuned50_long", "resnet20_finetuned50_long"],
+            "weight_bits": 4,
+            "activation_bits": 8,
+            "allocation": ["equal", "equal", "by sensitivity"],
+            "accuracy": [91.0, 90.0, 90.5],
+        }
+    )
+    floats = pd.DataFrame({"network": ["", "resnet20_finetuned70"], "kind": ["float32", "bfloat16"], "accuracy": [92.0, 91.9]})
+    everything = few_bits.pruned_and_quantized(quantized, floats)
+    assert everything.what.tolist() == ["W4A8", "W4A8", "W4A8, by layer", "float32", "bfloat16"]
+    assert everything.pruned.tolist() == ["not pruned", "MACs: 50 %", "MACs: 50 %", "not pruned", "MACs: 70 %"]
+    assert few_bits.better_allocation(everything).index.tolist() == [0, 2, 3, 4]
+
+
+def test_sizes_are_listed_by_numbers(own, ready):
+    table = few_bits.sizes(own, ready)
+    assert table.index.tolist() == [*ready.kind, "W16A16", "W8A8", "W4A8"]
+    assert table.loc["W8A8"].tolist() == [500, 450] and table.loc["float32"].isna().tolist() == [False, True]
+
+
+def test_shortfall_is_between_the_fewest_and_the_most_images_that_all_have():
+    table = pd.DataFrame(
+        {"n_images": [4, 16, 64, 16, 64], "rounding": ["nearest"] * 3 + ["block"] * 2, "accuracy": [50.0, 80.0, 90.0, 85.0, 91.0]}
+    )
+    assert few_bits.shortfall(table, "rounding") == {"nearest": 10.0, "block": 6.0}

@@ -1,0 +1,68 @@
+import pandas as pd
+import pytest
+
+from resnet_pruning.report import methods
+
+ROWS = [
+    # method, level, stage, seed, accuracy
+    ("ours", 0.5, "as pruned", 0, 80.0),
+    ("ours", 0.5, "as pruned", 1, 90.0),
+    ("ours", 0.5, "as pruned", 2, 81.0),
+    ("theirs", 0.5, "as pruned", 0, 60.0),
+    ("random", 0.5, "as pruned", 0, 50.0),
+    ("ours", 0.25, "as pruned", 0, 30.0),
+    ("theirs", 0.25, "as pruned", 0, 40.0),
+    ("ours", 0.5, "fine-tuned", 0, 91.0),
+    ("theirs", 0.5, "fine-tuned", 0, 92.0),
+]
+
+
+@pytest.fixture
+def table():
+    rows = pd.DataFrame(ROWS, columns=["method", "level", "stage", "seed", "accuracy"])
+    return rows.assign(change=rows.accuracy - 93)
+
+
+def test_families_without_rows_are_left_out(table):
+    parts = methods.by_family(table, {"mine": ["ours"], "yours": ["theirs", "random"], "nobody's": ["absent"]})
+    assert {family: len(part) for family, part in parts.items()} == {"mine": 5, "yours": 4}
+
+
+def test_the_leader_of_a_level_has_the_highest_median(table):
+    assert methods.leaders(table[table.stage == "as pruned"]).to_dict() == {0.5: "ours", 0.25: "theirs"}
+
+
+def test_changes_stand_by_level_and_stage_in_the_order_of_the_methods(table):
+    wide = methods.change_by_stage(table, ["random", "ours", "theirs"], ["as pruned", "new statistics", "fine-tuned"])
+    assert list(wide) == [(0.5, "as pruned"), (0.5, "fine-tuned"), (0.25, "as pruned")]
+    assert list(wide.index) == ["random", "ours", "theirs"]
+    assert wide.loc["ours", (0.5, "as pruned")] == 81 - 93 and pd.isna(wide.loc["random", (0.25, "as pruned")])
+
+
+def test_the_best_of_each_side_and_the_lead(table):
+    best = methods.against_others(table, ["ours"])
+    assert list(best.index) == [(0.5, "as pruned"), (0.5, "fine-tuned"), (0.25, "as pruned")]
+    assert best["this project"].tolist() == ["ours"] * 3 and best["others"].tolist() == ["theirs"] * 3
+    assert best["lead (pp)"].tolist() == pytest.approx([21, -1, -10])
+
+
+def test_own_runs_stand_among_published_results():
+    published = pd.DataFrame(
+        {
+            "network": ["ResNet-20", "ResNet-20"],
+            "method": ["A", "B"],
+            "year": [2018, 2019],
+            "base_accuracy": [92.2, 92.2],
+            "pruned_accuracy": [90.83, 91.09],
+            "macs_share": [0.58, 0.4],
+            "source": ["a paper", "a paper"],
+        }
+    )
+    runs = pd.DataFrame({"epochs": [3], "accuracy": [91.0], "change": [-1.0], "macs_share": [0.5]})
+    everything = methods.among_published(published, runs, 92.004, "ours")
+    assert list(everything) == [*published, "change", "epochs", "MACs (%)", "group"]
+    assert everything.change.tolist() == [-1.37, -1.11, -1.0] and everything["MACs (%)"].tolist() == pytest.approx([58, 40, 50])
+    assert everything.group.tolist() == ["ResNet-20, published", "ResNet-20, published", "ours"]
+    own = everything.iloc[2]
+    assert (own.method, own.base_accuracy, own.pruned_accuracy) == ("by sensitivity, 3 epochs", 92.0, 91.0)
+    assert methods.outdone(everything, "ResNet-20", "ours").tolist() == [True, False]
