@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from test_pruning import NETWORK
 
 from resnet_pruning import calibration, compaction, compression, cost, data, evaluation, model, plans
-from resnet_pruning.compression.by_plan import REPAIRS, SELECTIONS, PartFit
+from resnet_pruning.compression import REPAIRS, SELECTIONS
 from resnet_pruning.compression.least_squares import Moments, eliminate
+from resnet_pruning.compression.parts import PartFit, apply, augmented, parts_of
 from resnet_pruning.training import Execution, Recipe, train
 
 IMAGES = data.load_images("digits")[0][:128]
@@ -62,7 +63,7 @@ def inputs_of_convolutions(network):
     seen = {}
     for name, conv in model.convolutions(network).items():
         conv.register_forward_pre_hook(lambda module, inputs, name=name: seen.__setitem__(name, inputs[0]))
-    network(compression.augmented(IMAGES))
+    network(augmented(IMAGES))
     return seen
 
 
@@ -116,9 +117,9 @@ def test_filters_whose_outputs_are_correlated_share_one_without_loss(chosen):
 
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_each_repair_is_nearer_to_the_part_than_the_one_before(selection):
-    images = compression.augmented(IMAGES)
-    parts = compression.parts_of(NETWORK)
-    inputs = compression.apply(parts["layer1.0"], compression.apply(parts[""], images))
+    images = augmented(IMAGES)
+    parts = parts_of(NETWORK)
+    inputs = apply(parts["layer1.0"], apply(parts[""], images))
     fit = PartFit("layer2.0", parts["layer2.0"], inputs, inputs, STATISTICS)
     errors = {}
     for chosen in ("none", "scaled", "least squares"):
@@ -128,9 +129,9 @@ def test_each_repair_is_nearer_to_the_part_than_the_one_before(selection):
 
 
 def test_reconstruction_brings_a_part_nearer():
-    images = compression.augmented(IMAGES)
-    parts = compression.parts_of(NETWORK)
-    inputs = compression.apply(parts[""], images)
+    images = augmented(IMAGES)
+    parts = parts_of(NETWORK)
+    inputs = apply(parts[""], images)
     fit = PartFit("layer1.0", parts["layer1.0"], inputs, inputs, STATISTICS)
     small = fit.solve({"layer1.0.conv1": 2}, "reconstruction")
     weights = STATISTICS["layer1.0.conv2"].importance.float().view(-1, 1, 1)
@@ -150,7 +151,7 @@ def test_batch_norms_hold_the_statistics_of_what_they_see():
     for name, conv in model.convolutions(small).items():
         conv.register_forward_hook(lambda module, inputs, output, name=name: seen.__setitem__(name, output))
     with torch.no_grad():
-        small(compression.augmented(IMAGES))
+        small(augmented(IMAGES))
     for name, norm in list(model.batch_norms(small).items())[1:]:  # the stem stays as it was
         torch.testing.assert_close(norm.running_mean, seen[name].mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(norm.running_var, seen[name].var((0, 2, 3)), rtol=1e-3, atol=1e-5)

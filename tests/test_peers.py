@@ -9,6 +9,7 @@ from test_pruning import IMAGES, NETWORK, assert_same_function
 
 from resnet_pruning import cost, finetuning, model, peers, plans
 from resnet_pruning.compression import allocation
+from resnet_pruning.peers import weights
 from resnet_pruning.training import Execution, Recipe, train
 
 needs_torch_pruning = pytest.mark.skipif(not peers.HAS_TORCH_PRUNING, reason="torch_pruning is not installed")
@@ -18,19 +19,19 @@ PLAN = plans.uniform_fraction(NETWORK, 0.5, "*.conv1")
 
 
 def zeros_by_layer(network):
-    return {name: int((layer.weight == 0).sum()) for name, layer in peers.weighted_layers(network).items()}
+    return {name: int((layer.weight == 0).sum()) for name, layer in weights.weighted_layers(network).items()}
 
 
 @given(sparsity=st.floats(0, 0.999), criterion=st.sampled_from(peers.WEIGHT_CRITERIA))
 @settings(deadline=None, max_examples=30)
 def test_weight_pruning_makes_the_asked_share_of_weights_zero(sparsity, criterion):
     network = peers.prune_weights(NETWORK, sparsity, criterion)
-    layers = peers.weighted_layers(NETWORK)
+    layers = weights.weighted_layers(NETWORK)
     assert peers.sparsity_of(network) == pytest.approx(sparsity, abs=1 / min(layer.weight.numel() for layer in layers.values()))
     if criterion != "global":
         for name, n_zeros in zeros_by_layer(network).items():
             assert abs(n_zeros - sparsity * layers[name].weight.numel()) <= 0.5
-    for name, layer in peers.weighted_layers(network).items():  # what stays is as it was, and where magnitude decides, no smaller
+    for name, layer in weights.weighted_layers(network).items():  # what stays is as it was, and where magnitude decides, no smaller
         stays = layer.weight != 0
         assert torch.equal(layer.weight[stays], layers[name].weight[stays])
         if criterion == "per layer" and stays.any() and not stays.all():
@@ -40,7 +41,7 @@ def test_weight_pruning_makes_the_asked_share_of_weights_zero(sparsity, criterio
 
 def test_global_weight_pruning_takes_the_smallest_of_the_whole_network():
     before, after = (
-        torch.cat([layer.weight.detach().flatten() for layer in peers.weighted_layers(network).values()])
+        torch.cat([layer.weight.detach().flatten() for layer in weights.weighted_layers(network).values()])
         for network in (NETWORK, peers.prune_weights(NETWORK, 0.6))
     )
     assert before[after != 0].abs().min() >= before[after == 0].abs().max()

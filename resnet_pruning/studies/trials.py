@@ -79,7 +79,7 @@ def run_trials(
         if test_images is not None:
             row["test_accuracy"] = round(accuracy(network, test_images), 2)
         epochs = history[["epoch", "loss", "held_out_accuracy"]].round({"loss": 4, "held_out_accuracy": 2})
-        return row | {"seconds": round(history.seconds.sum(), 1), "machine": machine(), "epochs": epochs}
+        return row | {"seconds": round(history.seconds.sum(), 1), "machine": machine(training.device), "epochs": epochs}
 
     return run_sweep(run, trials, csv, progress=False).sort_values("held_out_accuracy", ascending=False, ignore_index=True)
 
