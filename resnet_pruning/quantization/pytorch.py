@@ -49,8 +49,8 @@ def to_int8(model: nn.Module, images: Images) -> nn.Module:
     ------
     ValueError : no images, or of another shape
     """
-    required("torchao", "peers")
     with _quiet():
+        required("torchao", "peers")
         from torchao.quantization.pt2e import allow_exported_model_train_eval
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer
