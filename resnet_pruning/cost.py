@@ -43,13 +43,14 @@ def macs_by_layer(model: nn.Module) -> dict[str, int]:
     return counts
 
 
-def of_plan(model: nn.Module, plan: Mapping[str, int], merged: bool = False) -> tuple[int, int]:
+def of_plan(model: nn.Module, plan: Mapping[str, int], merged: bool = False, macs: Mapping[str, int] | None = None) -> tuple[int, int]:
     """Parameters and MACs of a model whose filters are replaced by this plan, each distinct filter stored and computed once.
 
     What follows a layer still sees all its channels, so this saves in the layer itself and in no other; unless `merged`, as in
     `compression.compress_by_plan`: then a block has as many channels inside as its ``conv1`` has clusters, which saves in ``conv2`` too.
+    For many plans of one model, `macs` are its `macs_by_layer`, counted once.
     """
-    convs, norms, macs = convolutions(model), batch_norms(model), macs_by_layer(model)
+    convs, norms, macs = convolutions(model), batch_norms(model), macs or macs_by_layer(model)
     shares = {name: Fraction(min(plan.get(name, conv.out_channels), conv.out_channels), conv.out_channels) for name, conv in convs.items()}
     n_parameters, n_macs = parameters(model), sum(macs.values())
     for name, conv in convs.items():

@@ -29,6 +29,12 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_table(table, path: str | Path) -> None:
+    """Write a pandas table as a CSV, whole or not at all."""
+    with written_whole(path) as partial:
+        table.to_csv(partial, index=False)
+
+
 def results_folder(dataset: str, profile: str) -> Path:
     """Where figures, checkpoints and executed notebooks of a run go.
 

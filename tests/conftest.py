@@ -10,9 +10,9 @@ import pytest
 import torch
 from pretended import pretended
 
-from resnet_pruning import data
+from resnet_pruning import data, files
 from resnet_pruning.files import ROOT
-from resnet_pruning.model import ResNet
+from resnet_pruning.model import ResNet, save_checkpoint
 from resnet_pruning.training import Execution, Recipe, train
 
 matplotlib.use("Agg")
@@ -60,9 +60,18 @@ def seeded():
 
 @pytest.fixture(scope="session")
 def trained(digits):
-    """A small network that knows the digits: over 90 % of the test images."""
+    """A small network that knows the digits: 97 % of the test images and more, whatever the number of threads does to rounding."""
     torch.manual_seed(0)
-    network = ResNet(8, (8, 16, 16))
-    recipe = Recipe(epochs=6, batch_size=64, warmup_epochs=1, ema=0.9, small_share=0.0)
+    network = ResNet(8, (8, 16, 32))
+    recipe = Recipe(epochs=12, batch_size=64, warmup_epochs=1, ema=0.9, small_share=0.0)
     train(network, digits[0], recipe, execution=Execution(amp=False, compile=False), progress=False)
     return network
+
+
+@pytest.fixture
+def small_checkpoint(tmp_path, monkeypatch):
+    """The path of a small network with random weights; all results are written beside it, and not into the repository."""
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    path = tmp_path / "small.pt"
+    save_checkpoint(path, ResNet(8, (4, 6, 8)), {})
+    return str(path)

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pruning import IMAGES, NETWORK
 
-from resnet_pruning.quantization import quantize, stored_bytes
+from resnet_pruning import cost
+from resnet_pruning.quantization import quantize
 from resnet_pruning.quantization.bits import bit_errors, bits_by_sensitivity
 from resnet_pruning.quantization.quantized_model import activations, layers
 
@@ -48,7 +49,7 @@ def test_no_more_bytes_are_spent_than_the_same_bits_everywhere_would_take(budget
 def test_errors_sum_to_no_more_than_those_of_equal_bits(budget):
     bits = bits_by_sensitivity(ERRORS, budget)
     assert total(bits, "error") <= total(dict.fromkeys(bits, budget), "error") + 1e-12
-    mixed, equal = (stored_bytes(quantize(NETWORK, IMAGES, chosen)) for chosen in (bits, budget))
+    mixed, equal = (cost.size_in_bytes(quantize(NETWORK, IMAGES, chosen)) for chosen in (bits, budget))
     assert mixed <= equal
 
 

@@ -164,7 +164,7 @@ def test_recorded_accuracies_of_quantized_networks_are_measured_again(cifar10, b
 def test_the_quantized_checkpoint_is_small_and_has_the_accuracy_that_it_claims(cifar10):
     path = ROOT / "checkpoints" / "resnet20_100kB.pt"
     network, facts = quantization.load_quantized(path)
-    assert quantization.stored_bytes(network) <= 100_000 and path.stat().st_size <= 100_000
+    assert cost.size_in_bytes(network) <= 100_000 and path.stat().st_size <= 100_000
     accuracy = evaluation.accuracy(network, cifar10[1])
     assert accuracy == pytest.approx(facts["test_accuracy"], abs=0.05)
     row = pd.read_csv(ROOT / "figures" / "quantize_kept.csv").iloc[0]

@@ -1,6 +1,5 @@
 import pandas as pd
 import pytest
-import torch
 
 from resnet_pruning import cost, evaluation, files, model, plans
 from resnet_pruning.report import compact_networks as tables
@@ -11,12 +10,8 @@ WIDTHS = {"conv1": 16, "layer1.0.conv1": 16, "layer2.0.conv1": 32}
 
 
 @pytest.fixture
-def runs(tmp_path, monkeypatch):
-    """Everything that is written goes to a folder of the test's own."""
-    monkeypatch.setattr(files, "ROOT", tmp_path)
-    torch.manual_seed(0)
-    model.save_checkpoint(tmp_path / "small.pt", model.ResNet(8, (4, 6, 8)), {})
-    return PruningRuns(str(tmp_path / "small.pt"), "digits", "quick")
+def runs(small_checkpoint):
+    return PruningRuns(small_checkpoint, "digits", "quick")
 
 
 def test_compact_networks_are_as_good_as_exact(runs):

@@ -4,10 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_pruning import IMAGES, NETWORK, any_plan, assert_same_function, choices, replaced
+from test_pruning import IMAGES, NETWORK, any_plan, assert_same_function, choices, replaced, train_an_epoch
 
 from resnet_pruning import compaction, cost, evaluation, model, plans, pruning
-from resnet_pruning.training import Execution, Recipe, train
 
 
 @given(any_plan, st.fixed_dictionaries(choices), st.booleans(), st.booleans())
@@ -117,13 +116,7 @@ def test_a_compact_model_is_saved_loaded_and_trained_like_any_other(tmp_path):
     assert loaded.config == small.config
     assert torch.equal(evaluation.predict(loaded, IMAGES), evaluation.predict(small, IMAGES))
     before = loaded.conv1.weight.clone()
-    train(
-        loaded,
-        IMAGES,
-        Recipe(epochs=1, batch_size=32, warmup_epochs=0, small_share=0.0),
-        execution=Execution(compile=False),
-        progress=False,
-    )
+    train_an_epoch(loaded)
     assert loaded.conv1.weight.shape == before.shape and not torch.equal(loaded.conv1.weight, before)
 
 

@@ -6,13 +6,12 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_pruning import NETWORK
+from test_pruning import NETWORK, train_an_epoch
 
 from resnet_pruning import calibration, compaction, compression, cost, data, evaluation, model, plans
 from resnet_pruning.compression import REPAIRS, SELECTIONS
 from resnet_pruning.compression.least_squares import Moments, eliminate
 from resnet_pruning.compression.parts import PartFit, apply, augmented, parts_of
-from resnet_pruning.training import Execution, Recipe, train
 
 IMAGES = data.load_images("digits")[0][:128]
 STATISTICS = calibration.layer_statistics(NETWORK, IMAGES)
@@ -195,13 +194,7 @@ def test_a_compact_network_is_merged_further_and_trains(tmp_path):
     model.save_checkpoint(tmp_path / "small.pt", second, {})
     loaded, _ = model.load_checkpoint(tmp_path / "small.pt")
     assert torch.equal(evaluation.predict(loaded, IMAGES), evaluation.predict(second, IMAGES))
-    train(
-        loaded,
-        IMAGES,
-        Recipe(epochs=1, batch_size=32, warmup_epochs=0, small_share=0.0),
-        execution=Execution(compile=False),
-        progress=False,
-    )
+    train_an_epoch(loaded)
     assert compaction.compact(second).config == second.config
 
 

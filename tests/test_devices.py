@@ -11,14 +11,14 @@ from test_pruning import NETWORK
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from resnet_pruning import calibration, clustering, compaction, compression, data, evaluation, finetuning, peers, plans, pruning
+from resnet_pruning import calibration, clustering, compaction, compression, data, evaluation, files, finetuning, peers, plans, pruning
 from resnet_pruning.compression import allocation
 from resnet_pruning.deployment import timing
 from resnet_pruning.finetuning import centripetal, masked, projected, released, tied
 from resnet_pruning.model import ResNet, load_checkpoint, save_checkpoint
 from resnet_pruning.optimizers import OPTIMIZERS
 from resnet_pruning.quantization import bits, load_quantized, pytorch, quantize, save_quantized
-from resnet_pruning.studies import finetuning_runs, pruning_runs
+from resnet_pruning.studies import pruning_runs
 from resnet_pruning.studies.finetuning_runs import FineTuningRuns
 from resnet_pruning.studies.quantization_runs import QuantizationRuns
 from resnet_pruning.training import Execution, Recipe, train
@@ -176,7 +176,7 @@ def test_integers_of_8_bits_for_the_cpu_are_made_of_a_network_and_judged_on_imag
 
 def test_runs_take_place_on_the_default_device(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(pruning_runs, "default_device", lambda: gpu)
-    monkeypatch.setattr(finetuning_runs, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
     save_checkpoint(tmp_path / "network.pt", NETWORK, {})
     runs, quantizing = (kind(str(tmp_path / "network.pt"), "digits", "quick") for kind in (FineTuningRuns, QuantizationRuns))
     assert runs.material.network.fc.weight.device.type == gpu.type

@@ -2,23 +2,17 @@ import dataclasses
 
 import pandas as pd
 import pytest
-import torch
 
 from resnet_pruning import cost, data, evaluation, files, model, plans
-from resnet_pruning.studies import finetuning_runs, sweeps
+from resnet_pruning.studies import sweeps
 from resnet_pruning.studies.finetuning_runs import WAYS, FineTuningRuns
 
 PLANS = {("mine", "filters", 0.5): {"conv1": 2, "layer1.0.conv1": 2, "layer2.0.conv2": 4, "layer3.0.conv1": 3}}
 
 
 @pytest.fixture
-def runs(tmp_path, monkeypatch):
-    """Everything that is written goes to a folder of the test's own."""
-    for module in (files, finetuning_runs):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
-    torch.manual_seed(0)
-    model.save_checkpoint(tmp_path / "small.pt", model.ResNet(8, (4, 6, 8)), {})
-    return FineTuningRuns(str(tmp_path / "small.pt"), "digits", "quick")
+def runs(small_checkpoint):
+    return FineTuningRuns(small_checkpoint, "digits", "quick")
 
 
 def points_of(runs, **choices):

@@ -3,22 +3,18 @@ import dataclasses
 import pytest
 import torch
 
-from resnet_pruning import cost, files, model, peers
-from resnet_pruning.studies import finetuning_runs, method_runs, sweeps
+from resnet_pruning import cost, model, peers
+from resnet_pruning.studies import method_runs, sweeps
 from resnet_pruning.studies.method_runs import METHODS, STAGES, MethodRuns
 
 
 @pytest.fixture
-def runs(tmp_path, monkeypatch):
-    """Everything that is written goes to a folder of the test's own."""
-    for module in (files, finetuning_runs):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
-    torch.manual_seed(0)
+def runs(small_checkpoint):
     network = model.ResNet(8, (8, 12, 16))
     for norm in model.batch_norms(network).values():
         torch.nn.init.uniform_(norm.weight, 0.5, 1.5)  # of equal units none can be ranked first
-    model.save_checkpoint(tmp_path / "small.pt", network, {})
-    return MethodRuns(str(tmp_path / "small.pt"), "digits", "quick")
+    model.save_checkpoint(small_checkpoint, network, {})
+    return MethodRuns(small_checkpoint, "digits", "quick")
 
 
 def test_every_method_has_the_same_macs_and_rows_tell_what_was_done(runs, tmp_path):

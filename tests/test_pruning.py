@@ -8,8 +8,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from resnet_pruning import calibration, clustering, compaction, data, evaluation, finetuning, model, plans, pruning
+from resnet_pruning.training import Execution, Recipe, train
 
 IMAGES = data.load_images("digits")[0][:64]
+
+
+def train_an_epoch(network):
+    recipe = Recipe(epochs=1, batch_size=32, warmup_epochs=0, small_share=0.0)
+    train(network, IMAGES, recipe, execution=Execution(compile=False), progress=False)
 
 
 def varied() -> model.ResNet:

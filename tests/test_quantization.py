@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pruning import IMAGES, NETWORK
 
-from resnet_pruning import compaction, data, evaluation, model, plans, pruning, quantization
+from resnet_pruning import compaction, cost, data, evaluation, model, plans, pruning, quantization
 from resnet_pruning.quantization import files, observers, post_training, quantized_model
 from resnet_pruning.quantization.post_training import quantize
 from resnet_pruning.quantization.quantized_model import affine_grid, layers, quantized
@@ -198,9 +198,9 @@ def test_what_is_saved_is_small_and_comes_back(settings, tmp_path):
     again, facts = quantization.load_quantized(tmp_path / "small.pt")
     assert facts == {"note": "mine"} and torch.equal(logits(again), logits(small))
     n_weights = sum(layer.codes.numel() for layer in layers(small).values())
-    assert quantization.stored_bytes(small) >= n_weights * 3 / 8
-    assert quantization.stored_bytes(small) == sum(tensor.nbytes for tensor in files._stored(small).values())
-    assert (tmp_path / "small.pt").stat().st_size < 0.95 * quantization.stored_bytes(small) + 5000  # names and sizes of everything
+    assert cost.size_in_bytes(small) >= n_weights * 3 / 8
+    assert cost.size_in_bytes(small) == sum(tensor.nbytes for tensor in files._stored(small).values())
+    assert (tmp_path / "small.pt").stat().st_size < 0.95 * cost.size_in_bytes(small) + 5000  # names and sizes of everything
 
 
 def test_damaged_files_are_refused(tmp_path):

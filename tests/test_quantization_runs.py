@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from resnet_pruning import evaluation, files, model, quantization
+from resnet_pruning import evaluation, model, quantization
 from resnet_pruning.quantization import pytorch
 from resnet_pruning.studies import sweeps
 from resnet_pruning.studies.quantization_runs import READY, QuantizationRuns
@@ -12,12 +12,8 @@ torchao = pytest.importorskip("torchao")
 
 
 @pytest.fixture
-def runs(tmp_path, monkeypatch):
-    """Everything that is written goes to a folder of the test's own."""
-    monkeypatch.setattr(files, "ROOT", tmp_path)
-    torch.manual_seed(0)
-    model.save_checkpoint(tmp_path / "small.pt", model.ResNet(8, (4, 6, 8)), {})
-    return QuantizationRuns(str(tmp_path / "small.pt"), "digits", "quick")
+def runs(small_checkpoint):
+    return QuantizationRuns(small_checkpoint, "digits", "quick")
 
 
 def test_fewer_bits_are_fewer_bytes_and_settings_are_kept_in_the_row(runs, tmp_path):
@@ -47,7 +43,7 @@ def test_bits_by_sensitivity_take_no_more_bytes(runs):
 def test_pytorchs_own_ways_are_judged_alike(runs, trained, tmp_path):
     model.save_checkpoint(tmp_path / "small.pt", trained, {})
     table = sweeps.run_sweep(runs.measure_ready, runs.ready_points(), tmp_path / "ready.csv", progress=False).set_index("kind")
-    assert list(table.index) == list(READY) and table.change["float32"] == 0 and table.change.abs().max() < 1
+    assert list(table.index) == list(READY) and table.change["float32"] == 0 and table.change.abs().max() < 2, "at most three of 200 images"
     assert table.bytes["torchao int8"] < table.bytes["bfloat16"] < table.bytes["float32"]
 
 

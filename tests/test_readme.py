@@ -43,7 +43,7 @@ def test_the_readmes_lines_run_as_written(cifar10, tmp_path, monkeypatch, capsys
     tiny, tiny_facts = quantization.load_quantized("build/tiny.pt")
     assert 0.49 < cost.macs(small) / 40_551_040 <= 0.5
     assert facts["test_accuracy"] == pytest.approx(tiny_facts["test_accuracy"], abs=1)
-    assert quantization.stored_bytes(tiny) < 0.3 * cost.size_in_bytes(small)
+    assert cost.size_in_bytes(tiny) < 0.3 * cost.size_in_bytes(small)
 
 
 @pytest.mark.parametrize("name", [*readme.FILES, "docs/guide.md"])

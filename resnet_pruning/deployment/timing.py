@@ -47,24 +47,24 @@ def latency(
     runs = {}
     for name, model in models.items():
         runs[name], used = prepared(model, inputs, runtime)
+    table = compared(runs, rounds, progress)
+    setting = {"machine": machine(used), "device": used.type, "runtime": runtime, "batch_size": batch_size}
+    return pd.DataFrame(setting, index=table.index).join(table)
+
+
+def compared(runs: Mapping[str, Callable[[], None]], rounds: int, progress: bool = True) -> pd.DataFrame:
+    """How long functions take next to the first of them, `interleaved`.
+
+    Returns
+    -------
+    DataFrame with a row per function, its name as model: milliseconds, the median over the rounds, with the lowest and the highest;
+    speedup, the median over the rounds of the first one's time divided by this one's, with the lowest and the highest; rounds
+    """
     times = interleaved(runs, rounds, progress) * 1000
     speedups = 1 / times.div(times.iloc[:, 0], axis=0)
-    return pd.DataFrame(
-        {
-            "machine": machine(used),
-            "device": used.type,
-            "runtime": runtime,
-            "batch_size": batch_size,
-            "model": list(models),
-            "milliseconds": times.median().round(3).to_numpy(),
-            "lowest": times.min().round(3).to_numpy(),
-            "highest": times.max().round(3).to_numpy(),
-            "speedup": speedups.median().round(3).to_numpy(),
-            "lowest_speedup": speedups.min().round(3).to_numpy(),
-            "highest_speedup": speedups.max().round(3).to_numpy(),
-            "rounds": rounds,
-        }
-    )
+    columns = {"milliseconds": times.median(), "lowest": times.min(), "highest": times.max()}
+    columns |= {"speedup": speedups.median(), "lowest_speedup": speedups.min(), "highest_speedup": speedups.max()}
+    return pd.DataFrame(columns).round(3).rename_axis("model").reset_index().assign(rounds=rounds)
 
 
 @full_float32()

@@ -65,11 +65,6 @@ def load_quantized(path: str | Path) -> tuple[QuantizedResNet, dict[str, Any]]:
     return network, content["facts"]
 
 
-def stored_bytes(network: QuantizedResNet) -> int:
-    """Bytes of packed weights, scales, offsets, biases and levels, not deflated, without the file's own structure."""
-    return network.stored_bytes()
-
-
 def _stored(network: QuantizedResNet) -> dict[str, Tensor]:
     """What a file holds of a network, in order, on the CPU."""
     tensors = {}

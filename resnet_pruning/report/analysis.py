@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from .comparisons import replaced_rows
+from .few_bits import better_allocation
 from .style import as_array
 from .tables import is_own
 
@@ -199,9 +200,9 @@ def pruned_quantized_both(pareto: pd.DataFrame, least_change: float = -6) -> pd.
     """
     whole, plain = pareto.pruned == "not pruned", pareto.what == "float32"
     group = np.select([plain, whole], GROUPS[:2], GROUPS[2])
-    table = pareto.assign(kB=(pareto.bytes / 1000).round(1), group=group, bits=pareto.what.str.removesuffix(", by layer"))
+    table = pareto.assign(kB=(pareto.bytes / 1000).round(1), group=group)
     table = table.sort_values("group", key=lambda names: names.map(GROUPS.index), kind="stable", ignore_index=True)
-    table = table.sort_values("accuracy").drop_duplicates(["pruned", "bits"], keep="last").sort_index()
+    table = better_allocation(table)
     table = table[table.change_from_base > least_change]
     return table.assign(text=table.pruned.str.removeprefix("MACs: ") + ", " + table.what)
 

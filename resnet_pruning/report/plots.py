@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
-from ..files import written_whole
+from ..files import write_table, written_whole
 from .drawings import filters_by_cluster, kinds_of_pruning, mistakes, sample_grid  # noqa: F401 notebooks find all figures here
 from .style import BLUE, COLORS, GREY, LETTERS_PER_INCH, MARKERS, ORANGE, SHADES, as_array, legend_below, subplots, wrapped
 
@@ -28,8 +28,7 @@ def save_figure(figure: Figure, table: pd.DataFrame, path: str | Path) -> None:
     path = Path(path)
     with written_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=160, bbox_inches="tight")
-    with written_whole(path.with_suffix(".csv")) as partial:
-        table.to_csv(partial, index=False)
+    write_table(table, path.with_suffix(".csv"))
 
 
 def learning_curves(history: pd.DataFrame, recipe, test_accuracy: float) -> tuple[Figure, pd.DataFrame]:

@@ -12,7 +12,7 @@ import torch
 from .. import cost
 from ..data import Images, hold_out, load_images
 from ..evaluation import accuracy
-from ..files import ROOT, results_folder, written_whole
+from ..files import ROOT, results_folder, write_table
 from ..hardware import default_device, machine
 from ..model import ResNet, load_checkpoint, save_checkpoint
 from ..training import Recipe, train
@@ -43,8 +43,7 @@ def base_training(dataset: str, profile: str, retrain: bool = False) -> tuple[Pa
         recipe = Recipe() if folder == ROOT else QUICK
         history = _train(path, images if folder == ROOT else images[:2000], recipe, "test_accuracy", test_images)
         for csv, table in {curves: history, figures / "resnet20.csv": _summary(path, history)}.items():
-            with written_whole(csv) as partial:
-                table.to_csv(partial, index=False)
+            write_table(table, csv)
     return path, pd.read_csv(curves)
 
 

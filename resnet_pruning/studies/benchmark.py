@@ -30,7 +30,7 @@ from .. import cost
 from ..data import Images, load_images
 from ..deployment import timing
 from ..deployment.runtimes import RUNTIMES, prepared
-from ..files import DATASETS, ROOT, results_folder, written_whole
+from ..files import DATASETS, ROOT, results_folder, write_table
 from ..hardware import can_compile, default_device, has_fast_bfloat16, machine
 from ..model import ResNet, load_checkpoint
 from ..quantization import pytorch
@@ -212,10 +212,8 @@ def benchmark_numbers(
             name: pytorch.compiled(network, inputs) if compiles else prepared(network, inputs, "eager")[0]
             for name, network in networks.items()
         }
-        times = 1000 * timing.interleaved(runs, rounds, progress=False)
-        speedup = 1 / times.div(times.iloc[:, 0], axis=0)
-        columns = {"milliseconds": times.median(), "speedup": speedup.median(), "lowest": speedup.min(), "highest": speedup.max()}
-        table = pd.DataFrame(columns).round(3).rename_axis("network").reset_index().assign(rounds=rounds)
+        table = timing.compared(runs, rounds, progress=False).drop(columns=["lowest", "highest"])
+        table = table.rename(columns={"model": "network", "lowest_speedup": "lowest", "highest_speedup": "highest"})
         table.insert(0, "batch_size", batch_size)
         tables.append(table)
     everything = pd.concat(tables, ignore_index=True)
@@ -230,8 +228,7 @@ def record(table: pd.DataFrame, csv: Path) -> None:
         old = pd.read_csv(csv)
         key = [name for name in ("machine", "batch_size", "runtime") if name in table]
         table = pd.concat([old[~old[key].apply(tuple, axis=1).isin(table[key].apply(tuple, axis=1))], table])
-    with written_whole(csv) as partial:
-        table.to_csv(partial, index=False)
+    write_table(table, csv)
 
 
 def recorded(csv: Path, models: Sequence[str]) -> pd.DataFrame:

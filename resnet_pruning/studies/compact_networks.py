@@ -75,11 +75,8 @@ def compact_checkpoint(
     method : how the plan was found, for the facts
     anew : whether to compress again in any case
     """
-    path, base, material = (
-        results_folder(runs.dataset, runs.profile) / "checkpoints" / f"{name}.pt",
-        fingerprint(runs.checkpoint),
-        runs.material,
-    )
+    path = results_folder(runs.dataset, runs.profile) / "checkpoints" / f"{name}.pt"
+    base, material = fingerprint(runs.checkpoint), runs.material
     if path.exists() and not anew:
         small, facts = load_checkpoint(path)
         if facts.get("base") == base:

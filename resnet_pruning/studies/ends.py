@@ -3,7 +3,6 @@
 from torch import nn
 
 from .. import cost, plans
-from ..model import convolutions
 
 MEASURES = ("MACs", "distinct filters")
 
@@ -22,14 +21,10 @@ def whole_ends(network: nn.Module, n_first: int, n_last: int, measure: str, budg
     """
     if measure not in MEASURES:
         raise ValueError(f"measure is {measure!r}, expected one of {', '.join(MEASURES)}")
-    each, fixed = dict.fromkeys(convolutions(network), 1), 0  # what a filter of each layer costs, and what costs the same in all plans
-    if measure == "MACs":
-        macs = cost.macs_by_layer(network)
-        each = {name: macs[name] // conv.out_channels for name, conv in convolutions(network).items()}
-        fixed = sum(count for name, count in macs.items() if name not in each)
+    macs = cost.macs_by_layer(network)
 
     def cost_of(plan: plans.Plan) -> int:
-        return fixed + sum(each[name] * n_clusters for name, n_clusters in plan.items())
+        return cost.of_plan(network, plan, macs=macs)[1] if measure == "MACs" else sum(plan.values())
 
     def built(share: float) -> dict[str, int]:
         return plans.first_last_heavy(network, share, 1.0, n_first, n_last)

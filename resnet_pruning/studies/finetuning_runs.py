@@ -18,7 +18,7 @@ from .. import calibration, compaction, cost, evaluation, finetuning
 from ..clustering import Clusters, cluster_layers
 from ..compression.by_plan import compress_by_plan
 from ..data import Images
-from ..files import ROOT, results_folder
+from ..files import results_folder
 from ..hardware import has_fast_bfloat16
 from ..model import ResNet, convolutions, save_checkpoint
 from ..plans import Plan
@@ -134,6 +134,7 @@ class FineTuningRuns(PruningRuns):
     ) -> pd.DataFrame:
         """Train the network of a point in place, with the point's seed, and the base network as teacher unless the point says otherwise;
         resumes where it was interrupted."""
+        build = results_folder(self.dataset, self.profile) / "build"
         torch.compiler.reset()  # compiled networks of runs before count towards a limit, from which on nothing is compiled
         return train(
             network,
@@ -141,7 +142,7 @@ class FineTuningRuns(PruningRuns):
             recipe,
             seed=point.seed,
             teacher=copy.deepcopy(self.material.network) if getattr(point, "teacher", True) else None,
-            folder=ROOT / "build" / "fine_tuning" / hashlib.sha256(repr((self, point)).encode()).hexdigest()[:16],
+            folder=build / "fine_tuning" / hashlib.sha256(repr((self, point)).encode()).hexdigest()[:16],
             watch=watch,
             progress=self.profile == "full",
         )

@@ -10,10 +10,9 @@ from torch import nn
 
 from .. import cost, evaluation, quantization
 from ..data import Images
-from ..deployment import timing
-from ..files import written_whole
-from ..hardware import can_compile, default_device
+from ..files import write_table
 from ..model import load_checkpoint, read_tensors
+from .benchmark import benchmark_inference
 
 TIMES = ["speedup", "lowest_speedup", "highest_speedup", "runtime", "machine"]
 COLUMNS = [
@@ -69,8 +68,7 @@ def measure_networks(
         times = _measured_times({name: networks[name] for name in timed}, batch_size, runtimes, rounds)
     table = table.join(times, on="network")
     table = table.assign(machine=times.machine.iloc[0])[COLUMNS].round(4)
-    with written_whole(csv) as partial:
-        table.to_csv(partial, index=False)
+    write_table(table, csv)
     return table
 
 
@@ -97,7 +95,6 @@ def _recorded_times(csv: Path, macs: pd.Series) -> pd.DataFrame | None:
 
 def _measured_times(networks: Mapping[str, nn.Module], batch_size: int, runtimes: Sequence[str], rounds: int) -> pd.DataFrame:
     """The times of each network in the runtime that gains most, by network."""
-    possible = [runtime for runtime in runtimes if runtime != "compiled" or can_compile(default_device().type)]
-    tables = [timing.latency(networks, batch_size, runtime, rounds=rounds, progress=False) for runtime in possible]
-    best = pd.concat(tables).sort_values("speedup", kind="stable").groupby("model").tail(1)
+    table = benchmark_inference(networks, [batch_size], runtimes, rounds, progress=False)
+    best = table.sort_values("speedup", kind="stable").groupby("model").tail(1)
     return best.set_index("model")[TIMES].loc[list(networks)]

@@ -113,7 +113,7 @@ class QuantizationRuns(PruningRuns):
             quantization.save_quantized(path, small, facts)
             file_bytes = path.stat().st_size
         row["layer_bits"] = " ".join(map(str, small.bits["weights"].values()))
-        return {**row, "bytes": quantization.stored_bytes(small), "file_bytes": file_bytes, "seconds": round(seconds, 1)}
+        return {**row, "bytes": cost.size_in_bytes(small), "file_bytes": file_bytes, "seconds": round(seconds, 1)}
 
     def ready_points(self, kinds: Sequence[str] = READY, images: str = "test", networks: Sequence[str] = ("",)) -> list[ReadyPoint]:
         """Points for `measure_ready`: floats of 32 and 16 bits, and torchao's 8-bit integers."""

@@ -27,7 +27,7 @@ import pandas as pd
 from sklearn.model_selection import ParameterGrid
 from tqdm.auto import tqdm
 
-from ..files import required, written_whole
+from ..files import required, write_table, written_whole
 
 Point = TypeVar("Point")
 
@@ -109,9 +109,7 @@ def read_or_measure(path: str | Path, measure: Callable[[], pd.DataFrame], anew:
     """The table in a CSV; where there is none, or `anew`, what `measure` returns is written there first."""
     path = Path(path)
     if anew or not path.exists():
-        table = measure()
-        with written_whole(path) as partial:
-            table.to_csv(partial, index=False)
+        write_table(measure(), path)
     return pd.read_csv(path)
 
 
@@ -198,8 +196,10 @@ def _line(values: Any) -> str:
 
 def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add rows, all at once; a file with other columns is set aside and begun anew."""
-    header = list(rows[0])
-    found = _read(path)[0]
+    header, found = list(rows[0]), []
+    if path.exists():
+        with open(path, encoding="utf-8", newline="") as file:
+            found = next(csv.reader(file), [])
     if found != header:
         if found:
             _set_aside(path, f"it has the columns {', '.join(found)}, expected {', '.join(header)}. It is begun anew")
