@@ -3,6 +3,7 @@
 # make run DATASET=cifar10 PROFILE=quick     the same on CIFAR-10
 # make run DATASET=cifar10 PROFILE=full      the real thing: refreshes notebooks/, figures/ and checkpoints/
 # make lab                                   JupyterLab on notebooks/
+# make lock                                  newest versions within pyproject.toml's ranges into requirements.lock, which all the above install
 DATASET ?= digits
 PROFILE ?= quick
 NOTEBOOKS ?= assignment
@@ -10,7 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/installed
 
-.PHONY: run lab test lint readme clean
+.PHONY: run lab test lint readme lock clean
 
 run: $(INSTALLED)
 	$(VENV)/bin/python -m resnet_pruning.report.notebooks --dataset $(DATASET) --profile $(PROFILE) --only $(NOTEBOOKS)
@@ -28,11 +29,16 @@ lint: $(INSTALLED)
 readme: $(INSTALLED)
 	$(VENV)/bin/python -m resnet_pruning.report.readme
 
+lock: $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet uv
+	$(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --all-extras --upgrade --output-file requirements.lock pyproject.toml
+
 clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis
 
-$(INSTALLED): requirements.txt pyproject.toml
+$(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, {sys.executable} is {v[0]}.{v[1]}: try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[export,peers,studies,dev]'
+	$(VENV)/bin/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@

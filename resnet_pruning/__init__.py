@@ -2,12 +2,21 @@
 
 import importlib
 
+from beartype import BeartypeConf
+from beartype.claw import beartype_this_package
+
+from .arguments import ArgumentError
+
+# Before any module is imported: from here on annotations are checked at every call.
+beartype_this_package(conf=BeartypeConf(violation_type=ArgumentError, is_pep484_tower=True, is_color=False, claw_is_pep526=False))
+
 __version__ = "0.2.0"
 
 # From where each name comes. They are imported when they are first used, so that `report`, which draws and writes, needs no torch.
 _HOME = {
     "data": ["load_images", "hold_out"],
-    "model": ["ResNet", "load_checkpoint", "save_checkpoint"],
+    "model": ["ResNet"],
+    "checkpoints": ["load_checkpoint", "save_checkpoint"],
     "training": ["Recipe", "train"],
     "evaluation": ["accuracy"],
     "plans": ["uniform", "uniform_fraction", "first_last_heavy"],

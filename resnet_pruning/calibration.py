@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .arguments import Count, Seed
 from .data import Batches, Images
 from .hardware import full_float32
-from .model import batch_norms, convolutions
+from .model import TrainableNetwork, batch_norms, convolutions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class LayerStatistics:
 
 @full_float32()
 @torch.enable_grad()
-def layer_statistics(model: nn.Module, images: Images, *, seed: int = 0, batch_size: int = 100) -> dict[str, LayerStatistics]:
+def layer_statistics(model: TrainableNetwork, images: Images, *, seed: Seed = 0, batch_size: Count = 100) -> dict[str, LayerStatistics]:
     """Statistics of each convolution that has a batch norm, by name, in evaluation mode; float64 on the CPU.
 
     The images' labels are not used: gradients are those of random mixtures of the logits (normal, from `seed`), whose mean
@@ -44,10 +45,8 @@ def layer_statistics(model: nn.Module, images: Images, *, seed: int = 0, batch_s
 
     Raises
     ------
-    ValueError : no convolution with a batch norm; a grouped convolution; no images
+    ValueError : no convolution with a batch norm; a grouped convolution
     """
-    if not len(images):
-        raise ValueError("no images, expected some hundred training images")
     model = copy.deepcopy(model).eval().requires_grad_(False)
     norms = batch_norms(model)
     if not norms:
@@ -89,7 +88,9 @@ def patches(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
 
 
 @full_float32()
-def reestimate_batch_norm(model: nn.Module, images: Images, *, batch_size: int = 500, augmented: bool = True, seed: int = 0) -> nn.Module:
+def reestimate_batch_norm(
+    model: TrainableNetwork, images: Images, *, batch_size: Count = 500, augmented: bool = True, seed: Seed = 0
+) -> nn.Module:
     """A copy of `model` whose batch-norm statistics are the means over batches of `images`; labels are not used.
 
     Replacing filters changes the mean and the variance of every later layer's input, which the stored statistics do not know.

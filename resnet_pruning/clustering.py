@@ -29,8 +29,9 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
+from .arguments import Count, Integer, Real, Seed
 from .calibration import LayerStatistics
-from .model import SharedConv2d, affine, batch_norms, convolutions
+from .model import SharedConv2d, TrainableNetwork, affine, batch_norms, convolutions
 from .plans import Plan, check_n_clusters, check_plan
 
 DISTANCES = ("raw", "folded", "unit", "output", "correlation")
@@ -68,14 +69,14 @@ class Clusters:
 
 def cluster_filters(
     conv: nn.Conv2d,
-    n_clusters: int,
+    n_clusters: Integer,
     distance: str = "raw",
     *,
     batch_norm: nn.BatchNorm2d | None = None,
     statistics: LayerStatistics | None = None,
-    weighting: float = 0.0,
-    seed: int = 0,
-    n_init: int = 10,
+    weighting: Real = 0.0,
+    seed: Seed = 0,
+    n_init: Count = 10,
     layer: str = "the convolution",
 ) -> Clusters:
     """Cluster the filters of a convolution with k-means (scikit-learn's, k-means++ starts).
@@ -130,7 +131,7 @@ def cluster_filters(
     return Clusters(labels, centroids.view(k, *conv.weight.shape[1:]), medoids, gains, float((sample_weights * squared).sum()))
 
 
-def cluster_points(points: Tensor, n_clusters: int, weights: Tensor, *, seed: int = 0, n_init: int = 10) -> Tensor:
+def cluster_points(points: Tensor, n_clusters: Integer, weights: Tensor, *, seed: Seed = 0, n_init: Count = 10) -> Tensor:
     """Weighted k-means of points (N, P), float64: labels (N,), counted from 0. Points in another order get the same clusters.
 
     There are fewer clusters than asked for where there are fewer distinct points.
@@ -157,14 +158,14 @@ def distances_to_centroids(points: Tensor, labels: Tensor, weights: Tensor) -> t
 
 
 def cluster_layers(
-    model: nn.Module,
+    model: TrainableNetwork,
     plan: Plan,
     distance: str = "raw",
     *,
     statistics: Mapping[str, LayerStatistics] | None = None,
-    weighting: float = 0.0,
-    seed: int = 0,
-    n_init: int = 10,
+    weighting: Real = 0.0,
+    seed: Seed = 0,
+    n_init: Count = 10,
 ) -> dict[str, Clusters]:
     """`cluster_filters` for each layer of a plan, each by itself; `statistics` by layer, from `calibration.layer_statistics`.
 

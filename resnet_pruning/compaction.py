@@ -1,15 +1,14 @@
 """Make a network whose filters were replaced really smaller, without changing what it computes."""
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from . import cost
+from .arguments import PositiveReal, Real
 from .clustering import distinct_filters
-from .model import ResNet, SharedConv2d, batch_norms, blocks, convolutions
+from .model import OwnNetwork, ResNet, SharedConv2d, blocks, convolutions, with_tensors
 
 
-def compact(model: ResNet, tolerance: float = 1e-6) -> ResNet:
+def compact(model: OwnNetwork, tolerance: PositiveReal = 1e-6) -> ResNet:
     """The smallest `ResNet` that computes the same function as `model`, to float32 rounding, by two exact steps.
 
     Inside each block, between its two convolutions, channels that are positive multiples of each other on any input are
@@ -44,23 +43,21 @@ def compact(model: ResNet, tolerance: float = 1e-6) -> ResNet:
         if len(distinct) < len(labels):
             state[f"{name}.weight"] = state[f"{name}.weight"][distinct]
             sharing[name] = labels.tolist()
-    small = ResNet(**model.config | {"inner_widths": inner_widths, "sharing": sharing})
-    small.load_state_dict(state)
+    small = with_tensors(model.config | {"inner_widths": inner_widths, "sharing": sharing}, state)
     return small.to(next(model.parameters()).device).train(model.training)
 
 
-def expanded(model: ResNet) -> ResNet:
+def expanded(model: OwnNetwork) -> ResNet:
     """A copy of `model` in which each channel has a filter of its own: what `compact` shares is written out again, bit for bit."""
     state = dict(model.state_dict())
     for name, conv in convolutions(model).items():
         if isinstance(conv, SharedConv2d):
             state[f"{name}.weight"] = state[f"{name}.weight"][conv.labels]
-    full = ResNet(**model.config | {"sharing": {}})
-    full.load_state_dict(state)
+    full = with_tensors(model.config | {"sharing": {}}, state)
     return full.to(next(model.parameters()).device, memory_format=torch.channels_last).train(model.training)
 
 
-def _multiples(weight: Tensor, norm: nn.BatchNorm2d, tolerance: float) -> tuple[list[int], Tensor]:
+def _multiples(weight: Tensor, norm: nn.BatchNorm2d, tolerance: Real) -> tuple[list[int], Tensor]:
     """Channels to keep, and the matrix (kept, N) of what each channel is in terms of them, after batch norm and ReLU.
 
     A channel's output is ReLU(s·(y - t)) for the filter's output y. Channels with equal filters, equal t, and s of the same
@@ -95,22 +92,3 @@ def _multiples(weight: Tensor, norm: nn.BatchNorm2d, tolerance: float) -> tuple[
     if not kept:  # a layer that is zero throughout keeps one channel
         kept = [0]
     return kept, torch.stack(factors)[:, kept].T
-
-
-def layer_table(before: ResNet, after: ResNet) -> pd.DataFrame:
-    """What compacting did to each convolution: its channels, the filters that are computed, and its MACs, before and after."""
-    rows = []
-    macs_before, macs_after = cost.macs_by_layer(before), cost.macs_by_layer(after)
-    for name, conv in convolutions(after).items():
-        rows.append(
-            {
-                "layer": name,
-                "channels before": batch_norms(before)[name].num_features,
-                "channels": batch_norms(after)[name].num_features,
-                "computed filters": conv.weight.shape[0],
-                "input channels": conv.in_channels,
-                "MACs before": macs_before[name],
-                "MACs": macs_after[name],
-            }
-        )
-    return pd.DataFrame(rows)

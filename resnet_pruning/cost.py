@@ -1,7 +1,5 @@
 """What a network costs: parameters, multiply-accumulates, bytes. Time is measured, not counted: see `deployment.timing`."""
 
-import gzip
-import io
 import math
 from collections.abc import Mapping
 from fractions import Fraction
@@ -9,23 +7,24 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from .model import batch_norms, convolutions
+from .arguments import Count, Integer
+from .model import AnyNetwork, batch_norms, convolutions
 
 
-def parameters(model: nn.Module) -> int:
+def parameters(model: AnyNetwork) -> int:
     """Number of trainable values; of a quantized network, which has none, that of its integers, scales and biases."""
     quantized = ("codes", "scale", "bias", "factor", "levels")
     values = list(model.parameters()) or [t for name, t in model.named_buffers() if name.rpartition(".")[2] in quantized]
     return sum(value.numel() for value in values)
 
 
-def macs(model: nn.Module) -> int:
-    """Multiply-accumulates of the convolutions and the linear layer for one 32×32 image."""
-    return sum(macs_by_layer(model).values())
+def macs(model: AnyNetwork, image_size: Count = 32) -> int:
+    """Multiply-accumulates of the convolutions and the linear layer for one image of `image_size` × `image_size` pixels."""
+    return sum(macs_by_layer(model, image_size).values())
 
 
-def macs_by_layer(model: nn.Module) -> dict[str, int]:
-    """Multiply-accumulates of each convolution and linear layer, quantized or not, for one 32×32 image, by name, front to back."""
+def macs_by_layer(model: AnyNetwork, image_size: Count = 32) -> dict[str, int]:
+    """Multiply-accumulates of each convolution and linear layer, quantized or not, for one image, by name, front to back."""
     counts: dict[str, int] = {}
 
     def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -36,14 +35,16 @@ def macs_by_layer(model: nn.Module) -> dict[str, int]:
     hooks = [layer.register_forward_hook(count) for layer in names]
     training, device = model.training, next(iter(model.state_dict().values())).device
     with torch.inference_mode():
-        model.eval()(torch.zeros(1, 3, 32, 32, device=device))
+        model.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
     model.train(training)
     for hook in hooks:
         hook.remove()
     return counts
 
 
-def of_plan(model: nn.Module, plan: Mapping[str, int], merged: bool = False, macs: Mapping[str, int] | None = None) -> tuple[int, int]:
+def of_plan(
+    model: AnyNetwork, plan: Mapping[str, Integer], merged: bool = False, macs: Mapping[str, Integer] | None = None
+) -> tuple[int, int]:
     """Parameters and MACs of a model whose filters are replaced by this plan, each distinct filter stored and computed once.
 
     What follows a layer still sees all its channels, so this saves in the layer itself and in no other; unless `merged`, as in
@@ -64,15 +65,8 @@ def of_plan(model: nn.Module, plan: Mapping[str, int], merged: bool = False, mac
     return n_parameters, n_macs
 
 
-def size_in_bytes(model: nn.Module) -> int:
+def size_in_bytes(model: AnyNetwork) -> int:
     """Bytes of all tensors that a checkpoint stores, batch-norm statistics included; a quantized network knows its own."""
     if hasattr(model, "stored_bytes"):
         return model.stored_bytes()
     return sum(t.numel() * t.element_size() for t in model.state_dict().values())
-
-
-def gzip_bytes(model: nn.Module) -> int:
-    """Bytes of the file that holds those tensors, as gzip packs it: zeros take next to none."""
-    buffer = io.BytesIO()
-    torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, buffer)
-    return len(gzip.compress(buffer.getvalue()))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import calculate_md5
 
+from .arguments import Count, Integer, Natural, Seed
 from .files import DATASETS, ROOT
 
 
@@ -30,6 +31,10 @@ class Images:
     classes : names of the classes, by label
     mean, std : per colour channel, of pixels scaled to [0, 1]; what the network sees is (pixel - mean) / std
     flips : whether a mirrored image still shows its class (not so for digits)
+
+    Raises
+    ------
+    ValueError : pixels or labels of another kind, none, or labels without a class
     """
 
     pixels: Tensor
@@ -39,6 +44,20 @@ class Images:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     flips: bool
+
+    def __post_init__(self):
+        pixels, labels, shape = self.pixels, self.labels, tuple(self.pixels.shape)
+        if pixels.dtype != torch.uint8 or shape[1:] != (3, 32, 32) or not len(pixels):
+            raise ValueError(f"pixels are {pixels.dtype} of shape {shape}, expected torch.uint8 of shape (N, 3, 32, 32), N from 1")
+        if labels.dtype != torch.int64 or labels.shape != shape[:1] or labels.device != pixels.device:
+            raise ValueError(
+                f"labels are {labels.dtype} of shape {tuple(labels.shape)} on {labels.device}, expected torch.int64, one for each of the "
+                f"{len(pixels)} images on {pixels.device}"
+            )
+        if not 0 <= labels.min() <= labels.max() < len(self.classes):
+            raise ValueError(f"labels are from {labels.min()} to {labels.max()}, expected numbers of the {len(self.classes)} classes")
+        if not all(deviation > 0 for deviation in self.std):
+            raise ValueError(f"std is {self.std}, expected positive numbers")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,21 +86,10 @@ class Images:
         mean, std = (c.to(pixels.device) for c in self._mean_and_std)
         return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
 
-    def batches(self, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: Count = 500) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in order, unaugmented: (inputs of shape (B, 3, 32, 32), labels of shape (B,))."""
-        for pixels, labels in zip(self.pixels.split(batch_size), self.labels.split(batch_size), strict=True):
+        for pixels, labels in zip(self.pixels.split(int(batch_size)), self.labels.split(int(batch_size)), strict=True):
             yield self.normalised(pixels), labels
-
-
-def check_images(images: Images, at_least: int) -> None:
-    """Raise a ValueError unless these are at least so many `Images` of the networks' input shape."""
-    if not isinstance(images, Images):
-        raise ValueError(f"images is a {type(images).__name__}, expected data.Images: see data.load_images")
-    shape = tuple(images.pixels.shape)
-    if len(shape) != 4 or shape[1:] != (3, 32, 32):
-        raise ValueError(f"the images' pixels have shape {shape}, expected (N, 3, 32, 32)")
-    if len(images) < at_least:
-        raise ValueError(f"{len(images)} images, expected at least {at_least}, better some hundred more")
 
 
 def load_images(name: str, root: str | Path | None = None, device: torch.device | str = "cpu") -> tuple[Images, Images]:
@@ -149,7 +157,7 @@ def _digits() -> tuple[Images, Images]:
     return tuple(everything[torch.from_numpy(np.sort(index))] for index in indices)
 
 
-def hold_out(images: Images, n: int, seed: int = 0) -> tuple[Images, Images]:
+def hold_out(images: Images, n: Integer, seed: Seed = 0) -> tuple[Images, Images]:
     """Split training images into (the rest, `n` held-out ones), the same way for the same seed.
 
     Raises
@@ -158,7 +166,7 @@ def hold_out(images: Images, n: int, seed: int = 0) -> tuple[Images, Images]:
     """
     if not 0 < n < len(images):
         raise ValueError(f"{n} images to hold out, expected from 1 to {len(images) - 1}, of {len(images)} images")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).to(images.device)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(int(seed))).to(images.device)
     return images[order[n:].sort().values], images[order[:n].sort().values]
 
 
@@ -178,7 +186,7 @@ class Batches:
     seed : of order and augmentation
     """
 
-    def __init__(self, images: Images, batch_size: int, *, padding: int = 4, cutout: int = 0, seed: int = 0):
+    def __init__(self, images: Images, batch_size: Count, *, padding: Natural = 4, cutout: Natural = 0, seed: Seed = 0):
         if not 1 <= batch_size <= len(images):
             raise ValueError(f"batch_size is {batch_size}, expected from 1 to the number of images, {len(images)}")
         self.images, self.batch_size, self.padding, self.cutout, self.seed = images, batch_size, padding, cutout, seed
@@ -186,7 +194,7 @@ class Batches:
     def __len__(self) -> int:
         return len(self.images) // self.batch_size
 
-    def epoch(self, number: int, size: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, number: Integer, size: Integer = 32) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one epoch: inputs of shape (batch_size, 3, size, size), and labels.
 
         A `size` below 32 crops more, from less padding, so that shifts keep their range: a cheaper epoch.
@@ -213,7 +221,7 @@ class Batches:
             yield inputs, images.labels[picked]
 
 
-def _squares(centres: Tensor, side: int, size: int) -> Tensor:
+def _squares(centres: Tensor, side: Integer, size: Integer) -> Tensor:
     """Boolean mask (B, 1, size, size) of squares with the given side, cut off at the border; centres is (2, B)."""
     position = torch.arange(size, device=centres.device)
     distance = position - centres.unsqueeze(-1) + side // 2  # (2, B, size): from the upper left corner

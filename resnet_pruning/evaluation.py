@@ -5,15 +5,21 @@ from torch import Tensor, nn
 
 from .data import Images
 from .hardware import full_float32
+from .model import AnyNetwork
 
 
 @full_float32()
 @torch.inference_mode()
-def predict(model: nn.Module, images: Images, *, amp: bool = False) -> Tensor:
+def predict(model: AnyNetwork, images: Images, *, amp: bool = False) -> Tensor:
     """Logits of shape (N, n_classes), float32 on the CPU, in evaluation mode, computed on the device that holds the model.
 
     `amp` computes in bfloat16, which is for watching a training: reported accuracies are float32's.
+
+    Raises
+    ------
+    ValueError : a model without one output for each class of the images
     """
+    check_classes(model, images, "model")
     training, images = model.training, images.beside(model)
     model.eval()
     with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
@@ -25,8 +31,9 @@ def predict(model: nn.Module, images: Images, *, amp: bool = False) -> Tensor:
 @torch.inference_mode()
 def check_classes(model: nn.Module, images: Images, role: str) -> None:
     """Raise a ValueError that names the `role` of a model that does not have one output per class of `images`."""
-    training = model.training
-    n_outputs = model.eval()(images.normalised(images.pixels[:1])).shape[1]
+    training, first = model.training, images[:1].beside(model)
+    model.eval()
+    n_outputs = model(first.normalised(first.pixels)).shape[-1]
     model.train(training)
     if n_outputs != len(images.classes):
         raise ValueError(
@@ -34,7 +41,7 @@ def check_classes(model: nn.Module, images: Images, role: str) -> None:
         )
 
 
-def accuracy(model: nn.Module, images: Images, *, amp: bool = False) -> float:
+def accuracy(model: AnyNetwork, images: Images, *, amp: bool = False) -> float:
     """Top-1 accuracy in %."""
     return accuracy_of(predict(model, images, amp=amp), images.labels.cpu())
 

@@ -1,38 +1,109 @@
-"""Files that are either whole or not there, and where the results of a run belong."""
+"""Files that are either whole or not there and know when they were damaged, and where the results of a run belong."""
 
 import hashlib
 import importlib
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
+from filelock import FileLock, Timeout
+
 ROOT = Path(__file__).resolve().parent.parent
 DATASETS = ("cifar10", "digits")
 PROFILES = ("quick", "full")
+PATIENCE = 10.0  # seconds to wait for another process that writes to the same place
+_SEAL, _END = b"SHA-256 ", b"PK\x05\x06"  # _END begins the last record of a zip archive, which ends with the length of a comment
+_SEAL_LENGTH = len(_SEAL) + 64
 
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it to `path` when the block ends without an error.
 
-    A process killed in between leaves the old file, or none, but never half of the new one.
+    A process killed in between leaves the old file, or none, but never half of the new one; of two that write at once, one file is left. A
+    symbolic link goes on pointing to the file, and a file keeps its mode.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    partial.touch(exist_ok=False)
     try:
         yield partial
+        if path.exists():
+            shutil.copymode(path, partial)
+        _to_disk(partial)
         os.replace(partial, path)
+        _to_disk(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def write_table(table, path: str | Path) -> None:
-    """Write a pandas table as a CSV, whole or not at all."""
+def _to_disk(path: Path) -> None:
+    """Have a file, or the names in a folder, outlive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Keep other processes from writing to `path`, a file or a folder, while the block runs. A killed process lets go of it.
+
+    Raises
+    ------
+    RuntimeError : another process writes to it, and does not end within `PATIENCE` seconds
+    """
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=PATIENCE)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RuntimeError(f"another process is writing to {path}, expected one at a time: wait until it ends") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_table(table: pd.DataFrame, path: str | Path) -> None:
+    """Write a table as a CSV, whole or not at all."""
     with written_whole(path) as partial:
         table.to_csv(partial, index=False)
+
+
+def sealed(archive: bytes) -> bytes:
+    """A zip archive, such as torch.save makes, with the SHA-256 of its bytes as its comment, which other readers skip."""
+    seal = _SEAL + hashlib.sha256(archive).hexdigest().encode()
+    return archive[:-2] + len(seal).to_bytes(2, "little") + seal
+
+
+def unsealed(path: str | Path) -> tuple[bytes, bool]:
+    """A file's bytes as they were before `sealed`, and whether they were sealed: if not, damage may go unnoticed.
+
+    Raises
+    ------
+    FileNotFoundError : no such file
+    ValueError : a sealed file that was altered or cut off
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    if data[-_SEAL_LENGTH:].startswith(_SEAL):
+        archive = data[: -_SEAL_LENGTH - 2] + bytes(2)
+        if sealed(archive) == data:
+            return archive, True
+        raise ValueError(f"{path} is damaged: its SHA-256 is not the one that was written with it")
+    end = data.rfind(_END)
+    if data.startswith(b"PK") and (end < 0 or data[end + 20 :] != bytes(2)):  # an archive without a comment ends there
+        raise ValueError(f"{path} is truncated or damaged: its end is not the one that was written")
+    return data, False
 
 
 def results_folder(dataset: str, profile: str) -> Path:
@@ -47,9 +118,8 @@ def results_folder(dataset: str, profile: str) -> Path:
 
 
 def fingerprint(path: str | Path) -> str:
-    """The file's name and the first 8 digits of its SHA-256, by which results say what they were made from."""
-    path = Path(path)
-    return f"{path.stem} {hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
+    """The file's name and the first 8 digits of the SHA-256 of what it holds, by which results say what they were made from."""
+    return f"{Path(path).stem} {hashlib.sha256(unsealed(path)[0]).hexdigest()[:8]}"
 
 
 def required(module: str, extra: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""Train on while the filters stay clustered: three constraints on a network's weights, to be trained by `training.train`.
+"""Train on while the filters stay clustered: constraints on a network's weights, to be trained by `training.train`.
 
 Each constraint starts from a trained network and its clusters (`clustering.cluster_layers`), and returns a network of the same shapes whose
 convolutions compute their weight from what is trained (`torch.nn.utils.parametrize`). `released` makes it an ordinary network again, with
@@ -14,29 +14,26 @@ constraint     what is trained
 `tied`         one filter per cluster; its gradient is the sum of its members'
 `projected`    every filter; the forward pass sees each cluster's centroid instead, and the gradient goes through to the filters
                themselves (straight-through, as Bengio et al. 2013 do for thresholds); the clusters may be renewed on the way
-`centripetal`  every filter, with the mean gradient of its cluster, while a pull towards the centroid makes the filters of a
-               cluster equal in the end (Ding et al., *Centripetal SGD*, CVPR 2019)
 =============  =========================================================================================================
 
-`masked` is the constraint of weight pruning, for comparison: what is zero stays zero.
-
-The fourth way needs no constraint: a network that is smaller already, from `compression.compress_by_plan`, is trained like any other.
+What others do is in `peers`: `peers.centripetal`, which pulls filters together, and `peers.masked`, which keeps zeros. A third way
+needs no constraint: a network that is smaller already, from `compression.compress_by_plan`, is trained like any other.
 
 All start from the same weights: where clusters have gains (see `clustering`), filters are first brought to their cluster's scale, which
 batch norm takes up, so that the centroid of a cluster is the plain mean of its filters.
 """
 
 import copy
-from collections.abc import Mapping
-from numbers import Integral
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .arguments import Integer, Natural
 from .clustering import Clusters
-from .model import SharedConv2d, convolutions
+from .model import AnyNetwork, Network, SharedConv2d, convolutions
 from .pruning import rescale_by_gains
 from .training import Recipe
 
@@ -44,7 +41,7 @@ from .training import Recipe
 RECIPE = Recipe(epochs=20, learning_rate=0.05, warmup_epochs=0.5, ema=0.995, small_share=0.0)
 
 
-class _Constraint(nn.Module):
+class Constraint(nn.Module):
     """What clustered filters have in common: N labels, from 0 to n_clusters - 1."""
 
     def __init__(self, labels: Tensor):
@@ -63,7 +60,7 @@ class _Constraint(nn.Module):
         return self.means(weight)[self.labels]
 
 
-class Tied(_Constraint):
+class Tied(Constraint):
     """A weight of N filters from k representatives (k, C_in, k_h, k_w): filter i is that of ``labels[i]``."""
 
     def forward(self, representatives: Tensor) -> Tensor:
@@ -75,17 +72,20 @@ class Tied(_Constraint):
     clustered = forward
 
 
-class Projected(_Constraint):
+class Projected(Constraint):
     """A weight whose filters are replaced by the centroids of their clusters in the forward pass, and not in the backward pass.
 
     In the first forward pass in training mode, and in every `renew_every`-th one after it, filters go to the nearest centroid (a step of
     Lloyd's algorithm). The member nearest to a centroid stays, so that no cluster is ever empty. With 0, clusters remain as they are.
     """
 
-    def __init__(self, labels: Tensor, renew_every: int):
+    def __init__(self, labels: Tensor, renew_every: Integer):
         super().__init__(labels)
         self.renew_every = renew_every
         self.register_buffer("n_passes", torch.zeros((), dtype=torch.long, device=labels.device))
+
+    def extra_repr(self) -> str:  # a training is known by what is printed of its network, see `training.train`
+        return f"renew_every={self.renew_every}"
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.training and self.renew_every:
@@ -103,56 +103,17 @@ class Projected(_Constraint):
         return squared.argmin(1).index_copy(0, medoids, torch.arange(self.n_clusters, device=points.device))
 
 
-class Centripetal(_Constraint):
-    """A weight as it is, with a gradient that treats the filters of a cluster alike and pulls them together.
-
-    With g the mean gradient of a filter's cluster and c the cluster's mean, the filter w gets g + strength · (w - c): the update of
-    Ding et al. without its weight decay, which the optimizer has.
-    """
-
-    def __init__(self, labels: Tensor, strength: float):
-        super().__init__(labels)
-        self.strength = strength
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return _Centripetal.apply(weight, self)
-
-
-class Masked(nn.Module):
-    """A weight of which some entries are zero and stay so, whatever the training does."""
-
-    def __init__(self, mask: Tensor):
-        super().__init__()
-        self.register_buffer("mask", mask)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.mask
-
-
-class _Centripetal(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, weight: Tensor, constraint: Centripetal) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.constraint = constraint
-        return weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        (weight,) = ctx.saved_tensors
-        return ctx.constraint.clustered(gradient) + ctx.constraint.strength * (weight - ctx.constraint.clustered(weight)), None
-
-
-def tied(model: nn.Module, clusters: Mapping[str, Clusters]) -> nn.Module:
+def tied(model: Network, clusters: Mapping[str, Clusters]) -> nn.Module:
     """A copy of `model` in which the filters of a cluster are one parameter, at first their centroid.
 
     Raises
     ------
     ValueError : clusters of another model
     """
-    return _constrained(model, clusters, Tied)
+    return constrained(model, clusters, Tied)
 
 
-def projected(model: nn.Module, clusters: Mapping[str, Clusters], renew_every: int = 1) -> nn.Module:
+def projected(model: Network, clusters: Mapping[str, Clusters], renew_every: Natural = 1) -> nn.Module:
     """A copy of `model` whose forward pass sees clustered filters, while every filter is trained.
 
     Parameters
@@ -162,71 +123,21 @@ def projected(model: nn.Module, clusters: Mapping[str, Clusters], renew_every: i
 
     Raises
     ------
-    ValueError : clusters of another model, `renew_every` that is no integer from 0
+    ValueError : clusters of another model
     """
-    if not isinstance(renew_every, Integral) or isinstance(renew_every, bool) or renew_every < 0:
-        raise ValueError(f"renew_every is {renew_every!r}, expected an integer from 0")
-    return _constrained(model, clusters, lambda labels: Projected(labels, int(renew_every)))
+    return constrained(model, clusters, lambda labels: Projected(labels, int(renew_every)))
 
 
-def centripetal(model: nn.Module, clusters: Mapping[str, Clusters], strength: float) -> nn.Module:
-    """A copy of `model` with the function that it has, whose filters grow together in training.
-
-    How near they come depends on the training, see `strength_for`; `distances_within_clusters` says how much is left, and `released` takes
-    it away.
-
-    Parameters
-    ----------
-    strength : of the pull, ε in the paper, which takes 3e-3 for some hundred epochs
-
-    Raises
-    ------
-    ValueError : clusters of another model, a strength that is not positive
-    """
-    if not strength > 0:
-        raise ValueError(f"strength is {strength!r}, expected a positive number")
-    return _constrained(model, clusters, lambda labels: Centripetal(labels, float(strength)))
-
-
-def masked(model: nn.Module) -> nn.Module:
-    """A copy in which the weights of convolutions and linear layers that are zero now stay zero, for `baselines.prune_weights`.
-
-    Raises
-    ------
-    ValueError : a layer that shares filters, or is constrained already
-    """
-    model = copy.deepcopy(model)
-    for name, conv in convolutions(model).items():
-        _check_ordinary(name, conv)
-    for layer in [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]:
-        parametrize.register_parametrization(layer, "weight", Masked((layer.weight != 0).detach()))
-    return model
-
-
-def strength_for(recipe: Recipe, n_images: int, shrinkage: float = 10.0) -> float:
-    """The strength of `centripetal` with which a training takes what filters differ from their centroid down to exp(-`shrinkage`) of it.
-
-    Each step takes away the share learning rate · strength / (1 - momentum), and the learning rate is half of its peak on average.
-
-    Raises
-    ------
-    ValueError : a shrinkage that is not positive
-    """
-    if not shrinkage > 0:
-        raise ValueError(f"shrinkage is {shrinkage!r}, expected a positive number")
-    n_steps = recipe.epochs * (n_images // recipe.batch_size)
-    return shrinkage * (1 - recipe.momentum) / (recipe.learning_rate / 2 * n_steps)
-
-
-def released(model: nn.Module) -> nn.Module:
+@torch.random.fork_rng(devices=[])  # modules are made with random weights, which are none of the caller's
+def released(model: AnyNetwork) -> nn.Module:
     """A copy without constraints, in which the filters of a cluster are equal tensors.
 
     Raises
     ------
-    ValueError : a model without any constraint of this module
+    ValueError : a model without constraints
     """
     model = copy.deepcopy(model)
-    for name, (layer, constraint) in _constrained_layers(model, (_Constraint, Masked)).items():
+    for name, (layer, constraint) in constrained_layers(model, nn.Module).items():
         # Not remove_parametrizations: it takes the weight from the class, which the copy shares with the caller's model.
         settings = {"bias": layer.bias is not None, "dtype": layer.weight.dtype}
         if isinstance(layer, nn.Linear):
@@ -234,7 +145,7 @@ def released(model: nn.Module) -> nn.Module:
         else:
             shape = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
             plain = nn.Conv2d(*shape, padding_mode=layer.padding_mode, **settings).to(memory_format=torch.channels_last)
-        imposed = constraint.clustered if isinstance(constraint, _Constraint) else constraint
+        imposed = constraint.clustered if isinstance(constraint, Constraint) else constraint
         with torch.no_grad():
             plain.weight.copy_(imposed(layer.parametrizations.weight.original))
             if layer.bias is not None:
@@ -243,33 +154,23 @@ def released(model: nn.Module) -> nn.Module:
     return model
 
 
-def assignments(model: nn.Module) -> dict[str, list[int]]:
+def assignments(model: AnyNetwork) -> dict[str, list[int]]:
     """For each constrained layer, the cluster of each filter.
 
     Raises
     ------
     ValueError : a model without any constraint of this module
     """
-    return {name: constraint.labels.tolist() for name, (_, constraint) in _constrained_layers(model).items()}
+    return {name: constraint.labels.tolist() for name, (_, constraint) in constrained_layers(model).items()}
 
 
-@torch.no_grad()
-def distances_within_clusters(model: nn.Module) -> dict[str, float]:
-    """For each constrained layer, how much the filters that the network now computes with differ from their cluster's mean: the norm of the
-    differences as a share of the weight's norm.
+def constrained(model: Network, clusters: Mapping[str, Clusters], constraint: Callable[[Tensor], Constraint]) -> nn.Module:
+    """A copy of `model` in which the filters of each layer of `clusters` are what `constraint`, made for their labels, makes of them.
 
     Raises
     ------
-    ValueError : a model without any constraint of this module
+    ValueError : clusters of another model
     """
-    shares = {}
-    for name, (conv, constraint) in _constrained_layers(model).items():
-        difference = conv.weight - constraint.clustered(conv.parametrizations.weight.original)
-        shares[name] = float(difference.norm() / conv.weight.norm().clamp(min=1e-12))
-    return shares
-
-
-def _constrained(model: nn.Module, clusters: Mapping[str, Clusters], constraint) -> nn.Module:
     _check_clusters(model, clusters)
     model = rescale_by_gains(model, clusters)
     for name, conv in convolutions(model).items():
@@ -287,7 +188,7 @@ def _check_clusters(model: nn.Module, clusters: Mapping[str, Clusters]) -> None:
         if name not in convs:
             raise ValueError(f"clusters has {name!r}, expected convolutions of the model: {', '.join(convs)}")
         conv = convs[name]
-        _check_ordinary(name, conv)
+        check_unshared(name, conv)
         if len(layer.labels) != len(conv.weight):
             raise ValueError(f"clusters has {len(layer.labels)} labels for {name}, expected one for each of its {len(conv.weight)} filters")
         if layer.centroids.shape[1:] != conv.weight.shape[1:]:
@@ -301,21 +202,21 @@ def _check_clusters(model: nn.Module, clusters: Mapping[str, Clusters]) -> None:
             )
 
 
-def _check_ordinary(name: str, conv: nn.Conv2d) -> None:
-    if parametrize.is_parametrized(conv):
-        raise ValueError(f"{name} is constrained already, expected an ordinary convolution: see finetuning.released")
+def check_unshared(name: str, conv: nn.Conv2d) -> None:
+    """Raise a ValueError for a convolution of a compact network."""
     if isinstance(conv, SharedConv2d):
         raise ValueError(f"{name} shares filters already: constrain the model before it is made compact")
 
 
-def _constrained_layers(model: nn.Module, kinds: type | tuple[type, ...] = _Constraint) -> dict[str, tuple[nn.Module, nn.Module]]:
+def constrained_layers(model: nn.Module, kind: type[nn.Module] = Constraint) -> dict[str, tuple[nn.Module, nn.Module]]:
+    """The layers whose weight is computed by a constraint of a kind, and that constraint; a ValueError if there is none."""
     layers = {
         name: (layer, layer.parametrizations.weight[0])
         for name, layer in model.named_modules()
-        if parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations.weight[0], kinds)
+        if parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations.weight[0], kind)
     }
     if not layers:
         raise ValueError(
-            f"{type(model).__name__} has no constraint on its filters, expected one from finetuning.tied, projected, centripetal or masked"
+            f"{type(model).__name__} has no constraint on its weights, expected one from finetuning.tied or projected, or from peers"
         )
     return layers

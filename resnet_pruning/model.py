@@ -1,18 +1,17 @@
-"""The CIFAR ResNet of He et al. 2015, section 4.2, at any depth and width; saving and loading it."""
+"""The CIFAR ResNet of He et al. 2015, section 4.2, at any depth and width, and what a network must be to be worked on."""
 
 import itertools
-import pickle
-import textwrap
-import zipfile
+import operator
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from beartype.vale import Is
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from .files import written_whole
+from .arguments import ArgumentError, Integer
 
 
 class SharedConv2d(nn.Conv2d):
@@ -22,9 +21,9 @@ class SharedConv2d(nn.Conv2d):
     instead of outputs: gradients that flow back through copied outputs cost more than the multiplications that are saved.
     """
 
-    def __init__(self, in_channels: int, labels: Sequence[int], stride: int = 1):
+    def __init__(self, in_channels: Integer, labels: Sequence[Integer], stride: Integer = 1):
         super().__init__(in_channels, max(labels) + 1, 3, stride, padding=1, bias=False)
-        self.register_buffer("labels", torch.tensor(labels), persistent=False)  # checkpoints keep them with the widths
+        self.register_buffer("labels", torch.tensor(labels, device="cpu"), persistent=False)  # checkpoints keep them with the widths
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
@@ -32,7 +31,7 @@ class SharedConv2d(nn.Conv2d):
         return super().forward(x).index_select(1, self.labels)
 
 
-def _convolution(in_channels: int, out_channels: int, stride: int, labels: Sequence[int] | None) -> nn.Conv2d:
+def _convolution(in_channels: Integer, out_channels: Integer, stride: Integer, labels: Sequence[Integer] | None) -> nn.Conv2d:
     if labels is None:
         return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
     return SharedConv2d(in_channels, labels, stride)
@@ -42,7 +41,7 @@ class Block(nn.Module):
     """Two 3×3 convolutions and an identity shortcut: with stride 2 it takes every other pixel and pads channels with
     zeros, He et al.'s option A, so that it has no parameters. `labels` are those of `SharedConv2d`, for each convolution."""
 
-    def __init__(self, in_channels: int, inner_channels: int, out_channels: int, stride: int, labels: tuple = (None, None)):
+    def __init__(self, in_channels: Integer, inner_channels: Integer, out_channels: Integer, stride: Integer, labels: tuple = (None, None)):
         super().__init__()
         self.conv1 = _convolution(in_channels, inner_channels, stride, labels[0])
         self.bn1 = nn.BatchNorm2d(inner_channels)
@@ -84,16 +83,16 @@ class ResNet(nn.Module):
 
     Raises
     ------
-    ValueError : a depth that is not 6n + 2, a width below 1 or of a layer that does not exist
+    ValueError : a depth that is not 6n + 2, no class, a width below 1 or of a layer that does not exist
     """
 
     def __init__(
         self,
-        depth: int = 20,
-        stage_widths: tuple[int, int, int] = (16, 32, 64),
-        inner_widths: Mapping[str, int] | None = None,
-        n_classes: int = 10,
-        sharing: Mapping[str, Sequence[int]] | None = None,
+        depth: Integer = 20,
+        stage_widths: Sequence[Integer] = (16, 32, 64),
+        inner_widths: Mapping[str, Integer] | None = None,
+        n_classes: Integer = 10,
+        sharing: Mapping[str, Sequence[Integer]] | None = None,
     ):
         super().__init__()
         n_blocks, remainder = divmod(depth - 2, 6)
@@ -101,19 +100,22 @@ class ResNet(nn.Module):
             raise ValueError(f"depth is {depth}, expected 6n + 2 for n ≥ 1: 8, 14, 20, 26, …")
         if len(stage_widths) != 3 or not 1 <= stage_widths[0] <= stage_widths[1] <= stage_widths[2]:
             raise ValueError(f"stage_widths is {tuple(stage_widths)}, expected three channel counts, none below the one before")
-        names = [f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in range(n_blocks)]
+        if n_classes < 1:
+            raise ValueError(f"n_classes is {n_classes}, expected at least 1")
+        usual = {f"layer{stage}.{block}.conv1": stage_widths[stage - 1] for stage in (1, 2, 3) for block in range(n_blocks)}
         inner_widths = dict(inner_widths or {})
         for name, width in inner_widths.items():
-            if name not in names:
-                raise ValueError(f"inner_widths names {name!r}, expected one of {', '.join(names)}")
+            if name not in usual:
+                raise ValueError(f"inner_widths names {name!r}, expected one of {', '.join(usual)}")
             if width < 1:
                 raise ValueError(f"inner_widths[{name!r}] is {width}, expected at least 1")
+        number = operator.index  # of NumPy's, which a checkpoint does not keep, makes one of Python's
         self.config = {
-            "depth": depth,
-            "stage_widths": tuple(stage_widths),
-            "inner_widths": inner_widths,
-            "n_classes": n_classes,
-            "sharing": {name: list(labels) for name, labels in (sharing or {}).items()},
+            "depth": number(depth),
+            "stage_widths": tuple(map(number, stage_widths)),
+            "inner_widths": {name: number(width) for name, width in inner_widths.items() if width != usual[name]},
+            "n_classes": number(n_classes),
+            "sharing": {name: list(map(number, labels)) for name, labels in (sharing or {}).items()},
         }
         sharing = self._checked_sharing(n_blocks)
 
@@ -134,7 +136,7 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # He et al. 2015b
 
-    def _checked_sharing(self, n_blocks: int) -> dict[str, list[int]]:
+    def _checked_sharing(self, n_blocks: Integer) -> dict[str, list[int]]:
         stages = self.config["stage_widths"]
         widths = {"conv1": stages[0]}
         for stage, block in itertools.product((1, 2, 3), range(n_blocks)):
@@ -192,98 +194,63 @@ def _batch_norm_name(convolution: str) -> str:
     return f"{parent}.{name.replace('conv', 'bn')}".removeprefix(".")
 
 
-def save_checkpoint(path: str | Path, model: ResNet, facts: Mapping[str, Any]) -> None:
-    """Write a model and what is known about it to `path`, whole or not at all.
+def with_tensors(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> ResNet:
+    """The `ResNet` of a configuration with copies of these tensors, in evaluation mode. No random numbers are drawn.
 
     Raises
     ------
-    ValueError : facts with other than plain values (str, int, float, bool, None; lists, tuples and dicts of them), which
-        `load_checkpoint` would refuse
+    ValueError : names or shapes that are not those of this network; found before memory is taken for it
     """
-    for key, value in facts.items():
-        check_plain(value, key)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with written_whole(path) as partial:
-        torch.save({"config": model.config, "state_dict": state, "facts": dict(facts)}, partial)
+    with torch.device("meta"):
+        model = ResNet(**config)
+    expected = model.state_dict()
+    if missing := [name for name in (*expected, *state) if (name in expected) != (name in state)]:
+        raise ValueError(f"tensors {', '.join(missing[:3])}, … are in one of the network and the state dict only, expected them in both")
+    for name, tensor in expected.items():
+        if state[name].shape != tensor.shape:
+            raise ValueError(f"{name} has the shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
+    model.load_state_dict({name: state[name].detach().to(tensor.dtype, copy=True) for name, tensor in expected.items()}, assign=True)
+    return model.eval()
 
 
-def check_plain(value: Any, key: str) -> None:
-    """Raise a ValueError unless `value` is str, int, float, bool, None, or a list, tuple or dict of them."""
-    if type(value) is dict:
-        value = [*value.keys(), *value.values()]
-    if type(value) in (list, tuple):
-        for item in value:
-            check_plain(item, key)
-    elif type(value) not in (str, int, float, bool, type(None)):
-        raise ValueError(f"facts[{key!r}] holds a {type(value).__module__}.{type(value).__name__}, expected plain values")
+def _is_sound(model: nn.Module) -> bool:
+    """Raise a ValueError for a network that computes nonsense, or nothing."""
+    tensors = model.state_dict()
+    if broken := [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
+        raise ValueError(f"{', '.join(broken[:3])} of the network hold values that are NaN or infinite, expected finite ones")
+    if len(devices := {str(tensor.device) for tensor in tensors.values()}) > 1:
+        raise ValueError(f"the network is on {', '.join(sorted(devices))}, expected one device")
+    return True
 
 
-def load_checkpoint(path: str | Path) -> tuple[ResNet, dict[str, Any]]:
-    """Read a model, in evaluation mode on the CPU, and its facts.
-
-    Reads what `save_checkpoint` wrote, and published checkpoints of the same network: a state dict, or a dict with one
-    under ``state_dict``, with ``module.`` prefixes or with ``linear`` for ``fc``. Nothing in the file is executed.
-
-    Raises
-    ------
-    FileNotFoundError : no such file
-    ValueError : a file that is truncated, holds anything but tensors and plain values, or fits no `ResNet`
-    """
-    path = Path(path)
-    content = read_tensors(path)
-    try:
-        if "config" in content:
-            model = ResNet(**content["config"])
-            model.load_state_dict(content["state_dict"])
-            facts = content["facts"]
-        else:
-            model = from_state_dict(content.get("state_dict", content))
-            facts = {}
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = textwrap.shorten(str(error), 300, placeholder=" …")  # PyTorch lists every tensor, a line each
-        raise ValueError(f"{path} is no checkpoint of a ResNet of this package: {reason}") from error
-    return model.eval(), facts
+def _is_float32(model: nn.Module) -> bool:
+    """Raise a ValueError for a network of another precision, too."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise ValueError(f"{name} of the network is {tensor.dtype}, expected torch.float32: see torch.nn.Module.float")
+    return _is_sound(model)
 
 
-def read_tensors(path: str | Path) -> Any:
-    """``torch.load`` that never runs code, with a sentence instead of a stack of causes.
-
-    Raises
-    ------
-    FileNotFoundError : no such file
-    ValueError : a file that is truncated, or that holds anything but tensors and plain values
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} was refused: it is damaged, or holds more than tensors and plain values (code, maybe)") from error
-    except (EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is truncated or no PyTorch file") from error
+def _is_unconstrained(model: nn.Module) -> bool:
+    """Raise a ValueError for weights that are computed from others, too."""
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            raise ValueError(f"{name} of the network is constrained, expected an ordinary network: see finetuning.released")
+    return _is_float32(model)
 
 
-def from_state_dict(state: Mapping[str, Tensor]) -> ResNet:
-    """The `ResNet` with these weights; depth and widths are read off the tensors.
+def _is_own(model: nn.Module) -> bool:
+    """Raise an error for a network of another class, too."""
+    if not isinstance(model, ResNet):
+        raise ArgumentError(
+            f"the network is a {type(model).__name__}, expected a resnet_pruning.ResNet; other networks with convolutions can be "
+            f"clustered and have their filters replaced: clustering.cluster_layers and pruning.replace_filters, distance 'raw'"
+        )
+    return _is_unconstrained(model)
 
-    Raises
-    ------
-    ValueError : names or shapes that are not those of a `ResNet`
-    """
-    renamed = {}
-    for name, tensor in state.items():
-        name = name.removeprefix("module.")
-        renamed["fc." + name.removeprefix("linear.") if name.startswith("linear.") else name] = tensor
-    try:
-        widths = {name.removesuffix(".weight"): len(t) for name, t in renamed.items() if "conv" in name}
-        stages = tuple(widths[f"layer{stage}.0.conv2"] for stage in (1, 2, 3))
-        inner = {name: width for name, width in widths.items() if name.endswith(".conv1") and width != stages[int(name[5]) - 1]}
-        n_blocks = sum(name.startswith("layer1.") and name.endswith(".conv1") for name in widths)
-        model = ResNet(6 * n_blocks + 2, stages, inner, len(renamed["fc.weight"]))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"no tensor {error} among {', '.join(map(str, list(renamed)[:5]))}, …") from error
-    # Checkpoints older than PyTorch 0.4.1 lack batch norm's counters, which evaluation does not need.
-    counters = {name: tensor for name, tensor in model.state_dict().items() if name.endswith("num_batches_tracked")}
-    try:
-        model.load_state_dict(counters | renamed)
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
-    return model
+
+# Networks in annotations: what can be judged, what can be trained, what has weights of its own, and what is of this package.
+AnyNetwork = Annotated[nn.Module, Is[_is_sound]]
+TrainableNetwork = Annotated[nn.Module, Is[_is_float32]]
+Network = Annotated[nn.Module, Is[_is_unconstrained]]
+OwnNetwork = Annotated[nn.Module, Is[_is_own]]

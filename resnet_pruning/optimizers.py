@@ -1,15 +1,20 @@
 """The optimizers that `training.train` knows, by name."""
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import torch
+from beartype.vale import Is
 from torch import Tensor, nn
 
+from .arguments import Real
+
 OPTIMIZERS = ("SGD", "Adam", "Adamax", "AdamW", *(["Muon"] if hasattr(torch.optim, "Muon") else []))
+OptimizerName = Annotated[str, Is[lambda name: name in OPTIMIZERS]]
 
 
 def optimizer_for(
-    model: nn.Module, name: str, learning_rate: float, weight_decay: float = 0.0, *, momentum: float = 0.9, nesterov: bool = True
+    model: nn.Module, name: OptimizerName, learning_rate: Real, weight_decay: Real = 0.0, *, momentum: Real = 0.9, nesterov: bool = True
 ) -> "torch.optim.Optimizer | Muon":
     """An optimizer of all parameters of `model` that require a gradient.
 
@@ -18,13 +23,7 @@ def optimizer_for(
     name : one of `OPTIMIZERS`
     weight_decay : of weights; batch norm and biases have none
     momentum, nesterov : of SGD and Muon; the others have torch's own settings
-
-    Raises
-    ------
-    ValueError : an unknown name
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"optimizer is {name!r}, expected one of {', '.join(OPTIMIZERS)}")
     trained = [p for p in model.parameters() if p.requires_grad]
     if name == "Muon":
         return Muon(trained, learning_rate, weight_decay, momentum=momentum, nesterov=nesterov)
@@ -39,7 +38,7 @@ class Muon:
     to the size of AdamW's (Liu et al. 2025, *Muon is Scalable for LLM Training*), so that one learning rate does for both.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95, nesterov: bool = True):
+    def __init__(self, parameters: Iterable[Tensor], lr: Real, weight_decay: Real, momentum: Real = 0.95, nesterov: bool = True):
         parameters = list(parameters)
         self.filters = [p for p in parameters if p.ndim == 4]
         self.matrices = [nn.Parameter(_rows(p.detach(), p)) for p in self.filters]
@@ -77,7 +76,7 @@ class Muon:
             part.load_state_dict(state[name])
 
 
-def _groups(parameters: list[Tensor], weight_decay: float) -> list[dict]:
+def _groups(parameters: list[Tensor], weight_decay: Real) -> list[dict]:
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

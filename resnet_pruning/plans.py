@@ -3,15 +3,16 @@
 The functions here build the usual ones; one written by hand is as good. Layers that a plan does not name stay as they are.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from numbers import Integral, Real
+from numbers import Integral
 
 from torch import nn
 
+from .arguments import Integer, Natural, Real
 from .model import convolutions
 
-Plan = Mapping[str, int]
+Plan = Mapping[str, Integer]
 
 
 def select(model: nn.Module, layers: str | Sequence[str] = "*", without: str | Sequence[str] = ()) -> list[str]:
@@ -41,7 +42,7 @@ def select(model: nn.Module, layers: str | Sequence[str] = "*", without: str | S
     return selected
 
 
-def uniform(model: nn.Module, n_clusters: int, layers: str | Sequence[str] = "*", without: str | Sequence[str] = ()) -> dict[str, int]:
+def uniform(model: nn.Module, n_clusters: Integer, layers: str | Sequence[str] = "*", without: str | Sequence[str] = ()) -> dict[str, int]:
     """The same number of clusters in each of the layers (see `select`), capped at the layer's number of filters.
 
     Raises
@@ -53,7 +54,7 @@ def uniform(model: nn.Module, n_clusters: int, layers: str | Sequence[str] = "*"
 
 
 def uniform_fraction(
-    model: nn.Module, fraction: float, layers: str | Sequence[str] = "*", without: str | Sequence[str] = ()
+    model: nn.Module, fraction: Real, layers: str | Sequence[str] = "*", without: str | Sequence[str] = ()
 ) -> dict[str, int]:
     """The same share of each layer's filters, rounded to whole clusters, at least one.
 
@@ -67,10 +68,10 @@ def uniform_fraction(
 
 def first_last_heavy(
     model: nn.Module,
-    inner: int | float,
-    ends: int | float,
-    n_first: int = 1,
-    n_last: int = 1,
+    inner: Integer | Real,
+    ends: Integer | Real,
+    n_first: Natural = 1,
+    n_last: Natural = 1,
     layers: str | Sequence[str] = "*",
     without: str | Sequence[str] = (),
 ) -> dict[str, int]:
@@ -81,45 +82,15 @@ def first_last_heavy(
 
     Raises
     ------
-    ValueError : an amount that is neither; `n_first` or `n_last` negative, or together more than the layers
+    ValueError : an amount that is neither; `n_first` and `n_last` together more than the layers
     """
     names = select(model, layers, without)
-    for argument, n in (("n_first", n_first), ("n_last", n_last)):
-        if not isinstance(n, Integral) or isinstance(n, bool) or n < 0:
-            raise ValueError(f"{argument} is {n!r}, expected an integer from 0")
     if n_first + n_last > len(names):
-        raise ValueError(f"n_first + n_last is {n_first + n_last}, expected at most the number of layers, {len(names)}")
+        raise ValueError(f"n_first + n_last is {n_first} + {n_last}, expected at most the number of layers, {len(names)}")
     for amount in (inner, ends):
-        check_share(amount) if isinstance(amount, Real) and not isinstance(amount, Integral) else check_n_clusters(amount)
+        check_n_clusters(amount) if isinstance(amount, Integral) else check_share(amount)
     last = len(names) - n_last
     return {name: _amount(model, name, inner if n_first <= i < last else ends) for i, name in enumerate(names)}
-
-
-def largest_within(
-    build: Callable[[float], Plan], cost: Callable[[Plan], float], budget: float, smallest: float = 0.01, tolerance: float = 1e-4
-) -> dict[str, int]:
-    """The largest plan of a family, from ``build(smallest)`` to ``build(1.0)``, whose cost is within `budget`.
-
-    For comparisons at equal cost: ``largest_within(lambda f: first_last_heavy(model, f, 1.0), cost_of_plan, budget)``. The
-    fraction is found by bisection. Where the next plan of the family, in which many layers grow at once, would cost too
-    much, single layers take its numbers, front to back, as long as the budget allows. Neither `cost` nor any layer's number
-    may fall when the fraction grows.
-
-    Raises
-    ------
-    ValueError : even the smallest plan costs more
-    """
-    if (least := cost(build(smallest))) > budget:
-        raise ValueError(f"budget is {budget:g}, expected at least {least:g}, which the smallest plan costs")
-    low, high = smallest, 1.0
-    while high - low > tolerance:
-        middle = (low + high) / 2
-        low, high = (middle, high) if cost(build(middle)) <= budget else (low, middle)
-    plan = dict(build(low))
-    for name, n_clusters in build(high).items():
-        if cost(larger := plan | {name: n_clusters}) <= budget:
-            plan = larger
-    return plan
 
 
 def check_plan(model: nn.Module, plan: Plan) -> None:
@@ -131,19 +102,19 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
         check_n_clusters(n_clusters, name)
 
 
-def check_n_clusters(n_clusters: int, layer: str = "") -> None:
+def check_n_clusters(n_clusters: object, layer: str = "") -> None:
     """Raise a ValueError unless `n_clusters` is an integer from 1; the message names the `layer`, if given."""
     if not isinstance(n_clusters, Integral) or isinstance(n_clusters, bool) or n_clusters < 1:
         raise ValueError(f"n_clusters is {n_clusters!r}{f' for {layer}' if layer else ''}, expected an integer from 1")
 
 
-def check_share(share: float, name: str = "fraction") -> float:
+def check_share(share: Real, name: str = "fraction") -> float:
     """A share as a float; raise a ValueError that names it unless it is above 0 and at most 1."""
-    if not isinstance(share, Real) or isinstance(share, bool) or not 0 < share <= 1:
+    if not 0 < share <= 1:
         raise ValueError(f"{name} is {share!r}, expected a number above 0 and at most 1")
     return float(share)
 
 
-def _amount(model: nn.Module, name: str, amount: int | float) -> int:
+def _amount(model: nn.Module, name: str, amount: Integer | Real) -> int:
     n_filters = convolutions(model)[name].out_channels
     return min(int(amount), n_filters) if isinstance(amount, Integral) else max(1, round(amount * n_filters))

@@ -6,25 +6,26 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from .arguments import Count, Real, Seed
 from .calibration import LayerStatistics, reestimate_batch_norm
 from .clustering import REPRESENTATIVES, Clusters, cluster_layers
 from .data import Images
-from .model import SharedConv2d, batch_norms, blocks, convolutions
+from .model import Network, batch_norms, blocks, convolutions
 from .plans import Plan
 
 
 def replace_filters(
-    model: nn.Module,
+    model: Network,
     plan: Plan,
     representative: str = "centroid",
     *,
     distance: str = "raw",
-    weighting: float = 0.0,
+    weighting: Real = 0.0,
     mergeable: bool = False,
     statistics: Mapping[str, LayerStatistics] | None = None,
     batch_norm_images: Images | None = None,
-    seed: int = 0,
-    n_init: int = 10,
+    seed: Seed = 0,
+    n_init: Count = 10,
 ) -> nn.Module:
     """A new model of the same shapes, in which each filter equals the representative of its cluster.
 
@@ -56,7 +57,7 @@ def replace_filters(
     return replaced if batch_norm_images is None else reestimate_batch_norm(replaced, batch_norm_images)
 
 
-def replace_by_clusters(model: nn.Module, clusters: Mapping[str, Clusters], representative: str = "centroid") -> nn.Module:
+def replace_by_clusters(model: Network, clusters: Mapping[str, Clusters], representative: str = "centroid") -> nn.Module:
     """`replace_filters` for clusters that are known already, from `clustering.cluster_layers` for this model.
 
     Raises
@@ -80,7 +81,7 @@ def replace_by_clusters(model: nn.Module, clusters: Mapping[str, Clusters], repr
     return model
 
 
-def rescale_by_gains(model: nn.Module, clusters: Mapping[str, Clusters]) -> nn.Module:
+def rescale_by_gains(model: Network, clusters: Mapping[str, Clusters]) -> nn.Module:
     """A copy that computes the same function, with each filter at its cluster's scale: times its gain, which batch norm takes up.
 
     A filter without a gain, whose output says nothing, becomes its cluster's centroid, so that it changes no mean.
@@ -91,43 +92,16 @@ def rescale_by_gains(model: nn.Module, clusters: Mapping[str, Clusters]) -> nn.M
         if (layer.gains != 1).any():
             if name not in norms:
                 raise ValueError(f"{name} has no batch norm, expected one that takes up its filters' lengths: cluster by distance 'raw'")
-            _rescale(convs[name], norms[name], layer.gains)
+            rescale_filters(convs[name], norms[name], layer.gains)
             with torch.no_grad():
                 dead = layer.gains == 0
                 convs[name].weight[dead] = layer.centroids[layer.labels[dead]].to(convs[name].weight)
     return model
 
 
-def rescale_like(model: nn.Module, other: nn.Module) -> nn.Module:
-    """A copy that computes the same function, in which each filter has the norm that the filters of that layer in `other` have on average.
-
-    Batch norm takes the scale of a filter out, so the smaller the filter, the further the same step of training turns it. Where
-    a network was solved for, as by `compression.compress_by_plan`, norms say nothing; those of a trained one fit its learning rates.
-
-    Parameters
-    ----------
-    model, other : with the same convolutions by name; their widths may differ
-
-    Raises
-    ------
-    ValueError : layers that are not in `other`
-    """
-    model = copy.deepcopy(model)
-    norms, others = batch_norms(model), convolutions(other)
-    if missing := [name for name in norms if name not in others]:
-        raise ValueError(f"{', '.join(missing)} of the model is not in the other network, which has {', '.join(others)}")
-    for name, norm in norms.items():
-        conv = convolutions(model)[name]
-        own = conv.weight.detach().double().cpu().flatten(1).norm(dim=1)
-        usual = others[name].weight.detach().double().cpu().flatten(1).norm(dim=1).square().mean().sqrt()
-        gains = torch.where((own == 0) | (usual == 0), 1.0, usual / own)
-        _rescale(conv, norm, gains, gains[conv.labels.cpu()] if isinstance(conv, SharedConv2d) else gains)
-    return model
-
-
 @torch.no_grad()
-def _rescale(conv: nn.Conv2d, norm: nn.BatchNorm2d, gains: Tensor, gains_of_channels: Tensor | None = None) -> None:
-    """Multiply the filters by `gains`, which `norm` takes up."""
+def rescale_filters(conv: nn.Conv2d, norm: nn.BatchNorm2d, gains: Tensor, gains_of_channels: Tensor | None = None) -> None:
+    """Multiply the filters of a convolution by `gains`, which the batch norm behind it takes up."""
     conv.weight.copy_(conv.weight.double() * gains.to(conv.weight.device).view(-1, 1, 1, 1))
     _take_up(norm, gains if gains_of_channels is None else gains_of_channels, conv.bias)
 

@@ -1,7 +1,10 @@
 """One training function, for training and fine-tuning alike: fast on CPU and GPU, interruptible, resumable."""
 
+import contextlib
+import copy
 import dataclasses
 import math
+import operator
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,11 +18,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
+from .arguments import Integer, Real, Seed
+from .checkpoints import digest, read_tensors, write_tensors
 from .data import Batches, Images
 from .evaluation import accuracy, check_classes
-from .files import written_whole
+from .files import locked
 from .hardware import can_compile, has_fast_bfloat16, keep_freed_memory
-from .model import read_tensors
+from .model import TrainableNetwork
 from .optimizers import OPTIMIZERS, optimizer_for
 
 SCHEDULES = ("cosine", "constant")
@@ -49,20 +54,20 @@ class Recipe:
     schedule : of the learning rate after warm-up, "cosine" or "constant"
     """
 
-    epochs: int = 100
-    batch_size: int = 128
-    learning_rate: float = 0.2
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup_epochs: float = 3
-    label_smoothing: float = 0.0
-    ema: float = 0.999
-    padding: int = 4
-    cutout: int = 0
-    small_share: float = 0.66
-    small_size: int = 24
-    distillation: float = 0.9
-    temperature: float = 4.0
+    epochs: Integer = 100
+    batch_size: Integer = 128
+    learning_rate: Real = 0.2
+    momentum: Real = 0.9
+    weight_decay: Real = 5e-4
+    warmup_epochs: Real = 3
+    label_smoothing: Real = 0.0
+    ema: Real = 0.999
+    padding: Integer = 4
+    cutout: Integer = 0
+    small_share: Real = 0.66
+    small_size: Integer = 24
+    distillation: Real = 0.9
+    temperature: Real = 4.0
     optimizer: str = "SGD"
     nesterov: bool = True
     schedule: str = "cosine"
@@ -77,11 +82,11 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
         for name in ("epochs", "batch_size"):
-            check(name, isinstance(getattr(self, name), int) and getattr(self, name) >= 1, "an integer of at least 1")
-        check("learning_rate", self.learning_rate > 0, "a positive number")
-        check("temperature", self.temperature > 0, "a positive number")
+            check(name, getattr(self, name) >= 1, "an integer of at least 1")
+        for name in ("learning_rate", "temperature"):
+            check(name, 0 < getattr(self, name) < math.inf, "a positive number")
         for name in ("weight_decay", "warmup_epochs", "padding", "cutout"):
-            check(name, getattr(self, name) >= 0, "zero or a positive number")
+            check(name, 0 <= getattr(self, name) < math.inf, "zero or a positive number")
         for name in ("momentum", "label_smoothing", "ema"):
             check(name, 0 <= getattr(self, name) < 1, "a number in [0, 1)")
         for name in ("distillation", "small_share"):
@@ -95,11 +100,11 @@ class Recipe:
         """How many epochs see small crops."""
         return int(self.epochs * self.small_share + 1e-9)
 
-    def size(self, epoch: int) -> int:
+    def size(self, epoch: Integer) -> int:
         """Side in pixels of the images of an epoch, counted from 0."""
         return self.small_size if epoch < self.small_epochs else 32
 
-    def learning_rate_at(self, epoch: float) -> float:
+    def learning_rate_at(self, epoch: Real) -> float:
         """Linear from 0 to the peak during warm-up, then a half cosine to 0 at the end, or constant."""
         if epoch < self.warmup_epochs:
             return self.learning_rate * epoch / self.warmup_epochs
@@ -128,13 +133,13 @@ class Execution:
 
 
 def train(
-    model: nn.Module,
+    model: TrainableNetwork,
     images: Images,
     recipe: Recipe = Recipe(),
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     held_out: Images | None = None,
-    teacher: nn.Module | None = None,
+    teacher: TrainableNetwork | None = None,
     folder: str | Path | None = None,
     watch: Callable[[nn.Module], Mapping[str, Any]] | None = None,
     execution: Execution = Execution(),
@@ -153,8 +158,8 @@ def train(
     seed : of the batches' order and augmentation (the model was initialised by the caller)
     held_out : images whose accuracy is recorded after each epoch; never trained on
     teacher : a model with the same classes whose outputs are imitated
-    folder : where the state is kept after each epoch. A call with the same arguments goes on from there, and returns at
-        once where the training is complete; on one CPU and thread count the result is the same, bit for bit.
+    folder : where the state is kept after each epoch. A call with the same arguments (networks and images by content) goes on from
+        there, and returns at once where the training is complete; on one CPU and thread count the result is the same, bit for bit.
     watch : called after each epoch with the averaged model, in evaluation mode; what it returns, numbers, text or lists
         of them, becomes columns of the history
     execution : how it is computed
@@ -167,8 +172,9 @@ def train(
 
     Raises
     ------
-    ValueError : `folder` holds another training, a model or teacher with other classes than the images, a loss that is not
-        finite
+    ValueError : `folder` holds another training or a damaged one, a model or teacher with other classes than the images, a loss that is
+        not finite
+    RuntimeError : another process trains in `folder`
     KeyboardInterrupt, or any error in a step : after setting `model` back to the last complete epoch, which `folder` keeps, too
     """
     device = images.device
@@ -183,42 +189,37 @@ def train(
         teacher = teacher.to(device).eval()
         check_classes(teacher, images, "teacher")
 
-    run = _Run(model, recipe)
-    identity = {
-        "recipe": dataclasses.asdict(recipe),
-        "seed": seed,
-        "dataset": images.dataset,
-        "n_images": len(images),
-        "shapes": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
-        "distilled": teacher is not None,
-    }
-    path = None if folder is None else Path(folder) / "state.pt"
-    if path is not None and path.exists():
-        run.load(_state_of(path, identity))
-
-    batches = Batches(images, recipe.batch_size, padding=recipe.padding, cutout=recipe.cutout, seed=seed)
-    n_steps, n_done = len(batches) * recipe.epochs, len(batches) * len(run.history)
-    compiled = execution.compile
-    if compiled is None:  # it takes up to a minute and saves a tenth or more of each step
-        compiled = n_steps - n_done >= 2000 and can_compile(device.type)
-    forward, imitate = (torch.compile(net, dynamic=False) if compiled and net is not None else net for net in (model, teacher))
-    with tqdm(total=n_steps, initial=n_done, unit="step", disable=not progress, mininterval=1) as bar:
-        try:
-            for epoch in range(len(run.history), recipe.epochs):
-                row = _epoch(run, batches, epoch, forward, imitate, amp, bar)
-                row["held_out_accuracy"] = math.nan if held_out is None else accuracy(run.averaged(), held_out, amp=amp)
-                seen = {} if watch is None else watch(run.averaged().eval())
-                row |= {name: value if isinstance(value, str | list) else float(value) for name, value in seen.items()}
-                run.complete_epoch(row, path, identity)
-        except (Exception, KeyboardInterrupt):
-            run.load(run.last_complete)
-            raise
+    run, path, identity = _Run(model, recipe), None, {}
+    with contextlib.nullcontext() if folder is None else locked(folder):
+        if folder is not None:
+            path = Path(folder) / "state.pt"
+            identity = {"recipe": dataclasses.asdict(recipe), "seed": operator.index(seed), "images": _digest_of_images(images)}
+            identity |= {"held-out images": _digest_of_images(held_out), "network": _digest_of(model), "teacher": _digest_of(teacher)}
+            if path.exists():
+                run.load(_state_of(path, identity))
+        batches = Batches(images, recipe.batch_size, padding=recipe.padding, cutout=recipe.cutout, seed=seed)
+        n_steps, n_done = len(batches) * recipe.epochs, len(batches) * len(run.history)
+        compiled = execution.compile
+        if compiled is None:  # it takes up to a minute and saves a tenth or more of each step
+            compiled = n_steps - n_done >= 2000 and can_compile(device.type)
+        forward, imitate = (torch.compile(net, dynamic=False) if compiled and net is not None else net for net in (model, teacher))
+        with tqdm(total=n_steps, initial=n_done, unit="step", disable=not progress, mininterval=1) as bar:
+            try:
+                for epoch in range(len(run.history), recipe.epochs):
+                    row = _epoch(run, batches, epoch, forward, imitate, amp, bar)
+                    row["held_out_accuracy"] = math.nan if held_out is None else accuracy(run.averaged(), held_out, amp=amp)
+                    seen = {} if watch is None else watch(run.averaged().eval())
+                    row |= {name: value if isinstance(value, str | list) else float(value) for name, value in seen.items()}
+                    run.complete_epoch(row, path, identity)
+            except (Exception, KeyboardInterrupt):
+                run.load(run.last_complete)
+                raise
     run.finish()
     return pd.DataFrame(run.history)
 
 
 def _epoch(
-    run: "_Run", batches: Batches, epoch: int, forward: nn.Module, imitate: nn.Module | None, amp: bool, bar: tqdm
+    run: "_Run", batches: Batches, epoch: Integer, forward: nn.Module, imitate: nn.Module | None, amp: bool, bar: tqdm
 ) -> dict[str, float]:
     """The steps of one epoch, and its row of the history."""
     recipe, device = run.recipe, batches.images.device
@@ -256,6 +257,18 @@ def _epoch(
     }
 
 
+def _digest_of(network: nn.Module | None) -> str:
+    """What a network computes and what of it is trained; constraints on weights are among its modules, with their settings."""
+    if network is None:
+        return ""
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    return digest(f"{network} {[(name, tensor.requires_grad) for name, tensor in tensors.items()]}", tensors.values())
+
+
+def _digest_of_images(images: Images | None) -> str:
+    return "" if images is None else digest(f"{images.dataset} {images.mean} {images.std} {images.flips}", (images.pixels, images.labels))
+
+
 def _state_of(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     """The state that a training left in a file.
 
@@ -264,8 +277,14 @@ def _state_of(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     ValueError : it is another training's
     """
     state = read_tensors(path)
-    if differing := [key for key in identity if state["identity"].get(key) != identity[key]]:
+    if not isinstance(state, dict) or not {"model", "optimizer", "ema", "history", "identity", "networks"} <= set(state):
+        raise ValueError(f"{path} is not the state of a training, expected one that training.train wrote")
+    # A network goes on from the weights that the training began with, or with which it was left.
+    same = {"network": state["identity"]["network"]} if identity["network"] in state["networks"] else {}
+    if differing := [key for key, value in (identity | same).items() if state["identity"].get(key) != value]:
         raise ValueError(f"{path} holds another training: {', '.join(differing)} differ. Choose another folder, or delete it.")
+    if [row["epoch"] for row in state["history"]] != list(range(1, len(state["history"]) + 1))[: identity["recipe"]["epochs"]]:
+        raise ValueError(f"{path} has a history of {len(state['history'])} epochs, expected 1 to {identity['recipe']['epochs']}, in order")
     return state
 
 
@@ -281,7 +300,7 @@ class _Run:
         self.history: list[dict[str, float]] = []
         self.last_complete = self._state()
 
-    def step(self, loss: Tensor, rate: float) -> None:
+    def step(self, loss: Tensor, rate: Real) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
@@ -293,12 +312,12 @@ class _Run:
     def averaged(self) -> nn.Module:
         return self.model if self.ema is None else self.ema.module
 
-    def complete_epoch(self, row: dict[str, float], path: Path | None, identity: dict) -> None:
+    def complete_epoch(self, row: dict[str, Real], path: Path | None, identity: dict) -> None:
         self.history.append(row)
         self.last_complete = self._state()
         if path is not None:
-            with written_whole(path) as partial:
-                torch.save({**self.last_complete, "identity": identity}, partial)
+            networks = [_digest_of(self.model), _digest_of(self.averaged())]
+            write_tensors({**self.last_complete, "identity": identity, "networks": networks}, path)
 
     def load(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
@@ -315,26 +334,16 @@ class _Run:
         self.model.eval()
 
     def _state(self) -> dict:
-        def copied(value):
-            if isinstance(value, Tensor):
-                return value.detach().clone()
-            if isinstance(value, dict):
-                return {key: copied(item) for key, item in value.items()}
-            return [copied(item) for item in value] if isinstance(value, list) else value
-
-        return {
-            "model": copied(dict(self.model.state_dict())),
-            "optimizer": copied(self.optimizer.state_dict()),
-            "ema": copied(dict(self.ema.state_dict())) if self.ema is not None else None,
-            "history": copied(self.history),
-        }
+        ema = None if self.ema is None else dict(self.ema.state_dict())
+        state = {"model": dict(self.model.state_dict()), "optimizer": self.optimizer.state_dict(), "ema": ema, "history": self.history}
+        return copy.deepcopy(state)
 
 
-def _averaging(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+def _averaging(decay: Real) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
     """An exponential moving average in place; integers, such as the clusters of filters, have no average and are copied."""
     average = get_ema_multi_avg_fn(decay)
 
-    def update(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor | int) -> None:
+    def update(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor | Integer) -> None:
         if averaged[0].is_floating_point():
             average(averaged, current, n_averaged)
         else:

@@ -11,8 +11,9 @@ import torch
 from pretended import pretended
 
 from resnet_pruning import data, files
+from resnet_pruning.checkpoints import save_checkpoint
 from resnet_pruning.files import ROOT
-from resnet_pruning.model import ResNet, save_checkpoint
+from resnet_pruning.model import ResNet
 from resnet_pruning.training import Execution, Recipe, train
 
 matplotlib.use("Agg")

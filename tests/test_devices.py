@@ -11,12 +11,14 @@ from test_pruning import NETWORK
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from resnet_pruning import calibration, clustering, compaction, compression, data, evaluation, files, finetuning, peers, plans, pruning
+from resnet_pruning import calibration, clustering, compaction, compression, data, evaluation, files, peers, plans, pruning
+from resnet_pruning.checkpoints import load_checkpoint, save_checkpoint
 from resnet_pruning.compression import allocation
 from resnet_pruning.deployment import timing
-from resnet_pruning.finetuning import centripetal, masked, projected, released, tied
-from resnet_pruning.model import ResNet, load_checkpoint, save_checkpoint
+from resnet_pruning.finetuning import projected, released, tied
+from resnet_pruning.model import ResNet
 from resnet_pruning.optimizers import OPTIMIZERS
+from resnet_pruning.peers import centripetal, masked
 from resnet_pruning.quantization import bits, load_quantized, pytorch, quantize, save_quantized
 from resnet_pruning.studies import pruning_runs
 from resnet_pruning.studies.finetuning_runs import FineTuningRuns
@@ -76,7 +78,7 @@ NETWORKS = {
         for representative in clustering.REPRESENTATIVES
     },
     "compact": lambda net, images: compaction.compact(pruning.replace_filters(net, PLAN, mergeable=True)),
-    "like another": lambda net, images: pruning.rescale_like(net, ResNet(8, (6, 8, 10)).to(images.device)),
+    "like another": lambda net, images: compression.rescale_like(net, ResNet(8, (6, 8, 10)).to(images.device)),
     **{
         f"compressed, {repair}": lambda net, images, repair=repair: compression.compress_by_plan(net, PLAN, images[:128], repair, **QUIET)
         for repair in ("scaled", "reconstruction")
@@ -111,7 +113,7 @@ NUMBERS = {
     ),
     "importance": lambda net, images: torch.cat([layer.importance for layer in calibration.layer_statistics(net, images).values()]),
     "clusters": lambda net, images: clustering.cluster_layers(net, PLAN, "unit")["layer3.0.conv1"].centroids,
-    "distances": lambda net, images: torch.tensor(list(finetuning.distances_within_clusters(centripetal(net, CLUSTERS, 1.0)).values())),
+    "distances": lambda net, images: torch.tensor(list(peers.distances_within_clusters(centripetal(net, CLUSTERS, 1.0)).values())),
     "errors of bits": lambda net, images: torch.tensor(bits.bit_errors(net, images[:64], (4,)).error),
     "integers": lambda net, images: quantized(net, images, 4, 4).integer_logits(images.normalised(images.pixels[:64])),
 }
@@ -232,7 +234,12 @@ def on_fake_gpu(network, mode):
 def test_forward_passes_have_no_tensor_on_another_device(name, training):
     mode = FakeTensorMode()
     network = on_fake_gpu(FORWARD[name], mode).train(training)
-    with mode, torch.no_grad():
+    with (
+        mode,
+        torch.no_grad(),
+        mock.patch.object(torch.Tensor, "isfinite", lambda tensor: mock.Mock(all=lambda: True)),
+        mock.patch.object(data.Images, "__post_init__"),
+    ):
         images = dataclasses.replace(FEW, pixels=mode.from_tensor(FEW.pixels).to("cuda"), labels=mode.from_tensor(FEW.labels).to("cuda"))
         for x in (images.normalised(images.pixels), next(data.Batches(images, 8, cutout=4).epoch(0, 24))[0]):
             assert network(x).device.type == "cuda"

@@ -3,7 +3,7 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from resnet_pruning import cost, data, evaluation, files, model, plans
+from resnet_pruning import checkpoints, cost, data, evaluation, files, plans
 from resnet_pruning.studies import sweeps
 from resnet_pruning.studies.finetuning_runs import WAYS, FineTuningRuns
 
@@ -50,7 +50,7 @@ def test_a_choice_is_judged_on_images_that_were_not_trained_on(runs):
 def test_a_kept_result_is_the_network_that_the_row_describes(runs):
     (point,) = points_of(runs, way=["tied"], checkpoint=["mine"])
     row = runs.measure_fine_tuned(point)
-    network, facts = model.load_checkpoint(files.results_folder("digits", "quick") / "checkpoints" / "mine.pt")
+    network, facts = checkpoints.load_checkpoint(files.results_folder("digits", "quick") / "checkpoints" / "mine.pt")
     assert facts["test_accuracy"] == row["accuracy"] == round(evaluation.accuracy(network, runs.material.images("test")), 2)
     assert facts["plan"]["conv1"] == 2 and facts["way"] == "tied" and cost.macs(network) == facts["macs"] == row["macs"]
 

@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 import torch
 
-from resnet_pruning import cost, evaluation, model, quantization
+from resnet_pruning import checkpoints, cost, evaluation, model, quantization
 from resnet_pruning.studies import main_networks
 
 
@@ -11,8 +11,8 @@ def folder(tmp_path, small_images):
     """A network, a smaller one, and that one quantized."""
     torch.manual_seed(0)
     for name, widths in {"whole": (4, 6, 8), "small": (2, 3, 4)}.items():
-        model.save_checkpoint(tmp_path / f"{name}.pt", model.ResNet(8, widths), {})
-    small, _ = model.load_checkpoint(tmp_path / "small.pt")
+        checkpoints.save_checkpoint(tmp_path / f"{name}.pt", model.ResNet(8, widths), {})
+    small, _ = checkpoints.load_checkpoint(tmp_path / "small.pt")
     quantized = quantization.quantize(small, small_images, 4, 8, progress=False)
     quantization.save_quantized(tmp_path / "tiny.pt", quantized, {"network": "small"})
     return tmp_path
@@ -33,7 +33,7 @@ def test_networks_are_loaded_plain_or_quantized(folder):
 def test_sizes_and_accuracies_are_shares_of_the_first(folder, small_images):
     table = measured(folder, small_images).set_index("network")
     whole, small, tiny = (table.loc[name] for name in ("whole", "small", "tiny"))
-    network, _ = model.load_checkpoint(folder / "small.pt")
+    network, _ = checkpoints.load_checkpoint(folder / "small.pt")
     assert (small.macs, small.parameters, small.bytes) == (cost.macs(network), cost.parameters(network), cost.size_in_bytes(network))
     assert small.macs_share == pytest.approx(small.macs / whole.macs, abs=1e-4) and whole.change == 0
     assert small.accuracy == pytest.approx(evaluation.accuracy(network, small_images), abs=1e-3)
@@ -49,7 +49,7 @@ def test_times_are_read_where_they_were_measured(folder, small_images, monkeypat
         pd.testing.assert_frame_equal(measured(folder, small_images), first)
         with pytest.raises(TypeError):
             measured(folder, small_images, measure_time=True)
-        model.save_checkpoint(folder / "small.pt", model.ResNet(8, (3, 3, 4)), {})
+        checkpoints.save_checkpoint(folder / "small.pt", model.ResNet(8, (3, 3, 4)), {})
         with pytest.raises(TypeError):
             measured(folder, small_images)
     again = measured(folder, small_images)

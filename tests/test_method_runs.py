@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from resnet_pruning import cost, model, peers
+from resnet_pruning import checkpoints, cost, model, peers
 from resnet_pruning.studies import method_runs, sweeps
 from resnet_pruning.studies.method_runs import METHODS, STAGES, MethodRuns
 
@@ -13,7 +13,7 @@ def runs(small_checkpoint):
     network = model.ResNet(8, (8, 12, 16))
     for norm in model.batch_norms(network).values():
         torch.nn.init.uniform_(norm.weight, 0.5, 1.5)  # of equal units none can be ranked first
-    model.save_checkpoint(small_checkpoint, network, {})
+    checkpoints.save_checkpoint(small_checkpoint, network, {})
     return MethodRuns(small_checkpoint, "digits", "quick")
 
 

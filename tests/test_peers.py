@@ -59,7 +59,7 @@ def test_chance_follows_the_seed_and_leaves_torchs_own_alone():
 
 def test_fine_tuning_keeps_zeros_and_trains_the_rest():
     pruned = peers.prune_weights(NETWORK, 0.8)
-    network = finetuning.masked(pruned)
+    network = peers.masked(pruned)
     train(
         network,
         IMAGES,
@@ -71,7 +71,7 @@ def test_fine_tuning_keeps_zeros_and_trains_the_rest():
     assert_same_function(network, after)
     assert zeros_by_layer(after) == zeros_by_layer(pruned)
     assert not torch.equal(after.conv1.weight, pruned.conv1.weight) and not torch.equal(after.fc.weight, pruned.fc.weight)
-    assert cost.gzip_bytes(after) < 0.6 * cost.gzip_bytes(NETWORK) and cost.size_in_bytes(after) == cost.size_in_bytes(NETWORK)
+    assert peers.gzip_bytes(after) < 0.6 * peers.gzip_bytes(NETWORK) and cost.size_in_bytes(after) == cost.size_in_bytes(NETWORK)
 
 
 @given(plan=inside_plan, criterion=st.sampled_from(peers.UNIT_CRITERIA))

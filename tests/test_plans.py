@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from resnet_pruning import cost, model, plans
+from resnet_pruning.compression import allocation
 
 NETWORK = model.ResNet(20)
 WIDTHS = {name: conv.out_channels for name, conv in model.convolutions(NETWORK).items()}
@@ -52,7 +53,7 @@ def test_uniform_fractions_are_within_half_a_filter(fraction):
 
 @pytest.mark.parametrize("n", [0, -1, 2.0, 0.5, True, "3", None])
 def test_numbers_of_clusters_that_are_none_are_refused(n):
-    with pytest.raises(ValueError, match=f"n_clusters is {n!r}, expected an integer from 1"):
+    with pytest.raises((ValueError, TypeError), match="n_clusters(=| is )"):
         plans.uniform(NETWORK, n)
     with pytest.raises(ValueError, match=f"n_clusters is {n!r} for layer1.0.conv1, expected an integer from 1"):
         plans.check_plan(NETWORK, {"conv1": 2, "layer1.0.conv1": n})
@@ -60,7 +61,7 @@ def test_numbers_of_clusters_that_are_none_are_refused(n):
 
 @pytest.mark.parametrize("fraction", [0, 0.0, -0.1, 1.01, float("nan"), True, "half"])
 def test_fractions_outside_their_range_are_refused(fraction):
-    with pytest.raises(ValueError, match=f"fraction is {fraction!r}, expected a number above 0 and at most 1"):
+    with pytest.raises((ValueError, TypeError), match=f"fraction(=| is ){fraction!r}"):
         plans.uniform_fraction(NETWORK, fraction)
 
 
@@ -77,12 +78,12 @@ def test_first_last_heavy():
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"inner": 1.5, "ends": 2}, "fraction is 1.5"),
     ({"inner": 2, "ends": 0}, "n_clusters is 0"),
-    ({"inner": 2, "ends": "many"}, "n_clusters is 'many'"),
-    ({"inner": 2, "ends": 4, "n_first": -1}, "n_first is -1, expected an integer from 0"),
-    ({"inner": 2, "ends": 4, "n_first": 10, "n_last": 10}, "n_first \\+ n_last is 20, expected at most the number of layers, 19"),
+    ({"inner": 2, "ends": "many"}, "ends='many'"),
+    ({"inner": 2, "ends": 4, "n_first": -1}, "n_first=-1"),
+    ({"inner": 2, "ends": 4, "n_first": 10, "n_last": 10}, "n_first \\+ n_last is 10 \\+ 10, expected at most the number of layers, 19"),
 ])  # fmt: skip
 def test_impossible_first_last_heavy_plans_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         plans.first_last_heavy(NETWORK, **arguments)
 
 
@@ -103,9 +104,9 @@ def test_the_largest_plan_within_a_budget_is_within_and_cannot_grow(share, n_fir
     budget = share * sum(WIDTHS.values())
     if distinct(build(0.01)) > budget:
         with pytest.raises(ValueError, match="expected at least"):
-            plans.largest_within(build, distinct, budget)
+            allocation.largest_within(build, distinct, budget)
         return
-    plan = plans.largest_within(build, distinct, budget)
+    plan = allocation.largest_within(build, distinct, budget)
     assert distinct(plan) <= budget
     assert budget - distinct(plan) < 1 or plan == WIDTHS  # one filter more is always possible for a layer between the ends
     assert all(plan[name] == WIDTHS[name] for i, name in enumerate(WIDTHS) if i < n_first or i >= 19 - n_last)

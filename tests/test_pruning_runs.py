@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from resnet_pruning import cost, model, plans
+from resnet_pruning import checkpoints, cost, model, plans
 from resnet_pruning.studies import sweeps
 from resnet_pruning.studies.pruning_runs import PruningRuns
 
@@ -16,12 +16,12 @@ from resnet_pruning.studies.pruning_runs import PruningRuns
 def experiment(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("base") / "small.pt"
-    model.save_checkpoint(path, model.ResNet(8, (4, 6, 8)), {})
+    checkpoints.save_checkpoint(path, model.ResNet(8, (4, 6, 8)), {})
     return PruningRuns(str(path), "digits", "quick")
 
 
 def points_of(experiment):
-    network, _ = model.load_checkpoint(experiment.checkpoint)
+    network, _ = checkpoints.load_checkpoint(experiment.checkpoint)
     some = {("uniform", "clusters", n): plans.uniform(network, n) for n in (2, 8)}
     return experiment.points(some, distance=["raw", "correlation"], batch_norm=["as trained", "re-estimated"])
 
@@ -31,7 +31,7 @@ def test_an_experiments_points_say_all_that_a_row_must(experiment):
     assert len(points) == len(set(points)) == 8
     assert points[0].distance == "raw" and points[0].clusters == (2,) * 7
     assert points[-1].clusters == (4, 4, 4, 6, 6, 8, 8) and points[0].base.startswith("small ")
-    network, _ = model.load_checkpoint(experiment.checkpoint)
+    network, _ = checkpoints.load_checkpoint(experiment.checkpoint)
     (only_stem,) = experiment.points({("stem alone", "clusters", 1): {"conv1": 1}})
     assert only_stem.clusters == (1, 4, 4, 6, 6, 8, 8)
     with pytest.raises(ValueError, match="choices has metric, expected some of base, images, plan"):
@@ -42,7 +42,7 @@ def test_an_experiments_points_say_all_that_a_row_must(experiment):
 
 def test_measured_rows_hold_together(experiment):
     whole = experiment.points(
-        {("uniform", "clusters", 8): plans.uniform(model.load_checkpoint(experiment.checkpoint)[0], 8)}, batch_norm=["as trained"]
+        {("uniform", "clusters", 8): plans.uniform(checkpoints.load_checkpoint(experiment.checkpoint)[0], 8)}, batch_norm=["as trained"]
     )
     row = experiment.measure(whole[0])
     assert row["change"] == 0 and row["macs_share"] == row["parameters_share"] == 1 and row["distinct_filters"] == 40
@@ -53,7 +53,7 @@ def test_measured_rows_hold_together(experiment):
 
 
 def test_merged_rows_hold_together(experiment):
-    network, _ = model.load_checkpoint(experiment.checkpoint)
+    network, _ = checkpoints.load_checkpoint(experiment.checkpoint)
     plan = {"layer2.0.conv1": 3, "layer3.0.conv2": 5}
     whole, *smaller = (
         point

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pruning import IMAGES, NETWORK
 
-from resnet_pruning import compaction, cost, data, evaluation, model, plans, pruning, quantization
+from resnet_pruning import checkpoints, compaction, cost, data, evaluation, model, plans, pruning, quantization
 from resnet_pruning.quantization import files, observers, post_training, quantized_model
 from resnet_pruning.quantization.post_training import quantize
 from resnet_pruning.quantization.quantized_model import affine_grid, layers, quantized
@@ -214,7 +214,7 @@ def test_damaged_files_are_refused(tmp_path):
     content = torch.load(path, weights_only=True)
     for deflated in (content["data"][:-100], torch.frombuffer(bytearray(zlib.compress(bytes(10**7))), dtype=torch.uint8)):
         torch.save(content | {"data": deflated}, path)
-        with pytest.raises(ValueError, match=r"small\.pt is damaged: its weights do not fill \d+ bytes"):
+        with pytest.raises(ValueError, match=r"small\.pt is damaged: ValueError: its weights do not fill \d+ bytes"):
             quantization.load_quantized(path)
     torch.save(content | {"data": content["data"].flip(0)}, path)
     with pytest.raises(ValueError, match=r"small\.pt is damaged"):
@@ -222,7 +222,7 @@ def test_damaged_files_are_refused(tmp_path):
 
 
 def test_a_float_checkpoint_is_no_quantized_one(tmp_path):
-    model.save_checkpoint(tmp_path / "float.pt", NETWORK, {})
+    checkpoints.save_checkpoint(tmp_path / "float.pt", NETWORK, {})
     with pytest.raises(ValueError, match="holds no quantized network"):
         quantization.load_quantized(tmp_path / "float.pt")
 
@@ -232,8 +232,8 @@ def test_a_float_checkpoint_is_no_quantized_one(tmp_path):
     [
         ({"weight_bits": 1}, "weight_bits is 1, expected an integer from 2 to 16"),
         ({"activation_bits": 17}, "activation_bits is 17"),
-        ({"weight_bits": 4.0}, "weight_bits is 4.0"),
-        ({"end_bits": True}, "end_bits is True"),
+        ({"weight_bits": 4.0}, "weight_bits=4.0"),
+        ({"end_bits": True}, "end_bits=True"),
         ({"observer": "guess"}, "observer is 'guess', expected one of min-max"),
         ({"weight_range": "all"}, "weight_range is 'all'"),
         ({"rounding": "up"}, "rounding is 'up', expected one of nearest, layer, block"),
@@ -247,14 +247,17 @@ def test_what_cannot_be_is_refused(settings, message):
 
 
 def test_images_and_models_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="0 images, expected at least 1"):
+    with pytest.raises(ValueError, match=r"of shape \(0, 3, 32, 32\), expected"):
         quantize(NETWORK, IMAGES[:0])
-    with pytest.raises(ValueError, match=r"shape \(64, 1, 32, 32\), expected \(N, 3, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"shape \(64, 1, 32, 32\), expected torch.uint8 of shape \(N, 3, 32, 32\)"):
         quantize(NETWORK, dataclasses.replace(IMAGES, pixels=IMAGES.pixels[:, :1]))
-    with pytest.raises(ValueError, match="the model is quantized already"):
+    with pytest.raises(ValueError, match="the network is a QuantizedResNet, expected a resnet_pruning.ResNet"):
         quantize(quantize(NETWORK, IMAGES), IMAGES)
     broken = copy.deepcopy(NETWORK)
     broken.layer2[0].bn1.weight.data[0] = math.nan
+    with pytest.raises(ValueError, match=r"layer2.0.bn1.weight of the network hold values that are NaN or infinite"):
+        quantize(broken, IMAGES)
+    broken.layer2[0].bn1.weight.data[:] = 3e38  # finite, but not what it makes of its inputs
     with pytest.raises(ValueError, match="the activations layer2.0.act1 are not finite"):
         quantize(broken, IMAGES)
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from resnet_pruning import evaluation, model, quantization
+from resnet_pruning import checkpoints, evaluation, model, quantization
 from resnet_pruning.quantization import pytorch
 from resnet_pruning.studies import sweeps
 from resnet_pruning.studies.quantization_runs import READY, QuantizationRuns
@@ -41,7 +41,7 @@ def test_bits_by_sensitivity_take_no_more_bytes(runs):
 
 
 def test_pytorchs_own_ways_are_judged_alike(runs, trained, tmp_path):
-    model.save_checkpoint(tmp_path / "small.pt", trained, {})
+    checkpoints.save_checkpoint(tmp_path / "small.pt", trained, {})
     table = sweeps.run_sweep(runs.measure_ready, runs.ready_points(), tmp_path / "ready.csv", progress=False).set_index("kind")
     assert list(table.index) == list(READY) and table.change["float32"] == 0 and table.change.abs().max() < 2, "at most three of 200 images"
     assert table.bytes["torchao int8"] < table.bytes["bfloat16"] < table.bytes["float32"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from distributed import LocalCluster
 
-from resnet_pruning import compression, cost, data, model, quantization, training
+from resnet_pruning import checkpoints, compression, cost, data, model, quantization, training
 from resnet_pruning.files import ROOT
 from resnet_pruning.report import readme
 
@@ -39,7 +39,7 @@ def test_the_readmes_lines_run_as_written(cifar10, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(compression, "compress", functools.partial(compression.compress, n_steps=10))
     exec(lines, {})
     assert re.search(r"accuracy 9\d\.\d\d → \d\d\.\d\d %", capsys.readouterr().out)
-    small, facts = model.load_checkpoint("build/small.pt")
+    small, facts = checkpoints.load_checkpoint("build/small.pt")
     tiny, tiny_facts = quantization.load_quantized("build/tiny.pt")
     assert 0.49 < cost.macs(small) / 40_551_040 <= 0.5
     assert facts["test_accuracy"] == pytest.approx(tiny_facts["test_accuracy"], abs=1)
@@ -60,7 +60,7 @@ def test_the_guides_lines_run_in_order(digits, tmp_path, monkeypatch):
     quick = {"epochs": 1, "batch_size": 64, "warmup_epochs": 0, "small_share": 0.0, "ema": 0}
     (tmp_path / "checkpoints").mkdir()
     torch.manual_seed(0)
-    model.save_checkpoint(tmp_path / "checkpoints" / "resnet20.pt", model.ResNet(8, (4, 8, 16)), {})
+    checkpoints.save_checkpoint(tmp_path / "checkpoints" / "resnet20.pt", model.ResNet(8, (4, 8, 16)), {})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data, "load_images", lambda name, **settings: (train_images[:600], test_images[:100]))
     monkeypatch.setattr(

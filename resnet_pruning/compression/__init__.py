@@ -1,7 +1,7 @@
 """Smaller networks under a budget or by a plan, repaired part by part without labels."""
 
 from .allocation import by_sensitivity, layer_errors, part_timings, uniform_inside_blocks
-from .by_plan import REPAIRS, SELECTIONS, compress_by_plan
+from .by_plan import REPAIRS, SELECTIONS, compress_by_plan, rescale_like
 from .compress import before_after, compress
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "compress_by_plan",
     "layer_errors",
     "part_timings",
+    "rescale_like",
     "uniform_inside_blocks",
 ]

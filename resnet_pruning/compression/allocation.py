@@ -7,7 +7,7 @@ budget is found by dynamic programming (as in Frantar & Alistarh, *Optimal Brain
 
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import cost, plans
+from ..arguments import Count, Integer, Real, Seed
 from ..calibration import LayerStatistics, layer_statistics
 from ..compaction import expanded
-from ..data import Images, check_images
+from ..data import Images
 from ..deployment.runtimes import prepared
 from ..deployment.timing import interleaved
 from ..evaluation import change_of_logits
 from ..hardware import default_device, full_float32
-from ..model import Block, ResNet, blocks, convolutions
+from ..model import Block, OwnNetwork, blocks, convolutions
 from .knapsack import cheapest
-from .parts import N_FITTED, N_STATISTICS, PartFit, apply, augmented, parts_of
+from .parts import N_FITTED, N_STATISTICS, PartFit, apply, augmented, check_images, parts_of
 
 SHARES = tuple(k / 16 for k in range(1, 17))
 
@@ -35,12 +36,12 @@ SHARES = tuple(k / 16 for k in range(1, 17))
 @full_float32()
 @torch.no_grad()
 def layer_errors(
-    model: ResNet,
+    model: OwnNetwork,
     images: Images,
     *,
-    shares: Sequence[float] = SHARES,
+    shares: Sequence[Real] = SHARES,
     statistics: Mapping[str, LayerStatistics] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
     """What each layer alone does to the logits with fewer clusters, each layer fitted by least squares; labels are not used.
@@ -90,11 +91,11 @@ def layer_errors(
 
 
 def by_sensitivity(
-    model: ResNet,
+    model: OwnNetwork,
     images: Images | None = None,
-    macs: float | None = None,
+    macs: Real | None = None,
     *,
-    latency: float | None = None,
+    latency: Real | None = None,
     sharing: bool = True,
     errors: pd.DataFrame | None = None,
     timings: pd.DataFrame | None = None,
@@ -149,7 +150,7 @@ def by_sensitivity(
     return {layer: int(n) for part, index in zip(options, chosen, strict=True) for layer, n in part[index].plan.items()}
 
 
-def uniform_inside_blocks(model: ResNet, macs: float) -> dict[str, int]:
+def uniform_inside_blocks(model: OwnNetwork, macs: Real) -> dict[str, int]:
     """The same share of the channels inside each block, as large as a budget of MACs allows: what sensitivity is compared with.
 
     Raises
@@ -157,14 +158,45 @@ def uniform_inside_blocks(model: ResNet, macs: float) -> dict[str, int]:
     ValueError : a budget outside (0, 1], or below what is left with one channel in each block
     """
     _, budget = check_budget(macs, None)
-    return plans.largest_within(
+    return largest_within(
         lambda share: plans.uniform_fraction(model, share, "*.conv1"),
         lambda plan: cost.of_plan(model, plan, merged=True)[1],
         budget * cost.macs(model),
     )
 
 
-def check_budget(macs: float | None, latency: float | None) -> tuple[str, float]:
+def largest_within(
+    build: Callable[[Real], plans.Plan],
+    cost: Callable[[plans.Plan], Real],
+    budget: Real,
+    smallest: Real = 0.01,
+    tolerance: Real = 1e-4,
+) -> dict[str, int]:
+    """The largest plan of a family, from ``build(smallest)`` to ``build(1.0)``, whose cost is within `budget`.
+
+    For comparisons at equal cost: ``largest_within(lambda f: first_last_heavy(model, f, 1.0), cost_of_plan, budget)``. The
+    fraction is found by bisection. Where the next plan of the family, in which many layers grow at once, would cost too
+    much, single layers take its numbers, front to back, as long as the budget allows. Neither `cost` nor any layer's number
+    may fall when the fraction grows.
+
+    Raises
+    ------
+    ValueError : even the smallest plan costs more
+    """
+    if (least := cost(build(smallest))) > budget:
+        raise ValueError(f"budget is {budget:g}, expected at least {least:g}, which the smallest plan costs")
+    low, high = smallest, 1.0
+    while high - low > tolerance:
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(build(middle)) <= budget else (low, middle)
+    plan = dict(build(low))
+    for name, n_clusters in build(high).items():
+        if cost(larger := plan | {name: n_clusters}) <= budget:
+            plan = larger
+    return plan
+
+
+def check_budget(macs: Real | None, latency: Real | None) -> tuple[str, float]:
     """The one of the two that is given, with its name; a ValueError if it is not exactly one, or no share."""
     if (macs is None) == (latency is None):
         raise ValueError(f"macs is {macs} and latency is {latency}, expected one of them")
@@ -180,7 +212,7 @@ class Option(NamedTuple):
     error: float
 
 
-def _options_by_macs(layers: list[str], macs: Mapping[str, int], errors: pd.DataFrame) -> list[Option]:
+def _options_by_macs(layers: list[str], macs: Mapping[str, Integer], errors: pd.DataFrame) -> list[Option]:
     """All combinations of the measured numbers of clusters of a part's layers; the stem has one layer, a block two."""
     tables = [errors[errors.layer == layer] for layer in layers]
     options = []
@@ -201,13 +233,14 @@ def _options_by_time(layers: list[str], timings: pd.DataFrame, errors: pd.DataFr
     return [Option({row.layer: row.n_clusters}, row.seconds, row.error) for row in table.itertuples()]
 
 
+@torch.random.fork_rng(devices=[])
 def part_timings(
-    model: ResNet,
-    batch_size: int = 256,
+    model: OwnNetwork,
+    batch_size: Count = 256,
     runtime: str = "eager",
     *,
-    shares: Sequence[float] = SHARES[1::2],
-    rounds: int = 10,
+    shares: Sequence[Real] = SHARES[1::2],
+    rounds: Integer = 10,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -243,16 +276,16 @@ def part_timings(
     return pd.DataFrame([{"layer": layer, "n_clusters": n, "seconds": seconds[shape]} for (layer, n), shape in of_layer.items()])
 
 
-def _numbers(whole: int, shares: Sequence[float]) -> list[int]:
+def _numbers(whole: Integer, shares: Sequence[Real]) -> list[int]:
     """The numbers of filters that are these shares of a layer's, at least one, and the whole layer."""
     return sorted({max(1, round(share * whole)) for share in shares} | {whole})
 
 
-def _layers_of_parts(model: ResNet) -> list[list[str]]:
+def _layers_of_parts(model: OwnNetwork) -> list[list[str]]:
     return [["conv1"], *([f"{name}.conv1", f"{name}.conv2"] for name in blocks(model))]
 
 
-def _logits(model: ResNet, parts: Sequence[nn.Module], inputs: Tensor) -> Tensor:
+def _logits(model: OwnNetwork, parts: Sequence[nn.Module], inputs: Tensor) -> Tensor:
     """What the network gives for the inputs of the first of its last `parts`."""
     for part in parts:
         inputs = apply(part, inputs)

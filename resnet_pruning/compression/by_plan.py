@@ -30,30 +30,33 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..arguments import Count, PositiveReal, Seed
 from ..calibration import LayerStatistics, layer_statistics
 from ..compaction import expanded
-from ..data import Images, check_images
+from ..data import Images
 from ..hardware import full_float32
-from ..model import Block, ResNet, SharedConv2d
+from ..model import AnyNetwork, Block, Network, OwnNetwork, ResNet, SharedConv2d, batch_norms, convolutions, with_tensors
 from ..plans import Plan, check_plan
-from .parts import N_FITTED, N_STATISTICS, PartFit, apply, augmented, parts_of
+from ..pruning import rescale_filters
+from .parts import N_FITTED, N_STATISTICS, PartFit, apply, augmented, check_images, parts_of
 
 REPAIRS = ("none", "summed", "scaled", "least squares", "reconstruction")
 SELECTIONS = ("k-means", "elimination")
 
 
+@torch.random.fork_rng(devices=[])  # modules are made with random weights, which are none of the caller's
 @full_float32()
 def compress_by_plan(
-    model: ResNet,
+    model: OwnNetwork,
     plan: Plan,
     images: Images,
     repair: str = "reconstruction",
     *,
     selection: str = "elimination",
     statistics: Mapping[str, LayerStatistics] | None = None,
-    n_steps: int = 400,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
+    n_steps: Count = 400,
+    learning_rate: PositiveReal = 1e-3,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> ResNet:
     """The compact network of a plan: as many channels inside each block as planned, as many filters computed on the residual stream.
@@ -104,6 +107,33 @@ def compress_by_plan(
     return _assembled(model, parts)
 
 
+def rescale_like(model: Network, other: AnyNetwork) -> nn.Module:
+    """A copy that computes the same function, in which each filter has the norm that the filters of that layer in `other` have on average.
+
+    Batch norm takes the scale of a filter out, so the smaller the filter, the further the same step of training turns it. Where
+    a network was solved for, as by `compress_by_plan`, norms say nothing; those of a trained one fit its learning rates.
+
+    Parameters
+    ----------
+    model, other : with the same convolutions by name; their widths may differ
+
+    Raises
+    ------
+    ValueError : layers that are not in `other`
+    """
+    model = copy.deepcopy(model)
+    norms, others = batch_norms(model), convolutions(other)
+    if missing := [name for name in norms if name not in others]:
+        raise ValueError(f"{', '.join(missing)} of the model is not in the other network, which has {', '.join(others)}")
+    for name, norm in norms.items():
+        conv = convolutions(model)[name]
+        own = conv.weight.detach().double().cpu().flatten(1).norm(dim=1)
+        usual = others[name].weight.detach().double().cpu().flatten(1).norm(dim=1).square().mean().sqrt()
+        gains = torch.where((own == 0) | (usual == 0), 1.0, usual / own)
+        rescale_filters(conv, norm, gains, gains[conv.labels.cpu()] if isinstance(conv, SharedConv2d) else gains)
+    return model
+
+
 def _assembled(model: ResNet, parts: Mapping[str, nn.Module]) -> ResNet:
     """The network of the configuration that `model` would have with these parts."""
     inner_widths, sharing, state = {}, {}, {}
@@ -115,6 +145,6 @@ def _assembled(model: ResNet, parts: Mapping[str, nn.Module]) -> ResNet:
                 sharing[prefix + last] = conv.labels.tolist()
         if isinstance(part, Block) and part.conv1.out_channels != part.bn2.num_features:
             inner_widths[f"{name}.conv1"] = part.conv1.out_channels
-    small = ResNet(**model.config | {"inner_widths": inner_widths, "sharing": sharing})
-    small.load_state_dict(state | {f"fc.{key}": tensor for key, tensor in model.fc.state_dict().items()})
+    state |= {f"fc.{key}": tensor for key, tensor in model.fc.state_dict().items()}
+    small = with_tensors(model.config | {"inner_widths": inner_widths, "sharing": sharing}, state)
     return small.to(next(model.parameters()).device, memory_format=torch.channels_last).eval()

@@ -1,27 +1,28 @@
 """The whole of it in one call: measure, allocate, merge, reconstruct."""
 
 from .. import cost
+from ..arguments import Count, Real, Seed
 from ..calibration import layer_statistics
-from ..data import Images, check_images
+from ..data import Images
 from ..evaluation import accuracy
-from ..model import ResNet
+from ..model import OwnNetwork, ResNet
 from .allocation import by_sensitivity, check_budget, layer_errors
 from .by_plan import compress_by_plan
-from .parts import N_STATISTICS
+from .parts import N_STATISTICS, check_images
 
 N_IMAGES = 2048
 
 
 def compress(
-    model: ResNet,
+    model: OwnNetwork,
     images: Images,
-    macs: float | None = None,
+    macs: Real | None = None,
     *,
-    latency: float | None = None,
+    latency: Real | None = None,
     sharing: bool = True,
     test_images: Images | None = None,
-    n_steps: int = 400,
-    seed: int = 0,
+    n_steps: Count = 400,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> ResNet:
     """A compact network within a budget, without labels and without training of the whole; prints what it was and what it is.
@@ -57,7 +58,7 @@ def compress(
     return small
 
 
-def before_after(model: ResNet, small: ResNet, test_images: Images | None = None) -> str:
+def before_after(model: OwnNetwork, small: OwnNetwork, test_images: Images | None = None) -> str:
     """One line: parameters, MACs and bytes of two networks, and with `test_images` their accuracies."""
     parts = []
     for unit, count in (("parameters", cost.parameters), ("MACs", cost.macs), ("bytes", cost.size_in_bytes)):

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..arguments import Real
 
-def cheapest(options: Sequence[np.ndarray], budget: float) -> list[int]:
+
+def cheapest(options: Sequence[np.ndarray], budget: Real) -> list[int]:
     """Of each part one option, given as rows of cost and error, so that costs sum to at most `budget` and errors to the least.
 
     Exact, by dynamic programming over the sums that no other beats in both.

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import Count, Integer, PositiveReal, Seed
 from ..calibration import LayerStatistics
 from ..clustering import cluster_filters, cluster_points, distances_to_centroids, distinct_filters, usable_weights
 from ..data import Batches, Images
-from ..model import Block, ResNet, SharedConv2d, affine, blocks
+from ..model import Block, OwnNetwork, SharedConv2d, affine, blocks
 from ..plans import Plan
 from .least_squares import Moments, eliminate
 
@@ -20,13 +21,19 @@ N_FITTED = 512  # images for least squares
 N_STATISTICS = 500  # images for how much the logits depend on each channel
 
 
-def parts_of(model: ResNet) -> dict[str, nn.Module]:
+def check_images(images: Images, at_least: Integer) -> None:
+    """Raise a ValueError unless there are so many images."""
+    if len(images) < at_least:
+        raise ValueError(f"{len(images)} images, expected at least {at_least}, better some hundred more")
+
+
+def parts_of(model: OwnNetwork) -> dict[str, nn.Module]:
     """The stem (named "", with its batch norm and ReLU) and the blocks, front to back: each takes what the one before it gives."""
     stem = nn.Sequential(OrderedDict(conv1=model.conv1, bn1=model.bn1, relu=nn.ReLU()))
     return {"": stem, **blocks(model)}
 
 
-def augmented(images: Images, seed: int = 0) -> Tensor:
+def augmented(images: Images, seed: Seed = 0) -> Tensor:
     """All `images`, shifted and mirrored as in training, as one float32 tensor (N, 3, 32, 32)."""
     return next(Batches(images, len(images), seed=seed).epoch(0))[0]
 
@@ -93,7 +100,7 @@ class PartFit:
         """Of the activations of any two channels, (C, C), float64 on the CPU; 0 for channels that are always 0."""
         return torch.corrcoef(self.activations.transpose(0, 1).flatten(1)).double().cpu().nan_to_num(0.0)
 
-    def selected(self, n_channels: int, selection: str, seed: int) -> tuple[Tensor, Tensor]:
+    def selected(self, n_channels: Integer, selection: str, seed: Seed) -> tuple[Tensor, Tensor]:
         """The channels that are kept (n_channels,), in order, and for each channel (C,) the number of the kept one it is merged with."""
         if selection == "elimination":
             kept = torch.tensor(sorted(self.elimination[-n_channels:]))
@@ -108,7 +115,7 @@ class PartFit:
         labels[kept] = torch.arange(len(kept))
         return kept, labels
 
-    def solve(self, plan: Plan, repair: str, *, selection: str = "elimination", seed: int = 0) -> nn.Module:
+    def solve(self, plan: Plan, repair: str, *, selection: str = "elimination", seed: Seed = 0) -> nn.Module:
         """The smaller part for a plan, by one of `REPAIRS`. For "reconstruction" it is the start, from least squares."""
         kept = labels = torch.arange(self.conv.in_channels)
         if plan.get(self.first, len(kept)) < len(kept):
@@ -140,7 +147,7 @@ class PartFit:
             _state_believed(small.bn1, self.part.bn1)
         return small
 
-    def reconstruct(self, small: nn.Module, *, n_steps: int, learning_rate: float, seed: int = 0, batch_size: int = 64) -> None:
+    def reconstruct(self, small: nn.Module, *, n_steps: Count, learning_rate: PositiveReal, seed: Seed = 0, batch_size: Count = 64) -> None:
         """Train a part from `solve` to give what the original part gives, each channel weighted by what the logits make of it."""
         targets = apply(self.part, self.original)
         weights = (self.importance / self.importance.mean()).to(targets).view(-1, 1, 1)
@@ -180,7 +187,7 @@ class PartFit:
 
 
 def _shared(
-    weight: Tensor, shift: Tensor, moments: Moments, importance: Tensor, n_filters: int, stride: int, seed: int
+    weight: Tensor, shift: Tensor, moments: Moments, importance: Tensor, n_filters: Integer, stride: Integer, seed: Integer
 ) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
     """A convolution that computes `n_filters` filters, and a batch norm that makes of them about weight (N, D) times patch plus shift.
 
@@ -212,7 +219,7 @@ def _shared(
     return shared, _batch_norm(scale, shift + (weight - scale.unsqueeze(1) * filters[labels]) @ moments.mean)
 
 
-def _convolution(weight: Tensor, stride: int) -> nn.Conv2d:
+def _convolution(weight: Tensor, stride: Integer) -> nn.Conv2d:
     conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], stride, padding=weight.shape[2] // 2, bias=False)
     with torch.no_grad():
         conv.weight.copy_(weight)

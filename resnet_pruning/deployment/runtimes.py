@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data import Images
 from ..files import required, written_whole
+from ..model import AnyNetwork
 
 RUNTIMES = ("eager", "compiled", "onnxruntime")
 
 
-def to_onnx(model: nn.Module, path: str | Path, example: Tensor | None = None) -> None:
+def to_onnx(model: AnyNetwork, path: str | Path, example: Tensor | None = None) -> None:
     """Write a model as ONNX, whole or not at all, for any number of images.
 
     The input, "images", is float32 (batch, 3, 32, 32), as `data.Images.normalised` makes them; the output is "logits" (batch, n_classes).
@@ -69,7 +70,7 @@ def predict_onnx(path: str | Path, images: Images) -> Tensor:
     return torch.from_numpy(np.concatenate([session.run(["logits"], {"images": batch})[0] for batch in batches]))
 
 
-def prepared(model: nn.Module, inputs: Tensor, runtime: str) -> tuple[Callable[[], None], torch.device]:
+def prepared(model: AnyNetwork, inputs: Tensor, runtime: str) -> tuple[Callable[[], None], torch.device]:
     """A function that runs `model` on `inputs` once and returns when it is done, and the device that it computes on: that of the inputs, or
     the CPU where the installed onnxruntime cannot use a GPU.
 

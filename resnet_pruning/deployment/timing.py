@@ -1,24 +1,25 @@
 """How long networks take, interleaved: each runs in every round, so that a change of the machine's speed meets all of them alike."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 import pandas as pd
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..arguments import Count, Integer, Real
 from ..hardware import default_device, full_float32, keep_freed_memory, machine
 from .runtimes import prepared
 
 
 def latency(
     models: Mapping[str, nn.Module],
-    batch_size: int = 256,
+    batch_size: Count = 256,
     runtime: str = "eager",
     *,
     device: torch.device | str | None = None,
-    rounds: int = 10,
+    rounds: Integer = 10,
     progress: bool = True,
 ) -> pd.DataFrame:
     """How long networks take for a batch of 32×32 images, measured interleaved.
@@ -52,7 +53,7 @@ def latency(
     return pd.DataFrame(setting, index=table.index).join(table)
 
 
-def compared(runs: Mapping[str, Callable[[], None]], rounds: int, progress: bool = True) -> pd.DataFrame:
+def compared(runs: Mapping[Hashable, Callable[[], None]], rounds: Integer, progress: bool = True) -> pd.DataFrame:
     """How long functions take next to the first of them, `interleaved`.
 
     Returns
@@ -68,7 +69,7 @@ def compared(runs: Mapping[str, Callable[[], None]], rounds: int, progress: bool
 
 
 @full_float32()
-def interleaved(runs: Mapping[str, Callable[[], None]], rounds: int, progress: bool = True, least: float = 0.05) -> pd.DataFrame:
+def interleaved(runs: Mapping[Hashable, Callable[[], None]], rounds: Integer, progress: bool = True, least: Real = 0.05) -> pd.DataFrame:
     """Seconds that each function takes, a column each, in rounds in which they take turns: so a change of the machine's speed meets
     all alike. In a turn a function runs as often as fits into `least` seconds. Float32 is computed as such, see `hardware.full_float32`."""
     keep_freed_memory()

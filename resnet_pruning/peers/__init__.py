@@ -1,20 +1,26 @@
 """What others do, to compare with."""
 
+from .centripetal import centripetal, distances_within_clusters, strength_for
 from .neuron_merging import merge_neurons
 from .torch_pruning import HAS_TORCH_PRUNING, IMPORTANCES, prune_by_torch_pruning
 from .units import UNIT_CRITERIA, kept_units, mask_units, prune_units
-from .weights import WEIGHT_CRITERIA, prune_weights, sparsity_of
+from .weights import WEIGHT_CRITERIA, gzip_bytes, masked, prune_weights, sparsity_of
 
 __all__ = [
     "HAS_TORCH_PRUNING",
     "IMPORTANCES",
     "UNIT_CRITERIA",
     "WEIGHT_CRITERIA",
+    "centripetal",
+    "distances_within_clusters",
+    "gzip_bytes",
     "kept_units",
     "mask_units",
+    "masked",
     "merge_neurons",
     "prune_by_torch_pruning",
     "prune_units",
     "prune_weights",
     "sparsity_of",
+    "strength_for",
 ]

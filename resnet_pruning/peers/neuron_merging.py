@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor, nn
 
+from ..arguments import Real
 from ..compaction import compact, expanded
-from ..model import ResNet, affine, blocks
+from ..model import OwnNetwork, ResNet, affine, blocks
 from ..plans import Plan
 from .units import kept_units, mask
 
 
-def merge_neurons(model: ResNet, plan: Plan, criterion: str = "L1 norm", *, threshold: float = 0.1, balance: float = 0.85) -> ResNet:
+def merge_neurons(model: OwnNetwork, plan: Plan, criterion: str = "L1 norm", *, threshold: Real = 0.1, balance: Real = 0.85) -> ResNet:
     """Neuron Merging (Kim et al., NeurIPS 2020), without data: each unit that goes is added to the most similar one that stays.
 
     If the filter i is s times the filter j, then batch norm makes of it S times the channel j, plus B, and ReLU keeps S where it is
@@ -39,7 +40,7 @@ def merge_neurons(model: ResNet, plan: Plan, criterion: str = "L1 norm", *, thre
     return compact(model)
 
 
-def _factors_of_neurons(conv: nn.Conv2d, norm: nn.BatchNorm2d, kept: Tensor, threshold: float, balance: float) -> Tensor:
+def _factors_of_neurons(conv: nn.Conv2d, norm: nn.BatchNorm2d, kept: Tensor, threshold: Real, balance: Real) -> Tensor:
     """What each channel is of those that stay: float64 (N, n_kept), with at most one entry in each row."""
     filters = conv.weight.detach().double().cpu().flatten(1)
     lengths = filters.norm(dim=1)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 import torch
 
 from .. import cost
+from ..arguments import Integer, Real
 from ..compaction import expanded
 from ..files import required
-from ..model import ResNet, blocks, convolutions
+from ..model import OwnNetwork, ResNet, blocks, convolutions, with_tensors
 from ..plans import Plan, check_share
 from .units import check_inside_blocks
 from .weights import weighted_layers
@@ -18,7 +19,10 @@ IMPORTANCES = ("group norm", "batch-norm scale", "geometric median")
 HAS_TORCH_PRUNING = importlib.util.find_spec("torch_pruning") is not None
 
 
-def prune_by_torch_pruning(model: ResNet, importance: str = "group norm", *, plan: Plan | None = None, macs: float | None = None) -> ResNet:
+@torch.random.fork_rng(devices=[])
+def prune_by_torch_pruning(
+    model: OwnNetwork, importance: str = "group norm", *, plan: Plan | None = None, macs: Real | None = None
+) -> ResNet:
     """A compact network from Torch-Pruning (Fang et al., *DepGraph*, CVPR 2023), in one step, without its sparse training.
 
     Parameters
@@ -47,7 +51,7 @@ def prune_by_torch_pruning(model: ResNet, importance: str = "group norm", *, pla
     return _torch_pruned(model, importance, {name: max(ratio, 0.0) for name, ratio in ratios.items()})  # it rounds down what stays
 
 
-def _plan_of_torch_pruning(model: ResNet, importance: str, share: float) -> dict[str, int]:
+def _plan_of_torch_pruning(model: OwnNetwork, importance: str, share: Real) -> dict[str, int]:
     """How many channels stay in each layer when the units of all layers are ranked together.
 
     Each unit that goes makes the network smaller: the fewest go whose removal fits. What is then left of the budget, less than a unit
@@ -56,7 +60,7 @@ def _plan_of_torch_pruning(model: ResNet, importance: str, share: float) -> dict
     budget = share * cost.macs(model)
     n_units = sum(block.conv1.out_channels for block in blocks(model).values())
 
-    def plan_without(n_pruned: int) -> dict[str, int]:
+    def plan_without(n_pruned: Integer) -> dict[str, int]:
         return dict(_torch_pruned(model, importance, (n_pruned - 0.5) / n_units if n_pruned else 0.0).config["inner_widths"])
 
     def macs(plan: Plan) -> int:
@@ -75,7 +79,7 @@ def _plan_of_torch_pruning(model: ResNet, importance: str, share: float) -> dict
     return plan
 
 
-def _torch_pruned(model: ResNet, importance: str, ratios: float | Mapping[str, float]) -> ResNet:
+def _torch_pruned(model: OwnNetwork, importance: str, ratios: Real | Mapping[str, Real]) -> ResNet:
     """One step of Torch-Pruning, at ratios by layer, or at one over all units."""
     torch_pruning = required("torch_pruning", "peers")
     scores: dict[str, Callable] = {
@@ -98,6 +102,5 @@ def _torch_pruned(model: ResNet, importance: str, ratios: float | Mapping[str, f
     )
     pruner.step()
     widths = {name: conv.out_channels for name, conv in convolutions(network).items() if conv in inside}
-    small = ResNet(**model.config | {"inner_widths": widths})
-    small.load_state_dict(network.state_dict())
+    small = with_tensors(model.config | {"inner_widths": widths}, network.state_dict())
     return small.to(next(model.parameters()).device, memory_format=torch.channels_last).train(model.training)

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from ..arguments import Seed
 from ..compaction import compact, expanded
-from ..model import ResNet, batch_norms, convolutions
+from ..model import Network, OwnNetwork, ResNet, batch_norms, convolutions
 from ..plans import Plan, check_plan
 
 UNIT_CRITERIA = ("L1 norm", "L2 norm", "geometric median", "random")
 
 
-def prune_units(model: ResNet, plan: Plan, criterion: str = "L2 norm", *, seed: int = 0) -> ResNet:
+def prune_units(model: OwnNetwork, plan: Plan, criterion: str = "L2 norm", *, seed: Seed = 0) -> ResNet:
     """A compact network that lacks the units with the lowest scores, without repair for what they did.
 
     Parameters
@@ -34,7 +35,7 @@ def prune_units(model: ResNet, plan: Plan, criterion: str = "L2 norm", *, seed: 
     return compact(mask_units(model, plan, criterion, seed=seed))
 
 
-def mask_units(model: ResNet, plan: Plan, criterion: str = "L2 norm", *, seed: int = 0) -> ResNet:
+def mask_units(model: OwnNetwork, plan: Plan, criterion: str = "L2 norm", *, seed: Seed = 0) -> ResNet:
     """What `prune_units` makes smaller: a copy of the same shapes, in which the channels that go are zero on any input."""
     model = expanded(model)
     for name, kept in kept_units(model, plan, criterion, seed=seed).items():
@@ -42,7 +43,7 @@ def mask_units(model: ResNet, plan: Plan, criterion: str = "L2 norm", *, seed: i
     return model
 
 
-def kept_units(model: nn.Module, plan: Plan, criterion: str = "L2 norm", *, seed: int = 0) -> dict[str, Tensor]:
+def kept_units(model: Network, plan: Plan, criterion: str = "L2 norm", *, seed: Seed = 0) -> dict[str, Tensor]:
     """For each layer of the plan, which of its channels stay: sorted numbers (n_kept,). See `prune_units`."""
     if criterion not in UNIT_CRITERIA:
         raise ValueError(f"criterion is {criterion!r}, expected one of {', '.join(UNIT_CRITERIA)}")

@@ -1,18 +1,24 @@
 """Weight pruning: zeros anywhere, in a network of the same shapes."""
 
 import copy
+import gzip
+import io
 
 import torch
-from torch import nn
-from torch.nn.utils import prune
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+from ..arguments import Real, Seed
+from ..finetuning import check_unshared
+from ..model import Network, convolutions
 
 WEIGHT_CRITERIA = ("per layer", "global", "random")
 
 
-def prune_weights(model: nn.Module, sparsity: float, criterion: str = "global", *, seed: int = 0) -> nn.Module:
+def prune_weights(model: Network, sparsity: Real, criterion: str = "global", *, seed: Seed = 0) -> nn.Module:
     """A copy in which a share of the weights of all convolutions and linear layers is zero (`torch.nn.utils.prune`).
 
-    Fine-tuning keeps the zeros under `finetuning.masked`.
+    Fine-tuning keeps the zeros under `masked`.
 
     Parameters
     ----------
@@ -46,12 +52,45 @@ def prune_weights(model: nn.Module, sparsity: float, criterion: str = "global", 
     return model.to(device)
 
 
+class Masked(nn.Module):
+    """A weight of which some entries are zero and stay so, whatever the training does."""
+
+    def __init__(self, mask: Tensor):
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+
+def masked(model: Network) -> nn.Module:
+    """A copy in which the weights of convolutions and linear layers that are zero now stay zero, for `prune_weights`.
+
+    Raises
+    ------
+    ValueError : a layer that shares filters
+    """
+    model = copy.deepcopy(model)
+    for name, conv in convolutions(model).items():
+        check_unshared(name, conv)
+    for layer in weighted_layers(model).values():
+        parametrize.register_parametrization(layer, "weight", Masked((layer.weight != 0).detach()))
+    return model
+
+
 def weighted_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     """The convolutions and linear layers by name, front to back."""
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
 
 
-def sparsity_of(model: nn.Module) -> float:
+def sparsity_of(model: Network) -> float:
     """Share of zeros among the weights of convolutions and linear layers."""
     weights = [layer.weight.detach() for layer in weighted_layers(model).values()]
     return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+
+
+def gzip_bytes(model: Network) -> int:
+    """Bytes of the file that holds a network's tensors, as gzip packs it: zeros take next to none."""
+    buffer = io.BytesIO()
+    torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, buffer)
+    return len(gzip.compress(buffer.getvalue()))

@@ -11,11 +11,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..arguments import Integer, Real
 from ..compression.knapsack import cheapest
-from ..data import Images, check_images
+from ..data import Images
 from ..evaluation import change_of_logits
 from ..hardware import full_float32
-from ..model import ResNet, convolutions
+from ..model import OwnNetwork, convolutions
 from .post_training import round_weights
 from .quantized_model import ENDS, QuantizedResNet, check_bits, layers, normalised_batches
 
@@ -24,7 +25,7 @@ BITS = (2, 3, 4, 5, 6, 8)
 
 @full_float32()
 @torch.no_grad()
-def bit_errors(model: ResNet, images: Images, bits: Sequence[int] = BITS) -> pd.DataFrame:
+def bit_errors(model: OwnNetwork, images: Images, bits: Sequence[Integer] = BITS) -> pd.DataFrame:
     """What each layer alone does to the logits with few bits, its weights rounded to the nearest; labels are not used.
 
     Parameters
@@ -42,7 +43,6 @@ def bit_errors(model: ResNet, images: Images, bits: Sequence[int] = BITS) -> pd.
     ------
     ValueError : no images or of another shape, bits that are no integer from 2 to 16
     """
-    check_images(images, 1)
     images = images.beside(model)
     for n_bits in bits:
         check_bits(n_bits, "bits")
@@ -60,7 +60,7 @@ def bit_errors(model: ResNet, images: Images, bits: Sequence[int] = BITS) -> pd.
     return pd.DataFrame(rows)
 
 
-def bits_by_sensitivity(errors: pd.DataFrame, weight_bits: float, end_bits: int | None = None) -> dict[str, int]:
+def bits_by_sensitivity(errors: pd.DataFrame, weight_bits: Real, end_bits: Integer | None = None) -> dict[str, int]:
     """The bits of each layer with the smallest sum of errors, in at most the bytes that `weight_bits` in every layer take.
 
     Parameters
@@ -87,7 +87,7 @@ def bits_by_sensitivity(errors: pd.DataFrame, weight_bits: float, end_bits: int 
     return {layer: bits[layer] for layer in errors.layer.unique()}
 
 
-def _packed(n_weights: int, bits: float) -> int:
+def _packed(n_weights: Integer, bits: Real) -> int:
     return math.ceil(n_weights * bits / 8)
 
 

@@ -1,6 +1,7 @@
 """Quantized networks in files: weights in as few bits as they have, deflated."""
 
 import math
+import textwrap
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import written_whole
-from ..model import ResNet, check_plain, read_tensors
+from ..arguments import Integer
+from ..checkpoints import check_plain, read_tensors, write_tensors
+from ..model import ResNet, convolutions
 from .quantized_model import QuantizedResNet, activations, layers
 
 
@@ -25,7 +27,6 @@ def save_quantized(path: str | Path, network: QuantizedResNet, facts: Mapping[st
     ------
     ValueError : facts with other than plain values
     """
-    check_plain(dict(facts), "facts")
     data = b"".join(tensor.numpy().tobytes() for tensor in _stored(network).values())
     content = {
         "config": network.config,
@@ -34,8 +35,8 @@ def save_quantized(path: str | Path, network: QuantizedResNet, facts: Mapping[st
         "data": torch.frombuffer(bytearray(zlib.compress(data, 9)), dtype=torch.uint8),
         "facts": dict(facts),
     }
-    with written_whole(path) as partial:
-        torch.save(content, partial)
+    _rebuilt(content)  # what could not be read again is not written
+    write_tensors(content, path)
 
 
 def load_quantized(path: str | Path) -> tuple[QuantizedResNet, dict[str, Any]]:
@@ -44,17 +45,36 @@ def load_quantized(path: str | Path) -> tuple[QuantizedResNet, dict[str, Any]]:
     Raises
     ------
     FileNotFoundError : no such file
-    ValueError : a file that is truncated, or holds no quantized network
+    ValueError : a file that is damaged, or holds no quantized network
     """
     content = read_tensors(path)
     if not isinstance(content, dict) or not {"config", "bits", "layers_with_levels", "data"} <= set(content):
         raise ValueError(f"{path} holds no quantized network, expected one from quantization.save_quantized")
-    bits = content["bits"]
-    network = QuantizedResNet(ResNet(**content["config"]).eval(), bits["weights"], bits["activations"], bits["ends"]).eval()
+    try:
+        return _rebuilt(content), content["facts"]
+    except Exception as error:  # whatever a file may hold in place of what is expected
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
+        raise ValueError(f"{path} is damaged: {reason}") from error
+
+
+def _rebuilt(content: Mapping[str, Any]) -> QuantizedResNet:
+    """The network that a file holds."""
+    check_plain(content["facts"], "facts")
+    bits, config = content["bits"], content["config"]
+    # Before memory is taken for them: weights need bytes, of which deflation packs 1,032 into one at best, and each layer has its bits.
+    if config["depth"] != len(bits["weights"]):
+        raise ValueError(f"it has bits for {len(bits['weights'])} layers, expected {config['depth']}")
+    with torch.device("meta"):
+        weights = [*convolutions(ResNet(**config)).values()]
+    claimed, stored = sum(conv.weight.numel() for conv in weights) // 4, 1032 * content["data"].numel()
+    if claimed > stored:
+        raise ValueError(f"its weights would take {claimed:,} bytes in 2 bits each, of at most {stored:,} that are there")
+    with torch.random.fork_rng(devices=[]):
+        network = QuantizedResNet(ResNet(**config).eval(), bits["weights"], bits["activations"], bits["ends"]).eval()
     for name in content["layers_with_levels"]:
         layer = layers(network)[name]
         layer.levels = torch.zeros(2**layer.bits, dtype=torch.int32)
-    tensors = _split(content["data"], _stored(network), path)
+    tensors = _split(content["data"], _stored(network))
     for name, layer in layers(network).items():
         codes = unpack(tensors[f"{name}.codes"], layer.bits, layer.codes.shape) + layer.ends[0]
         levels = tensors.get(f"{name}.levels")
@@ -62,7 +82,7 @@ def load_quantized(path: str | Path) -> tuple[QuantizedResNet, dict[str, Any]]:
         layer.bias, layer.factor = tensors[f"{name}.bias"], tensors.get(f"{name}.factor")
     for name, quantizer in activations(network).items():
         quantizer.set_grid(float(tensors[f"{name}.scale"]), int(tensors[f"{name}.offset"]))
-    return network, content["facts"]
+    return network
 
 
 def _stored(network: QuantizedResNet) -> dict[str, Tensor]:
@@ -78,26 +98,23 @@ def _stored(network: QuantizedResNet) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _split(deflated: Tensor, like: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+def _split(deflated: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of the types and shapes of `like` from deflated bytes, none of which are read beyond what these need."""
     sizes = [tensor.nbytes for tensor in like.values()]
-    try:
-        data = zlib.decompressobj().decompress(deflated.numpy().tobytes(), sum(sizes) + 1)
-    except zlib.error as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    data = zlib.decompressobj().decompress(deflated.numpy().tobytes(), sum(sizes) + 1)
     if len(data) != sum(sizes):
-        raise ValueError(f"{path} is damaged: its weights do not fill {sum(sizes)} bytes")
+        raise ValueError(f"its weights do not fill {sum(sizes)} bytes")
     parts = torch.frombuffer(bytearray(data), dtype=torch.uint8).split(sizes)
     return {name: part.clone().view(tensor.dtype).view(tensor.shape) for (name, tensor), part in zip(like.items(), parts, strict=True)}
 
 
-def pack(codes: Tensor, bits: int) -> Tensor:
+def pack(codes: Tensor, bits: Integer) -> Tensor:
     """Integers from 0 to 2^bits - 1 as a uint8 tensor, `bits` bits each, the lowest first, without gaps."""
     values = codes.flatten().cpu().numpy().astype(np.uint16)
     return torch.from_numpy(np.packbits((values[:, None] >> np.arange(bits)) & 1 == 1, axis=None, bitorder="little"))
 
 
-def unpack(packed: Tensor, bits: int, shape: torch.Size) -> Tensor:
+def unpack(packed: Tensor, bits: Integer, shape: torch.Size) -> Tensor:
     """What `pack` packed, as int32."""
     values = np.unpackbits(packed.numpy(), count=bits * math.prod(shape), bitorder="little").reshape(-1, bits)
     return torch.from_numpy((values.astype(np.int32) << np.arange(bits)).sum(1).astype(np.int32)).view(shape)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import Integer, Real, Seed
 from .quantized_model import affine_grid, quantized
 
 OBSERVERS = ("min-max", "moving average", "percentile", "mse", "entropy")
@@ -15,7 +16,7 @@ N_SAMPLED = 20_000  # values that are kept from a batch
 class Observer:
     """Statistics of one activation over several batches: each batch's lowest and highest value, and a sample of all values."""
 
-    def __init__(self, name: str, seed: int = 0):
+    def __init__(self, name: str, seed: Seed = 0):
         self.name = name
         self.ends: list[tuple[float, float]] = []
         self.samples: list[Tensor] = []
@@ -31,7 +32,7 @@ class Observer:
         chosen = torch.randint(len(values), (min(N_SAMPLED, len(values)),), generator=self.generator)
         self.samples.append(values[chosen.to(values.device)].float().cpu())
 
-    def range(self, method: str, bits: int) -> tuple[float, float]:
+    def range(self, method: str, bits: Integer) -> tuple[float, float]:
         """The ends of the range that is to be represented.
 
         Parameters
@@ -62,13 +63,13 @@ class Observer:
         return best * low, best * high
 
 
-def _squared_error(values: Tensor, low: float, high: float, bits: int) -> float:
+def _squared_error(values: Tensor, low: Real, high: Real, bits: Integer) -> float:
     scale, offset = affine_grid(low, high, bits)
     represented = (quantized(values, scale, offset, 0, 2**bits - 1) - offset) * scale
     return float((represented - values).square().mean())
 
 
-def _divergence(values: Tensor, low: float, high: float, bits: int, n_bins: int = 2048) -> float:
+def _divergence(values: Tensor, low: Real, high: Real, bits: Integer, n_bins: Integer = 2048) -> float:
     """Kullback–Leibler divergence of values clipped to a range from the same after quantization, as histograms.
 
     Within a step of the grid, quantization keeps the number of values but not where they are: it is spread over the bins that have any.

@@ -13,9 +13,10 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from ..data import Images, check_images
+from ..arguments import Integer, Natural, Seed
+from ..data import Images
 from ..hardware import full_float32
-from ..model import ResNet, convolutions
+from ..model import OwnNetwork, convolutions
 from .observers import OBSERVERS, Observer
 from .quantized_model import ENDS, QuantizedLayer, QuantizedResNet, activations, check_bits, layers, normalised_batches, quantized
 from .rounding import ROUNDINGS, reconstruct
@@ -23,20 +24,20 @@ from .rounding import ROUNDINGS, reconstruct
 
 @full_float32()
 def quantize(
-    model: ResNet,
+    model: OwnNetwork,
     images: Images,
-    weight_bits: int | Mapping[str, int] = 8,
-    activation_bits: int = 8,
+    weight_bits: Integer | Mapping[str, Integer] = 8,
+    activation_bits: Integer = 8,
     *,
-    end_bits: int | None = None,
+    end_bits: Integer | None = None,
     observer: str = "mse",
     weight_range: str = "mse",
     per_channel: bool = True,
     levels: str = "uniform",
     bias_correction: bool = False,
     rounding: str = "nearest",
-    n_steps: int = 1000,
-    seed: int = 0,
+    n_steps: Natural = 1000,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> QuantizedResNet:
     """A quantized network, without labels and without training of the whole.
@@ -76,11 +77,8 @@ def quantize(
     ):
         if value not in known:
             raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
-    if isinstance(model, QuantizedResNet):
-        raise ValueError("the model is quantized already, expected a ResNet of real numbers")
     if rounding != "nearest" and n_steps < 1:
         raise ValueError(f"n_steps is {n_steps!r}, expected at least 1 where rounding is learnt")
-    check_images(images, 1)
     model, images = copy.deepcopy(model).eval(), images.beside(model)
     names = [*convolutions(model), "fc"]
     if by_layer and set(weight_bits) != set(names):
@@ -104,7 +102,7 @@ def quantize(
 
 
 @torch.no_grad()
-def observe(network: QuantizedResNet, images: Images, observer: str = "mse", seed: int = 0) -> None:
+def observe(network: QuantizedResNet, images: Images, observer: str = "mse", seed: Seed = 0) -> None:
     """Set the ranges of all activations from what they are without quantization."""
     quantizers, observers = activations(network), {}
     for i, (name, quantizer) in enumerate(quantizers.items()):
@@ -118,7 +116,7 @@ def observe(network: QuantizedResNet, images: Images, observer: str = "mse", see
 
 
 @torch.no_grad()
-def correct_biases(network: QuantizedResNet, model: ResNet, images: Images) -> None:
+def correct_biases(network: QuantizedResNet, model: OwnNetwork, images: Images) -> None:
     """Shift each layer's channels, front to back, so that their means are those of the float `model`."""
     exact = QuantizedResNet(model, network.bits["weights"], network.bits["activations"], network.bits["ends"]).to(images.device).eval()
     targets = _channel_means(exact, images, list(layers(exact)))
@@ -169,7 +167,7 @@ def round_weights(layer: QuantizedLayer, weight_range: str, per_channel: bool) -
     layer.set_codes(quantized(layer.float_weight.double(), steps, 0, lowest, highest), scale)
 
 
-def _cluster_weights(layer: QuantizedLayer, seed: int) -> None:
+def _cluster_weights(layer: QuantizedLayer, seed: Seed) -> None:
     """Levels by k-means over all weights of the layer, each filter in units of its own size; the levels are stored in 8 bits."""
     weight = layer.float_weight.flatten(1).double().cpu()
     size = weight.square().mean(1).sqrt()

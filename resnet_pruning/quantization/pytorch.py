@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..data import Images, check_images
+from ..data import Images
 from ..files import required
+from ..model import Network
 from .quantized_model import normalised_batches
 
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -35,7 +36,7 @@ class HalfPrecision(nn.Module):
         return self.network(x.to(self.kind)).float()
 
 
-def to_int8(model: nn.Module, images: Images) -> nn.Module:
+def to_int8(model: Network, images: Images) -> nn.Module:
     """Static 8-bit quantization of weights, by channel, and activations, by torchao's defaults for x86: a network on the CPU.
 
     The result computes with real numbers on the integers' grid, for any number of images; `compiled` makes integer kernels of it.
@@ -55,7 +56,6 @@ def to_int8(model: nn.Module, images: Images) -> nn.Module:
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer
 
-    check_images(images, 1)
     example = torch.zeros(2, 3, 32, 32)
     batch = torch.export.Dim("batch", max=4096)
     with _quiet(), torch.no_grad():

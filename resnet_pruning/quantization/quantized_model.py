@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import Integer, Real
 from ..data import Images
 from ..model import Block, ResNet, SharedConv2d, affine, batch_norms, blocks
 
@@ -20,13 +21,13 @@ BATCH = 128  # images at a time where no gradient is needed
 ENDS = ("conv1", "fc")  # the first and the last layer
 
 
-def check_bits(bits: int, name: str) -> None:
+def check_bits(bits: Integer, name: str) -> None:
     """Raise a ValueError unless `bits` is an integer from 2 to 16."""
     if not isinstance(bits, Integral) or isinstance(bits, bool) or not 2 <= bits <= 16:
         raise ValueError(f"{name} is {bits!r}, expected an integer from 2 to 16")
 
 
-def affine_grid(low: float, high: float, bits: int) -> tuple[float, int]:
+def affine_grid(low: Real, high: Real, bits: Integer) -> tuple[float, int]:
     """Scale and offset with which the integers 0 … 2^bits - 1 span at least [low, high] and 0.
 
     Raises
@@ -43,7 +44,7 @@ def affine_grid(low: float, high: float, bits: int) -> tuple[float, int]:
     return scale, min(max(round(-low / scale), 0), 2**bits - 1)
 
 
-def quantized(x: Tensor, scale: Tensor | float, offset: Tensor | int, lowest: int, highest: int) -> Tensor:
+def quantized(x: Tensor, scale: Tensor | Real, offset: Tensor | Integer, lowest: Integer, highest: Integer) -> Tensor:
     """The integers nearest to `x` on a grid, as a tensor of x's own type; values outside the grid become its ends."""
     return (x / scale).round().add(offset).clamp(lowest, highest)
 
@@ -54,7 +55,7 @@ class ActivationQuantizer(nn.Module):
     Rounding passes the gradient straight through, to the scale too, while that is learnt.
     """
 
-    def __init__(self, bits: int):
+    def __init__(self, bits: Integer):
         super().__init__()
         self.bits = bits
         self.register_buffer("scale", torch.ones(()))
@@ -67,10 +68,10 @@ class ActivationQuantizer(nn.Module):
     def highest(self) -> int:
         return 2**self.bits - 1
 
-    def set_range(self, low: float, high: float) -> None:
+    def set_range(self, low: Real, high: Real) -> None:
         self.set_grid(*affine_grid(low, high, self.bits))
 
-    def set_grid(self, scale: float, offset: int) -> None:
+    def set_grid(self, scale: Real, offset: Integer) -> None:
         self.scale.fill_(scale)
         self.offset.fill_(offset)
         self.enabled = True
@@ -103,7 +104,7 @@ class QuantizedLayer(nn.Module):
     bits : of the weights
     """
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d | None, bits: int):
+    def __init__(self, layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d | None, bits: Integer):
         super().__init__()
         self.bits, self.is_convolution = bits, isinstance(layer, nn.Conv2d)
         self.stride = layer.stride[0] if self.is_convolution else 1
@@ -185,7 +186,7 @@ class QuantizedLayer(nn.Module):
 class QuantizedBlock(nn.Module):
     """A residual block; the sum with the shortcut is made before rounding."""
 
-    def __init__(self, block: Block, weight_bits: Mapping[str, int], activation_bits: int):
+    def __init__(self, block: Block, weight_bits: Mapping[str, Integer], activation_bits: Integer):
         super().__init__()
         self.conv1 = QuantizedLayer(block.conv1, block.bn1, weight_bits["conv1"])
         self.act1 = ActivationQuantizer(activation_bits)
@@ -213,7 +214,7 @@ class QuantizedResNet(nn.Module):
     end_bits : of these two
     """
 
-    def __init__(self, model: ResNet, weight_bits: Mapping[str, int], activation_bits: int, end_bits: int):
+    def __init__(self, model: ResNet, weight_bits: Mapping[str, Integer], activation_bits: Integer, end_bits: Integer):
         super().__init__()
         self.config = model.config
         self.bits = {"weights": dict(weight_bits), "activations": activation_bits, "ends": end_bits}

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..arguments import Count, Natural, PositiveReal, Real, Seed
 from ..data import Images
-from ..model import ResNet
+from ..model import OwnNetwork
 from .quantized_model import BATCH, ActivationQuantizer, QuantizedBlock, QuantizedLayer, QuantizedResNet, normalised_batches
 
 ROUNDINGS = ("nearest", "layer", "block")
@@ -38,7 +39,7 @@ class SoftRounding(nn.Module):
     def forward(self) -> Tensor:
         return (self.below + self.up()).clamp(*self.layer[0].ends) * self.scale
 
-    def undecided(self, power: float) -> Tensor:
+    def undecided(self, power: Real) -> Tensor:
         """What is left to decide: 0 where a weight is rounded, up to 1 between."""
         return (1 - (2 * self.up() - 1).abs().pow(power)).sum()
 
@@ -48,15 +49,15 @@ class SoftRounding(nn.Module):
 
 def reconstruct(
     network: QuantizedResNet,
-    model: ResNet,
+    model: OwnNetwork,
     images: Images,
     *,
     unit: str = "block",
-    n_steps: int = 1000,
-    batch_size: int = 64,
-    learning_rate: float = 1e-2,
-    strength: float = 0.01,
-    seed: int = 0,
+    n_steps: Natural = 1000,
+    batch_size: Count = 64,
+    learning_rate: PositiveReal = 1e-2,
+    strength: Real = 0.01,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> None:
     """Learn the rounding of all weights of `network` in place, unit by unit, front to back, with biases and the scales of activations.
@@ -123,10 +124,10 @@ def _learn(
     inputs: Tensor,
     original: Tensor,
     targets: Tensor,
-    n_steps: int,
-    batch_size: int,
-    learning_rate: float,
-    strength: float,
+    n_steps: Natural,
+    batch_size: Count,
+    learning_rate: PositiveReal,
+    strength: Real,
     generator: torch.Generator,
 ) -> None:
     roundings = [SoftRounding(layer) for layer in part.layers]

@@ -1,12 +1,13 @@
 """The questions of notebook 05: each function takes tables from ``figures/`` and returns the rows that a figure shows."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from ..arguments import Integer, Real
 from .comparisons import replaced_rows
 from .few_bits import better_allocation
 from .style import as_array
@@ -75,7 +76,7 @@ def knee(curve: pd.Series) -> float | None:
     return None if furthest in (0, len(x) - 1) else float(x[furthest])
 
 
-def knees(curves: pd.DataFrame, at_least: int = 6) -> dict[str, float | None]:
+def knees(curves: pd.DataFrame, at_least: Integer = 6) -> dict[str, float | None]:
     """The `knee` of each way in `share_curves` that was measured at so many shares."""
     medians = {way: rows.groupby("kept (%)").accuracy.median() for way, rows in curves.groupby("way", sort=False)}
     return {way: knee(curve) for way, curve in medians.items() if len(curve) >= at_least}
@@ -97,7 +98,7 @@ def allocations(uniform: pd.DataFrame, budgets: pd.DataFrame) -> dict[str, pd.Da
     return {name: rows.assign(**{"MACs (%)": _percent_of_macs}) for name, rows in panels.items()}
 
 
-def accuracy_at(rows: pd.DataFrame, what: str, macs: float) -> float:
+def accuracy_at(rows: pd.DataFrame, what: str, macs: Real) -> float:
     """The median accuracy of one `what` in a panel of `allocations`, interpolated to this share of the MACs (%)."""
     curve = rows[rows.what == what].groupby("MACs (%)").accuracy.median()
     return float(np.interp(macs, curve.index, curve))
@@ -137,7 +138,7 @@ def ladder(methods: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
     return table.assign(worth=table.accuracy.diff())
 
 
-def by_distance(uniform: pd.DataFrame, shares: Sequence[float] = (0.75, 0.5)) -> pd.DataFrame:
+def by_distance(uniform: pd.DataFrame, shares: Collection[Real] = (0.75, 0.5)) -> pd.DataFrame:
     """Median accuracy in ``prune_uniform.csv`` by what is clustered and what replaces it: a column for each share, best at the last."""
     rows = uniform[(uniform.plan == "uniform fraction") & uniform.level.isin(shares) & (uniform.batch_norm == "re-estimated")]
     weighted = rows.weighting.map(lambda weighting: ", weighted" if weighting else "")
@@ -161,7 +162,7 @@ def alone_and_redundancy(alone: pd.DataFrame, measures: pd.DataFrame) -> pd.Data
     return table
 
 
-def grown_mistakes(before: ArrayLike, after: ArrayLike, classes: Sequence[str]) -> pd.DataFrame:
+def grown_mistakes(before: ArrayLike, after: ArrayLike, classes: Collection[str]) -> pd.DataFrame:
     """How often each class is taken for each other one, before and after: true, predicted, before, after and more; most growth first.
 
     `before` and `after` (n_classes, n_classes) are counts by true and predicted class.
@@ -193,7 +194,7 @@ def removal(methods: pd.DataFrame) -> pd.DataFrame:
     return wide.reindex([*REMOVED, *CLUSTERED, *REPAIRED])[["as pruned", NEW_STATISTICS, "fine-tuned"]]
 
 
-def pruned_quantized_both(pareto: pd.DataFrame, least_change: float = -6) -> pd.DataFrame:
+def pruned_quantized_both(pareto: pd.DataFrame, least_change: Real = -6) -> pd.DataFrame:
     """Networks of ``quantize_pareto.csv`` that lose no more than `least_change` (pp), by `group`: "pruned", "quantized" or "both".
 
     Of networks that differ only in how their bits are divided among layers, the better one is taken. Adds `kB`, `bits` and a `text`.

@@ -1,11 +1,13 @@
 """Tables on compact networks, for notebook 09, from the rows of its sweeps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import pandas as pd
 
+from ..arguments import Integer, Real
 
-def by_share(table: pd.DataFrame, values: str, widths: Mapping[str, int]) -> pd.DataFrame:
+
+def by_share(table: pd.DataFrame, values: str, widths: Mapping[str, Integer]) -> pd.DataFrame:
     """A row for each layer and a column for each share of its filters that is kept (%, as text, from the lowest to the highest).
 
     Parameters
@@ -18,7 +20,7 @@ def by_share(table: pd.DataFrame, values: str, widths: Mapping[str, int]) -> pd.
     return grid.rename(columns="{:g}".format)
 
 
-def time_by_share(timings: pd.DataFrame, widths: Mapping[str, int]) -> pd.DataFrame:
+def time_by_share(timings: pd.DataFrame, widths: Mapping[str, Integer]) -> pd.DataFrame:
     """The time of blocks with fewer channels inside, in % of the whole block's: `by_share`, with one row for blocks of the same shape.
 
     Parameters
@@ -31,7 +33,7 @@ def time_by_share(timings: pd.DataFrame, widths: Mapping[str, int]) -> pd.DataFr
     return by_share(inside_blocks, "percent", widths).drop_duplicates()
 
 
-def removed(plans: Mapping[float, Mapping[str, int]], widths: Mapping[str, int]) -> pd.DataFrame:
+def removed(plans: Mapping[Real, Mapping[str, Integer]], widths: Mapping[str, Integer]) -> pd.DataFrame:
     """The share of each layer's filters that a plan takes away (%), with a column for each plan, by its budget in %."""
     table = pd.DataFrame(
         {f"{100 * budget:g}": {name: 100 * (1 - plan[name] / n) for name, n in widths.items()} for budget, plan in plans.items()}
@@ -39,7 +41,7 @@ def removed(plans: Mapping[float, Mapping[str, int]], widths: Mapping[str, int])
     return table.rename_axis("layer")
 
 
-def spread_of_choices(table: pd.DataFrame, choices: Sequence[str], level: float) -> pd.Series:
+def spread_of_choices(table: pd.DataFrame, choices: Collection[str], level: Real) -> pd.Series:
     """How much each choice matters at one level (pp): the range of the median changes over what can be chosen, averaged over the other
     choices.
 
@@ -54,7 +56,7 @@ def spread_of_choices(table: pd.DataFrame, choices: Sequence[str], level: float)
     return pd.Series(ranges)
 
 
-def gain(table: pd.DataFrame, column: str, new: str, old: str, keys: Sequence[str]) -> pd.DataFrame:
+def gain(table: pd.DataFrame, column: str, new: str, old: str, keys: Collection[str]) -> pd.DataFrame:
     """What one choice gains over another (pp), by the first of `keys`: mean, lowest and highest over rows that are equal in `keys`."""
     wide = table.pivot_table(index=[*keys], columns=column, values="accuracy")
     return (wide[new] - wide[old]).dropna().groupby(keys[0], sort=False).agg(["mean", "min", "max"])

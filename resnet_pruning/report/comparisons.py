@@ -4,8 +4,10 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from ..arguments import Integer, Real
 
-def frequent_mistakes(counts: pd.DataFrame, n: int = 4) -> pd.DataFrame:
+
+def frequent_mistakes(counts: pd.DataFrame, n: Integer = 4) -> pd.DataFrame:
     """The `n` classes that are taken for another one most often, in % of the true class.
 
     `counts` is the table of `plots.confusion`: the true class in the first column, then a column for each predicted one.
@@ -17,7 +19,7 @@ def frequent_mistakes(counts: pd.DataFrame, n: int = 4) -> pd.DataFrame:
     return wrong.sort_values(**order, ignore_index=True).head(n).round(1)
 
 
-def replaced_rows(table: pd.DataFrame, **values) -> pd.DataFrame:
+def replaced_rows(table: pd.DataFrame, **values: object) -> pd.DataFrame:
     """The rows of ``prune_uniform.csv`` with these values, one for each seed.
 
     Columns that are not given have the values that most points share: raw weights, all filters counting the same, centroids,
@@ -67,7 +69,7 @@ def best_plans(means: pd.DataFrame) -> str:
     return f"at equal MACs {at_macs} do best, at equal numbers of filters {at_filters}"
 
 
-def schedule_gains(accuracies: Mapping[str, float], settings: Mapping[str, float]) -> pd.Series:
+def schedule_gains(accuracies: Mapping[str, Real] | pd.Series, settings: Mapping[str, Real] | pd.Series) -> pd.Series:
     """What warm-up and cosine change over a constant rate (pp), by optimizer.
 
     Parameters

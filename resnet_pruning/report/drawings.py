@@ -1,5 +1,7 @@
 """Drawings of images, filters and kinds of pruning. Notebooks take them from `plots`."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import seaborn
@@ -7,10 +9,11 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from ..arguments import Integer
 from .style import as_array, subplots
 
 
-def sample_grid(images, per_class: int = 8) -> Figure:
+def sample_grid(images: Any, per_class: Integer = 8) -> Figure:
     """The first of the images (`data.Images`) of each class, a class per row."""
     labels, n_classes = as_array(images.labels), len(images.classes)
     with subplots("", n_classes, per_class, figsize=(0.75 * per_class, 0.7 * n_classes), squeeze=False) as (figure, grid):
@@ -20,7 +23,7 @@ def sample_grid(images, per_class: int = 8) -> Figure:
     return figure
 
 
-def mistakes(images, logits: ArrayLike, n: int = 8) -> Figure:
+def mistakes(images: Any, logits: ArrayLike, n: Integer = 8) -> Figure:
     """The `n` wrong answers that the network was surest of, each with its three highest probabilities.
 
     `logits` (N, n_classes) are its answers for the N `images` (`data.Images`).
@@ -47,7 +50,7 @@ def _show_images(row, images, indices: np.ndarray) -> None:
         axes.imshow(as_array(images.pixels[index]).transpose(1, 2, 0), interpolation="nearest")
 
 
-def filters_by_cluster(weight: ArrayLike, clusters, title: str) -> tuple[Figure, pd.DataFrame]:
+def filters_by_cluster(weight: ArrayLike, clusters: Any, title: str) -> tuple[Figure, pd.DataFrame]:
     """The filters (N, C_in, k_h, k_w) of a layer by cluster, largest cluster first: the centroid framed, its members beside it.
 
     Filters with three input channels are drawn in colour, grey being zero; others as the mean over their input channels.

@@ -1,8 +1,10 @@
 """Tables on ways to prune side by side, for notebook 07, from the rows of its sweeps."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import pandas as pd
+
+from ..arguments import Real
 
 
 def by_family(table: pd.DataFrame, families: Mapping[str, Collection[str]]) -> dict[str, pd.DataFrame]:
@@ -17,7 +19,7 @@ def leaders(table: pd.DataFrame) -> pd.Series:
     return medians.groupby("level").idxmax().map(lambda key: key[1])
 
 
-def change_by_stage(table: pd.DataFrame, methods: Sequence[str], stages: Sequence[str]) -> pd.DataFrame:
+def change_by_stage(table: pd.DataFrame, methods: Collection[str], stages: Collection[str]) -> pd.DataFrame:
     """The median change of accuracy (pp) of each method, in this order: a column for each level, from the highest, and stage."""
     wide = table.pivot_table(index="method", columns=["level", "stage"], values="change", aggfunc="median").reindex(methods)
     order = [(level, stage) for level in sorted(table.level.unique(), reverse=True) for stage in stages]
@@ -46,7 +48,7 @@ def against_others(table: pd.DataFrame, own: Collection[str]) -> pd.DataFrame:
     return joined.assign(**{"lead (pp)": joined["accuracy of this project (%)"] - joined["accuracy of others (%)"]})
 
 
-def among_published(published: pd.DataFrame, runs: pd.DataFrame, base_accuracy: float, network: str) -> pd.DataFrame:
+def among_published(published: pd.DataFrame, runs: pd.DataFrame, base_accuracy: Real, network: str) -> pd.DataFrame:
     """Published results, and runs of this project's in the same columns.
 
     Parameters

@@ -6,7 +6,7 @@ writes its executed notebooks to ``build/``, beside its figures and checkpoints.
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 import nbformat
@@ -50,7 +50,7 @@ def run_notebook(source: Path, dataset: str, profile: str) -> Path:
     return target
 
 
-def chosen_notebooks(only: Sequence[str]) -> list[Path]:
+def chosen_notebooks(only: Collection[str]) -> list[Path]:
     """The notebooks whose names begin with one of `only`, in order; "assignment" stands for 01 to 05, "all" for every one.
 
     Raises

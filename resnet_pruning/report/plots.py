@@ -5,9 +5,9 @@ returned: show it by ending a cell with it.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,6 +18,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
+from ..arguments import Integer, Real
 from ..files import write_table, written_whole
 from .drawings import filters_by_cluster, kinds_of_pruning, mistakes, sample_grid  # noqa: F401 notebooks find all figures here
 from .style import BLUE, COLORS, GREY, LETTERS_PER_INCH, MARKERS, ORANGE, SHADES, as_array, legend_below, subplots, wrapped
@@ -31,7 +32,7 @@ def save_figure(figure: Figure, table: pd.DataFrame, path: str | Path) -> None:
     write_table(table, path.with_suffix(".csv"))
 
 
-def learning_curves(history: pd.DataFrame, recipe, test_accuracy: float) -> tuple[Figure, pd.DataFrame]:
+def learning_curves(history: pd.DataFrame, recipe: Any, test_accuracy: Real) -> tuple[Figure, pd.DataFrame]:
     """Loss and accuracy per epoch of one training, with the test accuracy that it ended at, in %.
 
     `history` and `recipe` are those of `training.train`; the end of the recipe's small crops is marked. The table is the
@@ -63,7 +64,7 @@ def learning_curves(history: pd.DataFrame, recipe, test_accuracy: float) -> tupl
     return figure, table
 
 
-def dots(table: pd.DataFrame, label: str, value: str, title: str, unit: str, reference: float | None = None, fmt: str = "{:.2f}") -> Figure:
+def dots(table: pd.DataFrame, label: str, value: str, title: str, unit: str, reference: Real | None = None, fmt: str = "{:.2f}") -> Figure:
     """One dot per row of `table`, the first row on top, its value at the right margin; a dashed line at `reference`."""
     with subplots(title, figsize=(8, 1 + 0.28 * len(table))) as (figure, axes):
         if reference is not None:
@@ -76,7 +77,7 @@ def dots(table: pd.DataFrame, label: str, value: str, title: str, unit: str, ref
     return figure
 
 
-def class_accuracies(accuracies: ArrayLike, classes: Sequence[str], mean: float) -> tuple[Figure, pd.DataFrame]:
+def class_accuracies(accuracies: ArrayLike, classes: Collection[str], mean: Real) -> tuple[Figure, pd.DataFrame]:
     """Accuracy per class in %, best first, with the accuracy over all classes as the reference line."""
     table = pd.DataFrame({"class": classes, "accuracy": as_array(accuracies).astype(float).round(2)})
     table = table.sort_values("accuracy", ascending=False, ignore_index=True)
@@ -84,7 +85,7 @@ def class_accuracies(accuracies: ArrayLike, classes: Sequence[str], mean: float)
     return dots(table, "class", "accuracy", title, "test accuracy (%)", reference=mean, fmt="{:.1f}"), table
 
 
-def confusion(counts: ArrayLike, classes: Sequence[str]) -> tuple[Figure, pd.DataFrame]:
+def confusion(counts: ArrayLike, classes: Collection[str]) -> tuple[Figure, pd.DataFrame]:
     """Confusion matrix (row: true class, column: predicted) in % of the true class; only mistakes are shaded.
 
     The table has the counts, and the true class in its first column.
@@ -109,11 +110,11 @@ def curves(
     panels: Mapping[str, pd.DataFrame],
     x: str,
     by: str,
-    xlabel: str | Sequence[str],
+    xlabel: str | Collection[str],
     y: str = "accuracy",
     ylabel: str = "test accuracy (%)",
-    reference: tuple[float, str] | None = None,
-    ticks: Sequence[Sequence[float] | None] | None = None,
+    reference: tuple[Real, str] | None = None,
+    ticks: Collection[Collection[Real] | None] | None = None,
     title: str = "",
     sharey: bool = True,
 ) -> tuple[Figure, pd.DataFrame]:
@@ -170,7 +171,7 @@ def curves(
 
 
 def histograms(
-    panels: Mapping[str, tuple[ArrayLike, tuple[float, float]]], xlabel: str, title: str, columns: int = 4, n_bins: int = 60
+    panels: Mapping[str, tuple[ArrayLike, tuple[Real, Real]]], xlabel: str, title: str, columns: Integer = 4, n_bins: Integer = 60
 ) -> tuple[Figure, pd.DataFrame]:
     """The distribution of each array, with the two ends of a range as lines; counts are on a logarithmic scale.
 
@@ -203,7 +204,7 @@ def scatter(
     xlabel: str,
     ylabel: str,
     title: str,
-    reference: tuple[float, str] | None = None,
+    reference: tuple[Real, str] | None = None,
     logarithmic: bool = False,
 ) -> tuple[Figure, pd.DataFrame]:
     """A dot for each row at columns `x` and `y`, with the text of column `label`; a colour and a marker for each value of `by`.
@@ -228,13 +229,13 @@ def scatter(
     return figure, table
 
 
-def _looks(labels: Sequence[str]) -> dict:
+def _looks(labels: Collection[str]) -> dict:
     """What seaborn needs to give each label a colour and a marker, in this order."""
     colors, markers = (dict(zip(labels, itertools.cycle(looks), strict=False)) for looks in (COLORS, MARKERS))
     return {"hue_order": labels, "style_order": labels, "palette": colors, "markers": markers}
 
 
-def _label_points(axes: plt.Axes, points: np.ndarray, texts: Sequence[str]) -> None:
+def _label_points(axes: plt.Axes, points: np.ndarray, texts: Collection[str]) -> None:
     """Write each text beside its point (N, 2), where it covers no point and no text before it: at the same height if there is
     room, else further above or below, with a thin line to its point."""
     taken = [Bbox.from_extents(*(centre - 5), *(centre + 5)) for centre in axes.transData.transform(points)]
@@ -259,7 +260,7 @@ def heat_map(
     fmt: str = "{:.1f}",
     xlabel: str = "",
     ylabel: str = "",
-    worst: float | None = None,
+    worst: Real | None = None,
     dark: Literal["good", "bad"] | None = None,
 ) -> tuple[Figure, pd.DataFrame]:
     """A cell per row and column of `values` with its number, darker for what is further from zero; empty where it is NaN.

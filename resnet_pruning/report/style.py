@@ -3,11 +3,14 @@
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+
+from ..arguments import Integer, Real
 
 # Okabe and Ito's colours, which differ for colour-blind readers too. There is one marker more than colours, so that where
 # both start again they make new pairs; all markers are filled, as seaborn wants of a set.
@@ -34,7 +37,7 @@ LETTERS_PER_INCH = 11  # of a bold title
 
 
 @contextmanager
-def subplots(title: str, *shape: int, figsize: tuple[float, float], **settings) -> Iterator[tuple[Figure, plt.Axes]]:
+def subplots(title: str, *shape: Integer, figsize: tuple[Real, Real], **settings: Any) -> Iterator[tuple[Figure, plt.Axes]]:
     """plt.subplots in this style, with a title that is no wider than the figure.
 
     The figure is closed at the end, so that a notebook does not show it a second time.
@@ -49,12 +52,12 @@ def subplots(title: str, *shape: int, figsize: tuple[float, float], **settings) 
             plt.close(figure)
 
 
-def wrapped(text: object, width: int) -> str:
+def wrapped(text: object, width: Integer) -> str:
     """`text` in lines of at most `width` characters, besides the line breaks that it has."""
     return "\n".join(textwrap.fill(line, width) for line in str(text).split("\n"))
 
 
-def legend_below(place: Figure | plt.Axes, axes: plt.Axes, width: float, **settings) -> None:
+def legend_below(place: Figure | plt.Axes, axes: plt.Axes, width: Real, **settings: Any) -> None:
     """The legend of `axes` at `place`, in as many columns, up to five, as `width` inches hold."""
     handles, labels = axes.get_legend_handles_labels()
     fitting = min(5, max(1, int(width / (0.55 + 0.075 * max(map(len, labels))))))

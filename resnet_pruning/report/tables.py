@@ -257,7 +257,7 @@ def _change(values: pd.Series) -> str:
     return _median_and_range(values, "{:+.2f}", "")
 
 
-def is_own(methods: pd.Index) -> np.ndarray:
+def is_own(methods: pd.Index | pd.Series) -> np.ndarray | pd.Series:
     """Which of the names of methods in ``baselines_methods.csv`` are this project's ways."""
     return methods.str.startswith(("k-means", "merged", "by sensitivity"))
 

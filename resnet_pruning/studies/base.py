@@ -10,11 +10,12 @@ import pandas as pd
 import torch
 
 from .. import cost
+from ..checkpoints import load_checkpoint, save_checkpoint
 from ..data import Images, hold_out, load_images
 from ..evaluation import accuracy
 from ..files import ROOT, results_folder, write_table
 from ..hardware import default_device, machine
-from ..model import ResNet, load_checkpoint, save_checkpoint
+from ..model import ResNet
 from ..training import Recipe, train
 
 QUICK = Recipe(epochs=4, warmup_epochs=1, small_share=0.25, ema=0.9, batch_size=64)

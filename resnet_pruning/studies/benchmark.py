@@ -27,12 +27,14 @@ from torchvision import transforms
 from tqdm.auto import tqdm
 
 from .. import cost
+from ..arguments import Count, Integer
+from ..checkpoints import load_checkpoint
 from ..data import Images, load_images
 from ..deployment import timing
 from ..deployment.runtimes import RUNTIMES, prepared
 from ..files import DATASETS, ROOT, results_folder, write_table
 from ..hardware import can_compile, default_device, has_fast_bfloat16, machine
-from ..model import ResNet, load_checkpoint
+from ..model import ResNet
 from ..quantization import pytorch
 from ..training import Execution, Recipe, train
 
@@ -64,11 +66,11 @@ class PILImages(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: Integer):
         return self.transform(Image.fromarray(self.arrays[index])), self.labels[index]
 
 
-def first_loop(images: Images, batch_size: int, device: torch.device):
+def first_loop(images: Images, batch_size: Count, device: torch.device):
     """The loop that one would write first; each call of what is returned trains an epoch, and returns images/s."""
     model = ResNet(n_classes=len(images.classes)).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -95,7 +97,7 @@ def first_loop(images: Images, batch_size: int, device: torch.device):
     return epoch
 
 
-def this_loop(images: Images, batch_size: int, device: torch.device, execution: Execution):
+def this_loop(images: Images, batch_size: Count, device: torch.device, execution: Execution):
     """`train` itself on images that are on the device; each call trains two epochs, the first of which warms up."""
     model, images = ResNet(n_classes=len(images.classes)), images.to(device)
     recipe = Recipe(epochs=2, batch_size=batch_size, small_share=0.0)
@@ -106,7 +108,7 @@ def this_loop(images: Images, batch_size: int, device: torch.device, execution: 
     return epoch
 
 
-def _serve(pipe: Connection, name: str, dataset: str, batch_size: int, n_steps: int) -> None:
+def _serve(pipe: Connection, name: str, dataset: str, batch_size: Count, n_steps: Count) -> None:
     """In a child process: an epoch of `n_steps` steps at each request, answered with its images/s."""
     device = default_device()
     images = load_images(dataset)[0][: n_steps * batch_size]
@@ -117,7 +119,9 @@ def _serve(pipe: Connection, name: str, dataset: str, batch_size: int, n_steps: 
         pipe.send(epoch())
 
 
-def benchmark_training(dataset: str, batch_size: int = 128, n_steps: int = 40, rounds: int = 5, progress: bool = True) -> pd.DataFrame:
+def benchmark_training(
+    dataset: str, batch_size: Count = 128, n_steps: Count = 40, rounds: Integer = 5, progress: bool = True
+) -> pd.DataFrame:
     """Time the first loop and each step from it to `train`.
 
     Returns
@@ -171,9 +175,9 @@ def benchmark_training(dataset: str, batch_size: int = 128, n_steps: int = 40, r
 
 def benchmark_inference(
     models: Mapping[str, nn.Module],
-    batch_sizes: Sequence[int] = (1, 256),
+    batch_sizes: Sequence[Integer] = (1, 256),
     runtimes: Sequence[str] = RUNTIMES,
-    rounds: int = 15,
+    rounds: Integer = 15,
     progress: bool = True,
 ) -> pd.DataFrame:
     """`timing.latency` of all models in every runtime that works here, with their MACs as a share of the first model's: its inverse is
@@ -190,7 +194,7 @@ def benchmark_inference(
 
 
 def benchmark_numbers(
-    networks: Mapping[str, nn.Module], batch_sizes: Sequence[int] = (1, 256), rounds: int = 20, compiles: bool = True
+    networks: Mapping[str, nn.Module], batch_sizes: Sequence[Integer] = (1, 256), rounds: Integer = 20, compiles: bool = True
 ) -> pd.DataFrame:
     """Time networks of other kinds of numbers on the CPU, which has the integer kernels that `quantization.pytorch.to_int8` is made for.
 

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from .. import compaction, cost, evaluation, plans, pruning
+from ..arguments import Count, Real
+from ..checkpoints import load_checkpoint, save_checkpoint
 from ..compression.by_plan import compress_by_plan
 from ..data import Images
 from ..deployment import runtimes
 from ..files import fingerprint, results_folder
-from ..model import ResNet, load_checkpoint, save_checkpoint
+from ..model import ResNet, batch_norms, convolutions
 from ..plans import Plan
 from .pruning_runs import PruningRuns
 
@@ -25,8 +27,8 @@ REPLACEMENTS = (("raw", 0.0, False), ("folded", 0.0, True), ("unit", 0.5, True),
 
 def exactness(
     runs: PruningRuns,
-    shares: Sequence[float],
-    replacements: Sequence[tuple[str, float, bool]] = REPLACEMENTS,
+    shares: Sequence[Real],
+    replacements: Sequence[tuple[str, Real, bool]] = REPLACEMENTS,
     representatives: Sequence[str] = ("centroid", "medoid"),
 ) -> tuple[pd.DataFrame, dict[str, ResNet]]:
     """How far compact networks are from the replaced ones that they are made of.
@@ -61,7 +63,7 @@ def exactness(
 
 
 def compact_checkpoint(
-    runs: PruningRuns, name: str, plan: Plan, method: str, n_steps: int = 400, anew: bool = False
+    runs: PruningRuns, name: str, plan: Plan, method: str, n_steps: Count = 400, anew: bool = False
 ) -> tuple[ResNet, dict[str, Any]]:
     """A compact network by `compression.compress_by_plan`, kept as a checkpoint among the results, and its facts.
 
@@ -119,4 +121,23 @@ def in_onnxruntime(networks: Mapping[str, nn.Module], images: Images) -> pd.Data
                     "bytes": path.stat().st_size,
                 }
             )
+    return pd.DataFrame(rows)
+
+
+def layer_table(before: ResNet, after: ResNet) -> pd.DataFrame:
+    """What compacting did to each convolution: its channels, the filters that are computed, and its MACs, before and after."""
+    rows = []
+    macs_before, macs_after = cost.macs_by_layer(before), cost.macs_by_layer(after)
+    for name, conv in convolutions(after).items():
+        rows.append(
+            {
+                "layer": name,
+                "channels before": batch_norms(before)[name].num_features,
+                "channels": batch_norms(after)[name].num_features,
+                "computed filters": conv.weight.shape[0],
+                "input channels": conv.in_channels,
+                "MACs before": macs_before[name],
+                "MACs": macs_after[name],
+            }
+        )
     return pd.DataFrame(rows)

@@ -1,13 +1,14 @@
 """Plans that keep the first and the last layers whole."""
 
-from torch import nn
-
 from .. import cost, plans
+from ..arguments import Integer, Real
+from ..compression.allocation import largest_within
+from ..model import Network
 
 MEASURES = ("MACs", "distinct filters")
 
 
-def whole_ends(network: nn.Module, n_first: int, n_last: int, measure: str, budget: float) -> dict[str, int]:
+def whole_ends(network: Network, n_first: Integer, n_last: Integer, measure: str, budget: Real) -> dict[str, int]:
     """The first `n_first` and the last `n_last` layers whole, and of all between the largest equal share that the budget allows.
 
     Parameters
@@ -26,7 +27,7 @@ def whole_ends(network: nn.Module, n_first: int, n_last: int, measure: str, budg
     def cost_of(plan: plans.Plan) -> int:
         return cost.of_plan(network, plan, macs=macs)[1] if measure == "MACs" else sum(plan.values())
 
-    def built(share: float) -> dict[str, int]:
+    def built(share: Real) -> dict[str, int]:
         return plans.first_last_heavy(network, share, 1.0, n_first, n_last)
 
-    return plans.largest_within(built, cost_of, budget * cost_of(built(1.0)))
+    return largest_within(built, cost_of, budget * cost_of(built(1.0)))

@@ -14,15 +14,16 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .. import calibration, compaction, cost, evaluation, finetuning
+from .. import calibration, compaction, cost, evaluation, finetuning, peers
+from ..arguments import Integer, PositiveReal, Seed
+from ..checkpoints import save_checkpoint
 from ..clustering import Clusters, cluster_layers
-from ..compression.by_plan import compress_by_plan
+from ..compression.by_plan import compress_by_plan, rescale_like
 from ..data import Images
 from ..files import results_folder
 from ..hardware import has_fast_bfloat16
-from ..model import ResNet, convolutions, save_checkpoint
+from ..model import ResNet, convolutions
 from ..plans import Plan
-from ..pruning import rescale_like
 from ..training import Recipe, train
 from .pruning_runs import PlanPoint, Plans, PruningRuns
 
@@ -45,7 +46,7 @@ class FineTuningPoint(PlanPoint):
     ----------
     way : one of `WAYS`
     distance : of the clusters, for the constrained ways
-    shrinkage : of `finetuning.strength_for`, for "centripetal"
+    shrinkage : of `peers.strength_for`, for "centripetal"
     teacher : whether the base network is imitated
     n_images : trained on, 0 for all
     epochs, learning_rate : of `finetuning.RECIPE`
@@ -119,7 +120,7 @@ class FineTuningRuns(PruningRuns):
             "epochs": _epochs(start, history),
         }
 
-    def merged(self, plan: Plan, seed: int = 0) -> ResNet:
+    def merged(self, plan: Plan, seed: Seed = 0) -> ResNet:
         """What `compression.compress_by_plan` makes of a plan, kept for runs that differ in what comes after it. Not to be changed."""
         return _merged(self, tuple(plan.items()), seed)
 
@@ -147,12 +148,12 @@ class FineTuningRuns(PruningRuns):
             progress=self.profile == "full",
         )
 
-    def recipe(self, epochs: int, learning_rate: float) -> Recipe:
+    def recipe(self, epochs: Integer, learning_rate: PositiveReal) -> Recipe:
         """`finetuning.RECIPE` with these, and in profile "quick" with smaller batches."""
         recipe = dataclasses.replace(finetuning.RECIPE, epochs=epochs, learning_rate=learning_rate)
         return recipe if self.profile == "full" else dataclasses.replace(recipe, batch_size=64, ema=0.9)
 
-    def _start(self, point: FineTuningPoint, recipe: Recipe, n_images: int) -> nn.Module:
+    def _start(self, point: FineTuningPoint, recipe: Recipe, n_images: Integer) -> nn.Module:
         material, plan, seed = self.material, self.plan(point), point.seed
         network, statistics = material.network, material.statistics
         if point.way == "compact":
@@ -165,13 +166,13 @@ class FineTuningRuns(PruningRuns):
         if point.way == "tied":
             return finetuning.tied(network, clusters)
         if point.way == "centripetal":
-            return finetuning.centripetal(network, clusters, finetuning.strength_for(recipe, n_images, point.shrinkage))
+            return peers.centripetal(network, clusters, peers.strength_for(recipe, n_images, point.shrinkage))
         renewals = {"clusters fixed": 0, "new clusters each epoch": n_images // recipe.batch_size, "new clusters each step": 1}
         return finetuning.projected(network, clusters, renewals[point.way.removeprefix("projected, ")])
 
 
 @functools.lru_cache(maxsize=4)
-def _merged(experiment: FineTuningRuns, plan: tuple[tuple[str, int], ...], seed: int) -> ResNet:
+def _merged(experiment: FineTuningRuns, plan: tuple[tuple[str, Integer], ...], seed: Seed) -> ResNet:
     material, n_steps = experiment.material, 400 if experiment.profile == "full" else 5
     statistics = material.statistics
     return compress_by_plan(
@@ -180,7 +181,7 @@ def _merged(experiment: FineTuningRuns, plan: tuple[tuple[str, int], ...], seed:
 
 
 @functools.lru_cache(maxsize=4)
-def _first_clusters(experiment: FineTuningRuns, plan: tuple[tuple[str, int], ...], distance: str, seed: int) -> dict[str, Clusters]:
+def _first_clusters(experiment: FineTuningRuns, plan: tuple[tuple[str, Integer], ...], distance: str, seed: Seed) -> dict[str, Clusters]:
     """What the constrained ways start from. Not to be changed."""
     material, weighting = experiment.material, 0.5 if distance == "correlation" else 0.0
     return cluster_layers(material.network, dict(plan), distance, statistics=material.statistics, weighting=weighting, seed=seed)
@@ -199,7 +200,7 @@ def _clusters(network: nn.Module) -> dict[str, Any]:
     if not _is_constrained(network):
         return {}
     labels = itertools.chain(*finetuning.assignments(network).values())
-    return {"labels": list(labels), "apart": max(finetuning.distances_within_clusters(network).values())}
+    return {"labels": list(labels), "apart": max(peers.distances_within_clusters(network).values())}
 
 
 def _epochs(start: Mapping[str, Any], history: pd.DataFrame) -> pd.DataFrame:

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from .. import cost, evaluation, quantization
+from ..arguments import Count, Integer
+from ..checkpoints import load_checkpoint, read_tensors
 from ..data import Images
 from ..files import write_table
-from ..model import load_checkpoint, read_tensors
 from .benchmark import benchmark_inference
 
 TIMES = ["speedup", "lowest_speedup", "highest_speedup", "runtime", "machine"]
@@ -41,9 +42,9 @@ def measure_networks(
     csv: Path,
     *,
     measure_time: bool = False,
-    batch_size: int = 256,
+    batch_size: Count = 256,
     runtimes: Sequence[str] = ("eager", "compiled"),
-    rounds: int = 15,
+    rounds: Integer = 15,
 ) -> pd.DataFrame:
     """Size and accuracy of networks, and how many times as fast as the first they are; all of it goes to `csv`.
 
@@ -93,7 +94,7 @@ def _recorded_times(csv: Path, macs: pd.Series) -> pd.DataFrame | None:
     return rows.loc[macs.index, TIMES] if rows.macs.reindex(macs.index).eq(macs).all() else None
 
 
-def _measured_times(networks: Mapping[str, nn.Module], batch_size: int, runtimes: Sequence[str], rounds: int) -> pd.DataFrame:
+def _measured_times(networks: Mapping[str, nn.Module], batch_size: Count, runtimes: Sequence[str], rounds: Integer) -> pd.DataFrame:
     """The times of each network in the runtime that gains most, by network."""
     table = benchmark_inference(networks, [batch_size], runtimes, rounds, progress=False)
     best = table.sort_values("speedup", kind="stable").groupby("model").tail(1)

@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from .. import calibration, compaction, cost, finetuning, peers, pruning
+from ..arguments import Integer, Real, Seed
 from ..compression import allocation
-from ..compression.by_plan import compress_by_plan
+from ..compression.by_plan import compress_by_plan, rescale_like
 from ..files import fingerprint
 from ..model import ResNet
 from .finetuning_runs import FineTuningRuns
@@ -64,7 +65,7 @@ class MethodRuns(FineTuningRuns):
     """One network, pruned in each of `METHODS`."""
 
     def comparison_points(
-        self, methods: Sequence[str], levels: Sequence[float], images: str = "test", stage: Sequence[str] = STAGES[:2], **choices: Sequence
+        self, methods: Sequence[str], levels: Sequence[Real], images: str = "test", stage: Sequence[str] = STAGES[:2], **choices: Sequence
     ) -> list[MethodPoint]:
         """Points for `measure_method`: methods at shares of the MACs, in some stages, with each combination of choices for fields of
         `MethodPoint`; those of the fine-tuning are left out in other stages."""
@@ -94,13 +95,13 @@ class MethodRuns(FineTuningRuns):
             network = calibration.reestimate_batch_norm(network, self.material.calibration)
         if point.stage == "fine-tuned":
             if point.method in SOLVED:
-                network = pruning.rescale_like(network, self.material.network)
+                network = rescale_like(network, self.material.network)
             self._fine_tuned(network, point, point.n_images)
         row = self.judged(network, point.images, {"parameters": cost.parameters(network), "macs": cost.macs(network)})
         return {**row, "seconds_pruning": round(seconds, 2), "seconds": round(time.perf_counter() - start, 1)}
 
     def weight_points(
-        self, sparsities: Sequence[float], criteria: Sequence[str], images: str = "test", **choices: Sequence
+        self, sparsities: Sequence[Real], criteria: Sequence[str], images: str = "test", **choices: Sequence
     ) -> list[WeightPoint]:
         """Points for `measure_weights`: shares of zeros and criteria, with each combination of choices for fields of `WeightPoint`."""
         base = fingerprint(self.checkpoint)
@@ -112,7 +113,7 @@ class MethodRuns(FineTuningRuns):
         start = time.perf_counter()
         network = peers.prune_weights(self.material.network, point.sparsity, point.criterion, seed=point.seed)
         if point.epochs:
-            constrained = finetuning.masked(network)
+            constrained = peers.masked(network)
             self._fine_tuned(constrained, point)
             network = finetuning.released(constrained)
         row = self.judged(network, point.images, {"macs": cost.macs(network)})
@@ -120,26 +121,26 @@ class MethodRuns(FineTuningRuns):
             **row,
             "zeros": round(peers.sparsity_of(network), 5),
             "bytes": cost.size_in_bytes(network),
-            "gzip_bytes": cost.gzip_bytes(network),
+            "gzip_bytes": peers.gzip_bytes(network),
             "seconds": round(time.perf_counter() - start, 1),
         }
 
-    def _fine_tuned(self, network: nn.Module, point: MethodPoint | WeightPoint, n_images: int = 0) -> None:
+    def _fine_tuned(self, network: nn.Module, point: MethodPoint | WeightPoint, n_images: Integer = 0) -> None:
         training = self.material.trained_on(point.images)
         recipe = self.recipe(point.epochs, point.learning_rate)
         self.fine_tune(network, training[: n_images or len(training)], recipe, point)
 
 
 def _unit_pruning(criterion: str) -> Callable[[MethodRuns, float, int], ResNet]:
-    def pruned(experiment: MethodRuns, level: float, seed: int) -> ResNet:
+    def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
         network = experiment.material.network
         return peers.prune_units(network, allocation.uniform_inside_blocks(network, level), criterion, seed=seed)
 
     return pruned
 
 
-def _neuron_merging(threshold: float) -> Callable[[MethodRuns, float, int], ResNet]:
-    def pruned(experiment: MethodRuns, level: float, seed: int) -> ResNet:
+def _neuron_merging(threshold: Real) -> Callable[[MethodRuns, float, int], ResNet]:
+    def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
         network = experiment.material.network
         return peers.merge_neurons(network, allocation.uniform_inside_blocks(network, level), threshold=threshold)
 
@@ -147,7 +148,7 @@ def _neuron_merging(threshold: float) -> Callable[[MethodRuns, float, int], ResN
 
 
 def _torch_pruning(importance: str, ranked_together: bool) -> Callable[[MethodRuns, float, int], ResNet]:
-    def pruned(experiment: MethodRuns, level: float, seed: int) -> ResNet:
+    def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
         network = experiment.material.network
         size = {"macs": level} if ranked_together else {"plan": allocation.uniform_inside_blocks(network, level)}
         return peers.prune_by_torch_pruning(network, importance, **size)
@@ -158,7 +159,7 @@ def _torch_pruning(importance: str, ranked_together: bool) -> Callable[[MethodRu
 def _clusters(distance: str, representative: str) -> Callable[[MethodRuns, float, int], ResNet]:
     """Clustering alone, with batch norms that let channels of a cluster be merged: then `compaction.compact` loses nothing more."""
 
-    def pruned(experiment: MethodRuns, level: float, seed: int) -> ResNet:
+    def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
         network = experiment.material.network
         plan = allocation.uniform_inside_blocks(network, level)
         return compaction.compact(pruning.replace_filters(network, plan, representative, distance=distance, mergeable=True, seed=seed))
@@ -166,7 +167,7 @@ def _clusters(distance: str, representative: str) -> Callable[[MethodRuns, float
     return pruned
 
 
-def _least_squares(experiment: MethodRuns, level: float, seed: int) -> ResNet:
+def _least_squares(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
     material = experiment.material
     plan = allocation.uniform_inside_blocks(material.network, level)
     return compress_by_plan(
@@ -174,12 +175,12 @@ def _least_squares(experiment: MethodRuns, level: float, seed: int) -> ResNet:
     )
 
 
-def _reconstruction(experiment: MethodRuns, level: float, seed: int) -> ResNet:
+def _reconstruction(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
     return experiment.merged(allocation.uniform_inside_blocks(experiment.material.network, level), seed)
 
 
 def _by_sensitivity(sharing: bool) -> Callable[[MethodRuns, float, int], ResNet]:
-    def pruned(experiment: MethodRuns, level: float, seed: int) -> ResNet:
+    def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
         network = experiment.material.network
         errors = experiment.material.errors
         return experiment.merged(allocation.by_sensitivity(network, macs=level, sharing=sharing, errors=errors), seed)
@@ -213,7 +214,7 @@ FAMILIES: dict[str, dict[str, Callable[[MethodRuns, float, int], ResNet]]] = {
     },
 }
 METHODS = {name: method for family in FAMILIES.values() for name, method in family.items()}
-SOLVED = ("merged, least squares", "merged, reconstruction", "by sensitivity, inside blocks", "by sensitivity")  # see pruning.rescale_like
+SOLVED = ("merged, least squares", "merged, reconstruction", "by sensitivity, inside blocks", "by sensitivity")  # see rescale_like
 
 
 def available(methods: Sequence[str] = tuple(METHODS)) -> tuple[list[str], str]:

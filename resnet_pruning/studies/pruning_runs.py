@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .. import calibration, cost, data, evaluation, model, pruning
+from .. import calibration, checkpoints, cost, data, evaluation, model, pruning
+from ..arguments import Integer
 from ..calibration import LayerStatistics
 from ..compression.allocation import SHARES, layer_errors
 from ..compression.by_plan import compress_by_plan
@@ -160,7 +161,7 @@ class PruningRuns:
             raise ValueError(f"batch_norm is {batch_norm!r}, expected 're-estimated' or {unchanged!r}")
         return network
 
-    def judged(self, network: nn.Module, images: str, size: Mapping[str, int]) -> dict[str, int | float]:
+    def judged(self, network: nn.Module, images: str, size: Mapping[str, Integer]) -> dict[str, int | float]:
         """Accuracy in % and its change in pp, `size`, its parameters and macs as shares of the base too, accuracy per class."""
         material = self.material
         chosen = material.images(images)
@@ -181,7 +182,7 @@ class Material:
     def __init__(self, experiment: PruningRuns):
         keep_freed_memory()
         device = default_device()
-        network, _ = model.load_checkpoint(experiment.checkpoint)
+        network, _ = checkpoints.load_checkpoint(experiment.checkpoint)
         self.network = network.to(device, memory_format=torch.channels_last)
         training, test = data.load_images(experiment.dataset, device=device)
         quick = experiment.profile == "quick"

@@ -12,7 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .. import cost, evaluation, model, quantization
+from .. import checkpoints, cost, evaluation, model, quantization
+from ..arguments import Integer, Seed
 from ..data import Images
 from ..files import fingerprint, results_folder
 from ..quantization import pytorch, quantized_model
@@ -78,7 +79,7 @@ class QuantizationRuns(PruningRuns):
     """Networks, quantized without labels and without training of the whole, and judged."""
 
     def quantizing_points(
-        self, bits: Sequence[tuple[int, int]], images: str = "test", network: Sequence[str] = ("",), **choices: Sequence
+        self, bits: Sequence[tuple[Integer, Integer]], images: str = "test", network: Sequence[str] = ("",), **choices: Sequence
     ) -> list[QuantizationPoint]:
         """Points for `measure_quantized`: bits of weights and activations, pairs such as (4, 8), with each combination of choices for
         fields of `QuantizationPoint`."""
@@ -144,10 +145,10 @@ class QuantizationRuns(PruningRuns):
         """The network of a checkpoint by name, or the experiment's own where the name is empty."""
         if not name:
             return self.material.network
-        network, _ = model.load_checkpoint(self.path(name))
+        network, _ = checkpoints.load_checkpoint(self.path(name))
         return network.to(self.material.calibration.device, memory_format=torch.channels_last)
 
-    def images_to_calibrate(self, n_images: int, seed: int) -> Images:
+    def images_to_calibrate(self, n_images: Integer, seed: Seed) -> Images:
         """Other training images for other seeds, none of them held out."""
         training = self.material.trained_on("training")
         order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))

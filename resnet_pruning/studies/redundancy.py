@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
-from torch import nn
 
+from ..arguments import Real, Seed
 from ..clustering import Clusters, cluster_filters
-from ..model import batch_norms, convolutions
+from ..model import Network, batch_norms, convolutions
 
 
-def redundancy(model: nn.Module, seed: int = 0) -> pd.DataFrame:
+def redundancy(model: Network, seed: Seed = 0) -> pd.DataFrame:
     """Four measures for each convolution, front to back.
 
     Returns
@@ -43,7 +43,7 @@ def redundancy(model: nn.Module, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def inertia_by_share(model: nn.Module, shares: Sequence[float]) -> pd.DataFrame:
+def inertia_by_share(model: Network, shares: Sequence[Real]) -> pd.DataFrame:
     """The inertia of k-means on the raw weights, by the number of clusters as a share of the layer's filters.
 
     Returns
@@ -71,7 +71,7 @@ def cluster_sizes(clusters: Mapping[str, Clusters]) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("layer")
 
 
-def length_ratios(model: nn.Module, clusters: Mapping[str, Clusters]) -> pd.Series:
+def length_ratios(model: Network, clusters: Mapping[str, Clusters]) -> pd.Series:
     """How many times as long the filters that are alone in their cluster are as the others, by layer: the ratio of mean lengths.
 
     Layers without filters of both kinds are left out.

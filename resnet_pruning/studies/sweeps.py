@@ -15,10 +15,11 @@ checkpoint and the data set at the same paths.
 import csv
 import dataclasses
 import io
+import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,12 +28,13 @@ import pandas as pd
 from sklearn.model_selection import ParameterGrid
 from tqdm.auto import tqdm
 
-from ..files import required, write_table, written_whole
+from ..arguments import Real
+from ..files import locked, required, write_table, written_whole
 
 Point = TypeVar("Point")
 
 
-def expanded(point: Point, **choices: Sequence) -> list[Point]:
+def expanded(point: Point, **choices: Iterable) -> list[Point]:
     """Copies of a point with each combination of the choices: ``expanded(point, seed=[0, 1], distance=["raw"])``.
 
     Raises
@@ -53,13 +55,13 @@ def run_sweep(
 
     A row is the point and what the function returned; it is appended when its point is done, so an interrupted sweep loses
     only the points in flight. A file that does not fit is copied to ``NAME.aside-1.csv`` with a warning, and then
-    begun anew if it has other columns, or repaired if lines are cut off. Where it lacks a field that has a default, its rows
-    get the default. One process at a time may write to a file.
+    begun anew if it has other columns or is no text in UTF-8, or repaired if lines are cut off. Where it lacks a field that has a default,
+    its rows get the default. One process at a time writes to a file.
 
     Parameters
     ----------
-    function : must be picklable where joblib uses processes. A table among what it returns, say ``{"epochs": DataFrame}``, goes to a CSV
-        of its own, here NAME_epochs.csv, see `read_details`
+    function : must be picklable where joblib uses processes. It returns the same names for every point, with numbers, text or None. A table
+        among them, say ``{"epochs": DataFrame}``, goes to a CSV of its own, here NAME_epochs.csv, see `read_details`
     points : of one frozen dataclass, with fields that are str, int, float, bool, ``tuple[int, ...]`` or again such dataclasses; equal
         points are computed once
     path : the CSV
@@ -67,21 +69,28 @@ def run_sweep(
 
     Raises
     ------
-    ValueError : no points, points of several kinds, a function that returns a value under the name of a point's field
+    ValueError : no points, points of several kinds, a function that returns a value under the name of a point's field, other names than for
+        the point before, or a value that a CSV would not give back as it is
+    RuntimeError : another process writes to the file
     """
     path, kind, points = Path(path), _kind(points), list(dict.fromkeys(points))
-    done = _rows(path, kind)
-    missing = [point for point in points if _key(point) not in done]
-    with tqdm(total=len(points), initial=len(points) - len(missing), desc=path.stem, unit="point", disable=not progress) as bar:
-        for point, result in _results(function, missing):
-            tables = {name: value for name, value in result.items() if isinstance(value, pd.DataFrame)}
-            for name, table in tables.items():
-                _append(_beside(path, name), [_joined(point, row) for row in table.to_dict("records")])
-            _append(path, [_joined(point, {name: value for name, value in result.items() if name not in tables})])
-            bar.update()
-    done = _rows(path, kind)
-    if any(_key(point) not in done for point in points):  # a file with other results was set aside on the way
-        return run_sweep(function, points, path, progress)
+    for point in points:
+        _line(_key(point))
+    columns: dict[Path, list[str]] = {}
+    with locked(path):
+        done = _rows(path, kind)
+        n_done = sum(_key(point) in done for point in points)
+        with tqdm(total=len(points), initial=n_done, desc=path.stem, unit="point", disable=not progress) as bar:
+            while missing := [point for point in points if _key(point) not in done]:  # twice, if a file was set aside on the way
+                for point, result in _results(function, missing):
+                    tables = {name: value for name, value in result.items() if isinstance(value, pd.DataFrame)}
+                    row = _joined(point, {name: value for name, value in result.items() if name not in tables})
+                    details = {name: [_joined(point, row) for row in table.to_dict("records")] for name, table in tables.items()}
+                    for name, rows in details.items():
+                        _append(_beside(path, name), rows, columns)
+                    _append(path, [row], columns)
+                    bar.update()
+                done = _rows(path, kind)
     return _table(points, [done[_key(point)][-1] for point in points])
 
 
@@ -167,13 +176,20 @@ def _joined(point: Any, result: Mapping[str, Any]) -> dict[str, Any]:
     columns = _columns(point)
     if clashing := sorted(set(columns) & set(result)):
         raise ValueError(f"the function returned {', '.join(clashing)}, expected other names than those of the point's fields")
+    for name, value in result.items():
+        value = value.item() if isinstance(value, np.generic) else value
+        if not isinstance(value, str | int | float | None):
+            raise ValueError(f"the function returned {name} = {value!r}, a {type(value).__name__}, expected a number, text or None")
+        again = _value(_text(value))
+        if type(again) is not type(value) or not (again == value or math.isnan(value)):
+            raise ValueError(f"the function returned {name} = {value!r}, which a CSV gives back as {again!r}, expected other text")
     return columns | dict(result)
 
 
 def _key(point: Any) -> tuple[str, ...]:
     """What a row is known by: the point's values as a CSV holds them, whole numbers as they are in columns of real ones."""
     fields = _fields(type(point))
-    return tuple(_text(float(value) if fields[name].type is float else value) for name, value in _columns(point).items())
+    return tuple(_text(float(value) if fields[name].type in (float, Real) else value) for name, value in _columns(point).items())
 
 
 def _text(value: Any) -> str:
@@ -182,31 +198,49 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def _value(cell: str) -> Any:
+    """What a cell of a CSV stands for."""
+    if cell in ("", "True", "False"):
+        return {"": None, "True": True, "False": False}[cell]
+    for number in (int, float):
+        try:
+            return number(cell)
+        except ValueError:
+            pass
+    return cell
+
+
 def _table(points: Sequence[Any], rows: Sequence[Mapping[str, str]]) -> pd.DataFrame:
-    """The points' values as they are, and the rest of their rows with the types that pandas finds."""
-    lines = [_line(rows[0]), *(_line(row.values()) for row in rows)]
-    return pd.concat([pd.DataFrame([_columns(point) for point in points]), pd.read_csv(io.StringIO("".join(lines)))], axis=1)
+    """The points' values as they are, and the values of their rows."""
+    results = [{name: _value(cell) for name, cell in row.items()} for row in rows]
+    return pd.concat([pd.DataFrame([_columns(point) for point in points]), pd.DataFrame(results)], axis=1)
 
 
-def _line(values: Any) -> str:
+def _line(values: Iterable[Any]) -> str:
+    cells = [_text(value) for value in values]
+    if broken := [cell for cell in cells if set(cell) & set("\r\n\0")]:
+        raise ValueError(f"{broken[0]!r} is to go into a CSV, expected text on one line")
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow([_text(value) for value in values])
+    csv.writer(buffer, lineterminator="\n").writerow(cells)
     return buffer.getvalue()
 
 
-def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add rows, all at once; a file with other columns is set aside and begun anew."""
-    header, found = list(rows[0]), []
-    if path.exists():
-        with open(path, encoding="utf-8", newline="") as file:
-            found = next(csv.reader(file), [])
-    if found != header:
-        if found:
-            _set_aside(path, f"it has the columns {', '.join(found)}, expected {', '.join(header)}. It is begun anew")
-        with written_whole(path) as partial:
-            partial.write_text(_line(header), encoding="utf-8")
+def _append(path: Path, rows: Sequence[Mapping[str, Any]], columns: dict[Path, list[str]]) -> None:
+    """Add rows, all at once; a file with other columns is set aside and begun anew, unless the rows before had them: see `columns`."""
+    expected = columns.get(path, list(rows[0]))
+    if odd := [row for row in rows if set(row) != set(expected)]:
+        raise ValueError(f"the function returned {', '.join(odd[0])} for one point, expected {', '.join(expected)}, as for the one before")
+    names = list(rows[0])
+    if path not in columns:
+        columns[path] = _read(path)[0]
+        if set(columns[path]) != set(names):
+            if columns[path]:
+                _set_aside(path, f"it has the columns {', '.join(columns[path])}, expected {', '.join(names)}. It is begun anew")
+            columns[path] = names
+            _write(path, columns[path], [])
+    text = "".join(_line(row[name] for name in columns[path]) for row in rows)
     with open(path, "a", encoding="utf-8", newline="") as file:
-        file.write("".join(_line(row.values()) for row in rows))
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
@@ -219,7 +253,7 @@ def _rows(path: Path, kind: type) -> dict[tuple[str, ...], list[dict[str, str]]]
         return {}
     added = [name for name, field in fields.items() if name not in header and field.default is not dataclasses.MISSING]
     results = [name for name in header if name not in fields]
-    if not results or header != [*(name for name in fields if name not in added), *results]:
+    if not results or set(header) != {*fields, *results} - {*added} or len(set(header)) < len(header):
         _set_aside(path, f"it has the columns {', '.join(header)}, expected {', '.join(fields)} and results. It is begun anew")
         path.unlink()
         return {}
@@ -228,7 +262,7 @@ def _rows(path: Path, kind: type) -> dict[tuple[str, ...], list[dict[str, str]]]
         _write(path, [*fields, *results], [[record[name] for name in (*fields, *results)] for record in records])
     by_key: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for record in records:
-        key = tuple(str(float(record[name])) if field.type is float else record[name] for name, field in fields.items())
+        key = tuple(str(float(record[name])) if field.type in (float, Real) else record[name] for name, field in fields.items())
         by_key.setdefault(key, []).append({name: record[name] for name in results})
     return by_key
 
@@ -237,8 +271,16 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a CSV, as text; lines that are cut off are taken out of the file."""
     if not path.exists() or not path.stat().st_size:
         return [], []
-    text = path.read_text(encoding="utf-8")
-    header, *rows = csv.reader(io.StringIO(text))
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig", errors="strict")
+    except UnicodeDecodeError as error:
+        if "unexpected end" not in error.reason:
+            _set_aside(path, f"it is no text in UTF-8 ({error.reason} at byte {error.start}). It is begun anew")
+            path.unlink()
+            return [], []
+        text = data[: error.start].decode("utf-8-sig")  # cut inside a character
+    header, *rows = csv.reader(io.StringIO(text.replace("\0", ""), newline=""))
     whole = [row for row in rows if len(row) == len(header)]
     if rows and not text.endswith("\n") and whole and whole[-1] is rows[-1]:
         whole.pop()  # all its fields are there, but the last one may be cut

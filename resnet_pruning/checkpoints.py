@@ -1,0 +1,176 @@
+"""Networks and other tensors in files: written whole and sealed, and read without running code or believing what they claim."""
+
+import hashlib
+import io
+import pickle
+import textwrap
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .files import sealed, unsealed, written_whole
+from .model import OwnNetwork, ResNet, with_tensors
+
+
+def save_checkpoint(path: str | Path, model: OwnNetwork, facts: Mapping[str, Any]) -> None:
+    """Write a model and what is known about it to `path`, whole or not at all.
+
+    Raises
+    ------
+    ValueError : a model that was changed to something else than its class and widths say, or facts with other than plain values (str, int,
+        float, bool, None; lists, tuples and dicts of them): `load_checkpoint` could not give them back
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    content = {"config": model.config, "state_dict": state, "facts": dict(facts)}
+    rebuilt = _rebuilt(content)[0]
+    if odd := [line.strip() for line in repr(model).splitlines() if line not in repr(rebuilt).splitlines()]:
+        raise ValueError(f"the network has {odd[0]}, expected what a ResNet of its configuration has, {model.config}")
+    write_tensors(content, path)
+
+
+def load_checkpoint(path: str | Path) -> tuple[ResNet, dict[str, Any]]:
+    """Read a model, in evaluation mode on the CPU, and its facts.
+
+    Reads what `save_checkpoint` wrote, and published checkpoints of the same network: a state dict, or a dict with one
+    under ``state_dict``, with ``module.`` prefixes or with ``linear`` for ``fc``. Nothing in the file is executed.
+
+    Raises
+    ------
+    FileNotFoundError : no such file
+    ValueError : a file that is damaged, holds anything but tensors and plain values, or fits no `ResNet`
+    """
+    content = read_tensors(path)
+    try:
+        return _rebuilt(content)
+    except Exception as error:  # whatever a file may hold in place of what is expected
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
+        raise ValueError(f"{path} is no checkpoint of a ResNet of this package: {reason}") from error
+
+
+def write_tensors(content: Mapping[str, Any], path: str | Path) -> None:
+    """Write tensors and plain values, in any nesting, whole or not at all, with a checksum of everything.
+
+    Raises
+    ------
+    ValueError : anything else, which `read_tensors` would refuse
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    try:
+        _loaded(buffer.getvalue())
+    except Exception as error:
+        raise ValueError(f"{path} is not written, since it could not be read again: {_reason(error)}") from error
+    with written_whole(path) as partial:
+        partial.write_bytes(sealed(buffer.getvalue()))
+
+
+def read_tensors(path: str | Path) -> Any:
+    """What `write_tensors` or torch.save wrote, on the CPU. Nothing in the file is executed; without a checksum there is a warning.
+
+    Raises
+    ------
+    FileNotFoundError : no such file
+    ValueError : a file that is damaged, claims to hold more than it does, or holds anything but tensors and plain values
+    """
+    archive, is_sealed = unsealed(path)
+    try:
+        content = _loaded(archive)
+    except Exception as error:  # torch.load raises almost any, depending on where a file is damaged
+        raise ValueError(f"{path} was refused: {_reason(error)}") from error
+    if not is_sealed:
+        warnings.warn(f"{path} has no checksum, as files of this package have: damage to its values would go unnoticed", stacklevel=2)
+    return content
+
+
+def from_state_dict(state: Mapping[str, Tensor], sharing: Mapping[str, Any] | None = None) -> ResNet:
+    """The `ResNet` with these weights, in evaluation mode; depth and widths are read off the tensors, `sharing` is as there.
+
+    Raises
+    ------
+    ValueError : names or shapes that are not those of a `ResNet`, values that are NaN or infinite
+    """
+    renamed = {}
+    for name, tensor in state.items():
+        name = name.removeprefix("module.")
+        renamed["fc." + name.removeprefix("linear.") if name.startswith("linear.") else name] = tensor
+        if tensor.dtype == torch.float64 or not tensor.isfinite().all():
+            raise ValueError(
+                f"{name} is {tensor.dtype}, finite: {bool(tensor.isfinite().all())}; expected finite values of at most 32 bits"
+            )
+    try:
+        widths = {name.removesuffix(".weight"): len(t) for name, t in renamed.items() if "bn" in name and name.endswith(".weight")}
+        stages = tuple(widths[f"layer{stage}.0.bn2"] for stage in (1, 2, 3))
+        inner = {name.replace("bn", "conv"): width for name, width in widths.items() if name.endswith(".bn1")}
+        n_blocks = sum(name.startswith("layer1.") for name in inner)
+        config = {"depth": 6 * n_blocks + 2, "stage_widths": stages, "inner_widths": inner, "n_classes": len(renamed["fc.weight"])}
+    except KeyError as error:
+        raise ValueError(f"no tensor {error} among {', '.join(map(str, list(renamed)[:5]))}, …") from error
+    # Checkpoints older than PyTorch 0.4.1 lack batch norm's counters, which evaluation does not need.
+    counters = {f"{name}.num_batches_tracked": torch.tensor(0) for name in widths}
+    return with_tensors(config | {"sharing": sharing or {}}, counters | renamed)
+
+
+def check_plain(value: Any, key: str) -> None:
+    """Raise a ValueError unless `value` is str, int, float, bool, None, or a list, tuple or dict of them."""
+    if type(value) is dict:
+        value = [*value.keys(), *value.values()]
+    if type(value) in (list, tuple):
+        for item in value:
+            check_plain(item, key)
+    elif type(value) not in (str, int, float, bool, type(None)):
+        raise ValueError(f"facts[{key!r}] holds a {type(value).__module__}.{type(value).__name__}, expected plain values")
+
+
+def digest(what: str, tensors: Iterable[Tensor]) -> str:
+    """The SHA-256 of a description and of tensors, on any device and in any memory format: equal ones have equal digests."""
+    total = hashlib.sha256(what.encode())
+    for tensor in tensors:
+        total.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def _rebuilt(content: Any) -> tuple[ResNet, dict[str, Any]]:
+    """The network and the facts that a file holds."""
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, expected a dict")
+    facts = content.get("facts", {}) if "config" in content else {}
+    for key, value in facts.items():
+        check_plain(value, key)
+    config = content.get("config", {})
+    model = from_state_dict(content.get("state_dict", content), config.get("sharing"))
+    if config and model.config != model.config | config | {"inner_widths": model.config["inner_widths"]}:
+        raise ValueError(f"its tensors are of a network with the configuration {model.config}, expected {config}")
+    return model, facts
+
+
+def _loaded(archive: bytes) -> Any:
+    """torch.load that runs no code, after sizes were compared with the archive's own, and before any that is larger is made use of."""
+    if archive.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(archive)) as records:
+            if any(record.compress_type for record in records.infolist()) or sum(r.file_size for r in records.infolist()) > len(archive):
+                raise ValueError("its records claim to hold more bytes than the file")
+    content = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+    for tensor in _tensors(content):
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ValueError(f"a tensor of shape {tuple(tensor.shape)} is not stored value by value")
+    return content
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, dict | list | tuple):
+        for item in content.values() if isinstance(content, dict) else content:
+            yield from _tensors(item)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is damaged, or holds more than tensors and plain values (code, maybe)"
+    return textwrap.shorten(f"it is truncated or no PyTorch file ({type(error).__name__}: {error})", 300, placeholder=" …")
