@@ -1,4 +1,7 @@
+import contextlib
+
 import pandas as pd
+import pytest
 import torch
 
 from resnet_pruning import model, quantization
@@ -18,6 +21,18 @@ def test_a_table_is_measured_where_there_is_none_or_anew(tmp_path):
 
     tables = [sweeps.read_or_measure(tmp_path / "new" / "t.csv", measure, anew) for anew in (False, False, True, False)]
     assert [table.seconds[0] for table in tables] == [1, 1, 2, 2]
+
+
+def test_a_table_of_another_network_is_measured_anew(tmp_path):
+    csv = tmp_path / "t.csv"
+    for n, (base, warning) in enumerate(
+        [("", None), ("a 1", "an unknown network, expected a 1"), ("a 1", None), ("b 2", "on a 1, expected b 2")]
+    ):
+        expected = pytest.warns(UserWarning, match=warning) if warning else contextlib.nullcontext()
+        with expected:
+            table = sweeps.read_or_measure(csv, lambda n=n: pd.DataFrame({"n": [n]}), base=base)
+        assert table.n[0] == [0, 1, 1, 3][n] and pd.read_csv(csv).equals(table)
+        assert list(table) == (["base", "n"] if base else ["n"]) and set(table.get("base", [base])) == {base}
 
 
 def test_the_newest_timings_of_all_models_are_found(tmp_path):

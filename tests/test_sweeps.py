@@ -224,3 +224,81 @@ def test_any_backend_gives_the_same_rows(tmp_path, backend):
     with joblib.parallel_config(backend=backend, n_jobs=2):
         table = sweeps.run_sweep(square, POINTS, tmp_path / "two.csv", progress=False)
     pd.testing.assert_frame_equal(table, expected)
+
+
+def test_columns_may_be_in_any_order(tmp_path):
+    def function(point):
+        result = {"square": point.x**2, "cube": point.x**3}
+        return result if point.x % 2 else dict(reversed(result.items()))
+
+    points, csv = [Number(x) for x in range(4)], tmp_path / "s.csv"
+    expected = sweeps.run_sweep(function, points, csv, progress=False)
+    lines = csv.read_text().splitlines()
+    assert len(lines) == 5 and lines[3] == "2,8,4" and lines[0] == "x,cube,square"
+    pd.read_csv(csv)[["square", "x", "cube"]].to_csv(csv, index=False)  # as a spreadsheet may leave it
+    table = sweeps.run_sweep(function, [*points, Number(4)], csv, progress=False)
+    assert table[["x", "square", "cube"]].head(4).equals(expected[["x", "square", "cube"]]) and table.cube.tolist() == [0, 1, 8, 27, 64]
+    assert len(csv.read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize(("result", "message"), [
+    (lambda x: {"a": 1} if x < 2 else {"b": 1}, "the function returned x, b for one point, expected x, a, as for the one before"),
+    (lambda x: {"a": 1} | ({"b": 1} if x == 2 else {}), "returned x, a, b for one point, expected x, a"),
+    (lambda x: {"a": "two\rlines"}, r"'two.rlines' is to go into a CSV, expected text on one line"),
+    (lambda x: {"a": "1"}, "returned a = '1', which a CSV gives back as 1, expected other text"),
+    (lambda x: {"a": ""}, "returned a = '', which a CSV gives back as None"),
+    (lambda x: {"a": "nan"}, "returned a = 'nan', which a CSV gives back as nan"),
+    (lambda x: {"a": [1, 2]}, r"returned a = \[1, 2\], a list, expected a number, text or None"),
+])  # fmt: skip
+def test_what_a_row_cannot_hold_is_refused_at_once(tmp_path, result, message):
+    calls = []
+
+    def function(point):
+        calls.append(point)
+        return result(point.x)
+
+    with pytest.raises(ValueError, match=message):
+        sweeps.run_sweep(function, [Number(x) for x in range(1, 9)], tmp_path / "s.csv", progress=False)
+    assert len(calls) <= 2
+    assert not list(tmp_path.glob("*aside*"))
+
+
+def test_a_point_that_no_row_can_hold_is_refused_before_anything_is_computed(tmp_path):
+    with pytest.raises(ValueError, match="is to go into a CSV, expected text on one line"):
+        sweeps.run_sweep(lambda point: {"inverse": 1 / 0}, [Point(1.0, "two\nlines")], tmp_path / "s.csv", progress=False)
+
+
+def test_values_come_back_as_what_they_were(tmp_path):
+    values = {"text": "NA", "number": 0.1 + 0.2, "whole": 7, "yes": True, "large": 10**18, "tiny": 5e-324, "none": None, "null": "null"}
+    values["quoted"] = 'a "b", c'
+    for _ in range(2):  # computed, and read again
+        table = sweeps.run_sweep(lambda point: values, [Number(1)], tmp_path / "s.csv", progress=False)
+        row = table.iloc[0]
+        assert {name: row[name] for name in values if name != "none"} == {name: value for name, value in values.items() if name != "none"}
+        assert pd.isna(row["none"])
+
+
+@pytest.mark.parametrize(("damage", "lost"), [
+    (lambda data: b"\xef\xbb\xbf" + data, 0),  # a byte-order mark
+    (lambda data: data.replace(b"\n", b"\r\n"), 0),
+    (lambda data: data[:-2], 1),  # inside a character of two bytes
+    (lambda data: data[:-3], 1),
+    (lambda data: data.decode().encode("utf-16"), 3),
+    (lambda data: data.decode().encode("latin-1"), 3),
+    (lambda data: data + bytes(20), 0),  # what a file system may leave after a crash
+], ids=["mark", "windows", "cut in a character", "cut", "utf-16", "latin-1", "zeros"])  # fmt: skip
+def test_a_file_that_others_changed_is_repaired_or_kept_aside(tmp_path, counted, damage, lost, recwarn):
+    function, n_calls = counted
+    points, csv = [Point(1.0, "é"), Point(2.0, "ü"), Point(3.0, "aé")], tmp_path / "s.csv"
+
+    def named(point):
+        return {"square": function(point)["square"], "name again": f"{point.name}é"}
+
+    expected = sweeps.run_sweep(named, points, csv, progress=False)
+    damaged = damage(csv.read_bytes())
+    csv.write_bytes(damaged)
+    table = sweeps.run_sweep(named, points, csv, progress=False)
+    assert table.equals(expected) and n_calls() == 3 + lost
+    kept = list(tmp_path.glob("*aside*"))
+    assert ([file.read_bytes() for file in kept] == [damaged] and recwarn) if lost else True
+    assert sweeps.run_sweep(named, points, csv, progress=False).equals(expected) and n_calls() == 3 + lost

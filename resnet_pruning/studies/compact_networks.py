@@ -16,7 +16,7 @@ from ..checkpoints import load_checkpoint, save_checkpoint
 from ..compression.by_plan import compress_by_plan
 from ..data import Images
 from ..deployment import runtimes
-from ..files import fingerprint, results_folder
+from ..files import results_folder
 from ..model import ResNet, batch_norms, convolutions
 from ..plans import Plan
 from .pruning_runs import PruningRuns
@@ -78,7 +78,7 @@ def compact_checkpoint(
     anew : whether to compress again in any case
     """
     path = results_folder(runs.dataset, runs.profile) / "checkpoints" / f"{name}.pt"
-    base, material = fingerprint(runs.checkpoint), runs.material
+    base, material = runs.base, runs.material
     if path.exists() and not anew:
         small, facts = load_checkpoint(path)
         if facts.get("base") == base:

@@ -12,7 +12,6 @@ from .. import calibration, compaction, cost, finetuning, peers, pruning
 from ..arguments import Integer, Real, Seed
 from ..compression import allocation
 from ..compression.by_plan import compress_by_plan, rescale_like
-from ..files import fingerprint
 from ..model import ResNet
 from .finetuning_runs import FineTuningRuns
 from .sweeps import expanded
@@ -69,7 +68,7 @@ class MethodRuns(FineTuningRuns):
     ) -> list[MethodPoint]:
         """Points for `measure_method`: methods at shares of the MACs, in some stages, with each combination of choices for fields of
         `MethodPoint`; those of the fine-tuning are left out in other stages."""
-        base, points = fingerprint(self.checkpoint), []
+        base, points = self.base, []
         for kind, (method, level) in itertools.product(stage, itertools.product(methods, levels)):
             point = MethodPoint(base, images, method, level, kind)
             if kind == "fine-tuned":
@@ -104,7 +103,7 @@ class MethodRuns(FineTuningRuns):
         self, sparsities: Sequence[Real], criteria: Sequence[str], images: str = "test", **choices: Sequence
     ) -> list[WeightPoint]:
         """Points for `measure_weights`: shares of zeros and criteria, with each combination of choices for fields of `WeightPoint`."""
-        base = fingerprint(self.checkpoint)
+        base = self.base
         start = [WeightPoint(base, images, criterion, float(sparsity)) for criterion in criteria for sparsity in sparsities]
         return [point for each in start for point in expanded(each, **choices)]
 

@@ -85,6 +85,11 @@ class PruningRuns:
             raise ValueError(f"profile is {self.profile!r}, expected one of {', '.join(PROFILES)}")
 
     @property
+    def base(self) -> str:
+        """The checkpoint, as its rows name it."""
+        return fingerprint(self.checkpoint)
+
+    @property
     def material(self) -> "Material":
         """The network and the images, loaded once per process."""
         return _material(self)
@@ -107,7 +112,7 @@ class PruningRuns:
 
     def grid(self, kind: type[Point], plans: Plans, images: str, choices: Mapping[str, Sequence]) -> list[Point]:
         """Points of a kind for each plan and each combination of choices."""
-        network, base, points = self.material.network, fingerprint(self.checkpoint), []
+        network, base, points = self.material.network, self.base, []
         widths = {layer: conv.out_channels for layer, conv in model.convolutions(network).items()}
         for (name, measure, level), plan in plans.items():
             check_plan(network, plan)

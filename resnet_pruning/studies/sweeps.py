@@ -114,12 +114,25 @@ def read_details(path: str | Path, name: str, points: Sequence[Point]) -> pd.Dat
     return _table(whose, rows)
 
 
-def read_or_measure(path: str | Path, measure: Callable[[], pd.DataFrame], anew: bool = False) -> pd.DataFrame:
-    """The table in a CSV; where there is none, or `anew`, what `measure` returns is written there first."""
+def read_or_measure(path: str | Path, measure: Callable[[], pd.DataFrame], anew: bool = False, base: str = "") -> pd.DataFrame:
+    """The table in a CSV; where there is none, or `anew`, what `measure` returns is written there first.
+
+    `base` is the network that it was measured on, by `files.fingerprint`, if it was on one: it is the first column, and a table of another
+    network is measured anew, with a warning.
+    """
     path = Path(path)
-    if anew or not path.exists():
-        write_table(measure(), path)
-    return pd.read_csv(path)
+    table = pd.read_csv(path) if path.exists() and not anew else None
+    found = {base} if table is None or not base else set(table.get("base", ["an unknown network"]))
+    if found != {base}:
+        warnings.warn(f"{path} was measured on {', '.join(sorted(found))}, expected {base}: it is measured anew", stacklevel=2)
+        table = None
+    if table is None:
+        table = measure()
+        if base:
+            table = table.assign(base=base)[["base", *table]]
+        write_table(table, path)
+        table = pd.read_csv(path)
+    return table
 
 
 def _kind(points: Sequence[Any]) -> type:
@@ -280,7 +293,8 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
             path.unlink()
             return [], []
         text = data[: error.start].decode("utf-8-sig")  # cut inside a character
-    header, *rows = csv.reader(io.StringIO(text.replace("\0", ""), newline=""))
+    text = text.replace("\0", "")  # a crash of the machine may leave zeros for what was not on the disk yet
+    header, *rows = csv.reader(io.StringIO(text, newline=""))
     whole = [row for row in rows if len(row) == len(header)]
     if rows and not text.endswith("\n") and whole and whole[-1] is rows[-1]:
         whole.pop()  # all its fields are there, but the last one may be cut
