@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .arguments import Count, Seed
 from .data import Batches, Images
 from .hardware import full_float32
-from .model import TrainableNetwork, batch_norms, convolutions
+from .model import FiniteTensor, TrainableNetwork, batch_norms, convolutions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +25,9 @@ class LayerStatistics:
         logits, summed over logits and positions. It is the squared change of the logits for small noise of variance 1.
     """
 
-    mean: Tensor
-    second_moment: Tensor
-    importance: Tensor
+    mean: FiniteTensor
+    second_moment: FiniteTensor
+    importance: FiniteTensor
 
     @property
     def covariance(self) -> Tensor:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from .arguments import Count, Integer, Real, Seed
 from .calibration import LayerStatistics
-from .model import SharedConv2d, TrainableNetwork, affine, batch_norms, convolutions
+from .model import FiniteTensor, SharedConv2d, TrainableNetwork, affine, batch_norms, convolutions
 from .plans import Plan, check_n_clusters, check_plan
 
 DISTANCES = ("raw", "folded", "unit", "output", "correlation")
@@ -53,9 +53,9 @@ class Clusters:
     """
 
     labels: Tensor
-    centroids: Tensor
+    centroids: FiniteTensor
     medoids: Tensor
-    gains: Tensor
+    gains: FiniteTensor
     inertia: float
 
     def __len__(self) -> int:

@@ -109,13 +109,12 @@ class ResNet(nn.Module):
                 raise ValueError(f"inner_widths names {name!r}, expected one of {', '.join(usual)}")
             if width < 1:
                 raise ValueError(f"inner_widths[{name!r}] is {width}, expected at least 1")
-        number = operator.index  # of NumPy's, which a checkpoint does not keep, makes one of Python's
-        self.config = {
-            "depth": number(depth),
-            "stage_widths": tuple(map(number, stage_widths)),
-            "inner_widths": {name: number(width) for name, width in inner_widths.items() if width != usual[name]},
-            "n_classes": number(n_classes),
-            "sharing": {name: list(map(number, labels)) for name, labels in (sharing or {}).items()},
+        self.config = {  # in Python's numbers: a checkpoint does not keep NumPy's
+            "depth": operator.index(depth),
+            "stage_widths": tuple(map(operator.index, stage_widths)),
+            "inner_widths": {name: operator.index(width) for name, width in inner_widths.items() if width != usual[name]},
+            "n_classes": operator.index(n_classes),
+            "sharing": {name: list(map(operator.index, labels)) for name, labels in (sharing or {}).items()},
         }
         sharing = self._checked_sharing(n_blocks)
 
@@ -254,3 +253,4 @@ AnyNetwork = Annotated[nn.Module, Is[_is_sound]]
 TrainableNetwork = Annotated[nn.Module, Is[_is_float32]]
 Network = Annotated[nn.Module, Is[_is_unconstrained]]
 OwnNetwork = Annotated[nn.Module, Is[_is_own]]
+FiniteTensor = Annotated[Tensor, Is[lambda tensor: bool(tensor.isfinite().all())]]

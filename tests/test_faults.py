@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_pruning import checkpoints, clustering, compaction, files, finetuning, peers, plans, pruning, quantization
+from resnet_pruning import calibration, checkpoints, clustering, compaction, files, finetuning, peers, plans, pruning, quantization
 from resnet_pruning.checkpoints import load_checkpoint, read_tensors, save_checkpoint, write_tensors
 from resnet_pruning.model import ResNet
 from resnet_pruning.quantization import load_quantized, save_quantized
@@ -370,3 +370,15 @@ def test_digests_see_every_value_and_not_where_it_lies():
     assert digest == checkpoints.digest("a", [weight.contiguous(memory_format=torch.channels_last)])
     weight[3, 2, 1, 0] += 1e-6
     assert digest != checkpoints.digest("a", [weight]) and checkpoints.digest("b", [weight]) != checkpoints.digest("a", [weight])
+
+
+def test_statistics_and_clusters_that_are_not_finite_are_refused():
+    moments = torch.ones(27), torch.eye(27), torch.ones(4)
+    for i in range(3):
+        broken = [moment.clone() for moment in moments]
+        broken[i].flatten()[0] = float("nan")
+        with pytest.raises(ValueError, match=r"(?s)LayerStatistics.__init__\(\) parameter .*violates.*isfinite"):
+            calibration.LayerStatistics(*broken)
+    clusters = clustering.cluster_filters(small_network().conv1, 2)
+    with pytest.raises(ValueError, match=r"(?s)Clusters.__init__\(\) parameter gains=.*isfinite"):
+        dataclasses.replace(clusters, gains=clusters.gains * float("inf"))
