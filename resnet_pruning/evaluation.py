@@ -1,7 +1,7 @@
 """What a network answers on images, and how often it is right."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .data import Images
 from .hardware import full_float32
@@ -10,35 +10,25 @@ from .model import AnyNetwork
 
 @full_float32()
 @torch.inference_mode()
-def predict(model: AnyNetwork, images: Images, *, amp: bool = False) -> Tensor:
+def predict(model: AnyNetwork, images: Images, *, amp: bool = False, role: str = "model") -> Tensor:
     """Logits of shape (N, n_classes), float32 on the CPU, in evaluation mode, computed on the device that holds the model.
 
-    `amp` computes in bfloat16, which is for watching a training: reported accuracies are float32's.
+    `amp` computes in bfloat16, which is for watching a training: reported accuracies are float32's. `role` is for the error's message.
 
     Raises
     ------
     ValueError : a model without one output for each class of the images
     """
-    check_classes(model, images, "model")
     training, images = model.training, images.beside(model)
     model.eval()
     with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
         logits = torch.cat([model(inputs).float() for inputs, _ in images.batches()])
     model.train(training)
-    return logits.cpu()
-
-
-@torch.inference_mode()
-def check_classes(model: nn.Module, images: Images, role: str) -> None:
-    """Raise a ValueError that names the `role` of a model that does not have one output per class of `images`."""
-    training, first = model.training, images[:1].beside(model)
-    model.eval()
-    n_outputs = model(first.normalised(first.pixels)).shape[-1]
-    model.train(training)
-    if n_outputs != len(images.classes):
+    if logits.shape[-1] != len(images.classes):
         raise ValueError(
-            f"the {role} has {n_outputs} outputs, expected one for each of the {len(images.classes)} classes of {images.dataset}"
+            f"the {role} has {logits.shape[-1]} outputs, expected one for each of the {len(images.classes)} classes of {images.dataset}"
         )
+    return logits.cpu()
 
 
 def accuracy(model: AnyNetwork, images: Images, *, amp: bool = False) -> float:

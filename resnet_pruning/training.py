@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .arguments import Integer, Real, Seed
 from .checkpoints import digest, read_tensors, write_tensors
 from .data import Batches, Images
-from .evaluation import accuracy, check_classes
+from .evaluation import accuracy, predict
 from .files import locked
 from .hardware import can_compile, has_fast_bfloat16, keep_freed_memory
 from .model import TrainableNetwork
@@ -184,10 +184,10 @@ def train(
     model.to(device)
     if execution.channels_last:
         model.to(memory_format=torch.channels_last)
-    check_classes(model, images, "model")
+    predict(model, images[:1])  # refuses other classes than the images have
     if teacher is not None:
         teacher = teacher.to(device).eval()
-        check_classes(teacher, images, "teacher")
+        predict(teacher, images[:1], role="teacher")
 
     run, path, identity = _Run(model, recipe), None, {}
     with contextlib.nullcontext() if folder is None else locked(folder):

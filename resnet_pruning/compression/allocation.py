@@ -26,7 +26,7 @@ from ..deployment.runtimes import prepared
 from ..deployment.timing import interleaved
 from ..evaluation import change_of_logits
 from ..hardware import default_device, full_float32
-from ..model import Block, OwnNetwork, blocks, convolutions
+from ..model import Block, OwnNetwork, ResNet, blocks, convolutions
 from .knapsack import cheapest
 from .parts import N_FITTED, N_STATISTICS, PartFit, apply, augmented, check_images, parts_of
 
@@ -281,11 +281,11 @@ def _numbers(whole: Integer, shares: Sequence[Real]) -> list[int]:
     return sorted({max(1, round(share * whole)) for share in shares} | {whole})
 
 
-def _layers_of_parts(model: OwnNetwork) -> list[list[str]]:
+def _layers_of_parts(model: ResNet) -> list[list[str]]:
     return [["conv1"], *([f"{name}.conv1", f"{name}.conv2"] for name in blocks(model))]
 
 
-def _logits(model: OwnNetwork, parts: Sequence[nn.Module], inputs: Tensor) -> Tensor:
+def _logits(model: ResNet, parts: Sequence[nn.Module], inputs: Tensor) -> Tensor:
     """What the network gives for the inputs of the first of its last `parts`."""
     for part in parts:
         inputs = apply(part, inputs)

@@ -51,7 +51,7 @@ def prune_by_torch_pruning(
     return _torch_pruned(model, importance, {name: max(ratio, 0.0) for name, ratio in ratios.items()})  # it rounds down what stays
 
 
-def _plan_of_torch_pruning(model: OwnNetwork, importance: str, share: Real) -> dict[str, int]:
+def _plan_of_torch_pruning(model: ResNet, importance: str, share: Real) -> dict[str, int]:
     """How many channels stay in each layer when the units of all layers are ranked together.
 
     Each unit that goes makes the network smaller: the fewest go whose removal fits. What is then left of the budget, less than a unit
@@ -79,7 +79,7 @@ def _plan_of_torch_pruning(model: OwnNetwork, importance: str, share: Real) -> d
     return plan
 
 
-def _torch_pruned(model: OwnNetwork, importance: str, ratios: Real | Mapping[str, Real]) -> ResNet:
+def _torch_pruned(model: ResNet, importance: str, ratios: Real | Mapping[str, Real]) -> ResNet:
     """One step of Torch-Pruning, at ratios by layer, or at one over all units."""
     torch_pruning = required("torch_pruning", "peers")
     scores: dict[str, Callable] = {
