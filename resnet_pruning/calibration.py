@@ -122,7 +122,7 @@ def reestimate_batch_norm(
         images = dataclasses.replace(images, flips=False)
     batches = Batches(images.beside(model), min(batch_size, len(images)), padding=4 if augmented else 0, seed=seed)
     with torch.inference_mode():
-        for inputs, _ in batches.epoch(0):
+        for inputs, *_ in batches.epoch(0):
             model(inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

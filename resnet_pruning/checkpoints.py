@@ -17,8 +17,8 @@ from .files import sealed, unsealed, written_whole
 from .model import OwnNetwork, ResNet, with_tensors
 
 
-def save_checkpoint(path: str | Path, model: OwnNetwork, facts: Mapping[str, Any]) -> None:
-    """Write a model and what is known about it to `path`, whole or not at all.
+def save_checkpoint(path: str | Path, model: OwnNetwork, facts: Mapping[str, Any], *, dtype: torch.dtype = torch.float32) -> None:
+    """Write a model and what is known about it to `path`, whole or not at all; its weights rounded to `dtype`, if it is a smaller one.
 
     Raises
     ------
@@ -26,6 +26,7 @@ def save_checkpoint(path: str | Path, model: OwnNetwork, facts: Mapping[str, Any
         float, bool, None; lists, tuples and dicts of them): `load_checkpoint` could not give them back
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     content = {"config": model.config, "state_dict": state, "facts": dict(facts)}
     rebuilt = _rebuilt(content)[0]
     if odd := [line.strip() for line in repr(model).splitlines() if line not in repr(rebuilt).splitlines()]:

@@ -183,42 +183,68 @@ class Batches:
     batch_size : images per batch
     padding : pixels by which an image may be shifted in each direction
     cutout : side in pixels of the square that is blanked, 0 for none
+    views : after so many epochs an image's crops and flips come again, in another order of images; 0 for new ones in each epoch
+    alternating : an image is mirrored in every other epoch, in place of by chance (Jordan 2024, *94% on CIFAR-10 in 3.29 Seconds*)
     seed : of order and augmentation
     """
 
-    def __init__(self, images: Images, batch_size: Count, *, padding: Natural = 4, cutout: Natural = 0, seed: Seed = 0):
+    def __init__(
+        self,
+        images: Images,
+        batch_size: Count,
+        *,
+        padding: Natural = 4,
+        cutout: Natural = 0,
+        views: Natural = 0,
+        alternating: bool = False,
+        seed: Seed = 0,
+    ):
         if not 1 <= batch_size <= len(images):
             raise ValueError(f"batch_size is {batch_size}, expected from 1 to the number of images, {len(images)}")
         self.images, self.batch_size, self.padding, self.cutout, self.seed = images, batch_size, padding, cutout, seed
+        self.views, self.alternating = views, alternating
 
     def __len__(self) -> int:
         return len(self.images) // self.batch_size
 
-    def epoch(self, number: Integer, size: Integer = 32) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch: inputs of shape (batch_size, 3, size, size), and labels.
+    def epoch(self, number: Integer, size: Integer = 32) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The batches of one epoch: inputs of shape (batch_size, 3, size, size), labels, and which of the images they are.
 
         A `size` below 32 crops more, from less padding, so that shifts keep their range: a cheaper epoch.
         """
+        order = torch.randperm(len(self.images), generator=self._generator(number)).to(self.images.device)
+        return self._cut(order[: len(self) * self.batch_size], self.view_of(number), size)
+
+    def view(self, number: Integer, size: Integer = 32) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """What the epochs of this view show, in the order of the images, with the last incomplete batch."""
+        return self._cut(torch.arange(len(self.images), device=self.images.device), number, size)
+
+    def view_of(self, epoch: Integer) -> int:
+        return int(epoch % self.views if self.views else epoch)
+
+    def _generator(self, *numbers: Integer) -> torch.Generator:
+        # On the CPU on purpose: the same choices on every device, moved there once per epoch.
+        return torch.Generator().manual_seed(int(np.random.SeedSequence((self.seed, *numbers)).generate_state(1)[0]))
+
+    def _cut(self, picked: Tensor, view: Integer, size: Integer) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         images, n, device = self.images, len(self.images), self.images.device
         padding = max(0, self.padding - (32 - size) // 2)
-        # CPU generator on purpose: the same choices on every device, moved there once per epoch.
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0]))
-        order = torch.randperm(n, generator=generator).to(device)
-        corners = torch.randint(32 + 2 * padding - size + 1, (2, n), generator=generator).to(device)
-        flips = (torch.rand(n, generator=generator) < 0.5).to(device) & images.flips
-        holes = torch.randint(size, (2, n), generator=generator).to(device)
-        each = torch.arange(self.batch_size, device=device)
-        for i in range(len(self)):
-            part = slice(i * self.batch_size, (i + 1) * self.batch_size)
-            picked = order[part]
-            padded = F.pad(images.pixels[picked], [padding] * 4)
+        generator = self._generator(view)
+        place = torch.randperm(n, generator=generator).argsort().to(device)  # choices are drawn in the order of the view's first epoch
+        corners = torch.randint(32 + 2 * padding - size + 1, (2, n), generator=generator).to(device)[:, place]
+        flips = (torch.rand(n, generator=generator) < 0.5).to(device)[place]
+        holes = torch.randint(size, (2, n), generator=generator).to(device)[:, place]
+        if self.alternating:
+            flips = (torch.rand(n, generator=self._generator(0, 1)) < 0.5).to(device) ^ bool(view % 2)
+        for part in picked.split(self.batch_size):
+            padded = F.pad(images.pixels[part], [padding] * 4)
             windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # (B, 3, shifts, shifts, size, size), a view
-            pixels = windows[each, :, corners[0, part], corners[1, part]]
-            pixels = torch.where(flips[part].view(-1, 1, 1, 1), pixels.flip(3), pixels)
+            pixels = windows[torch.arange(len(part), device=device), :, corners[0, part], corners[1, part]]
+            pixels = torch.where((flips[part] & images.flips).view(-1, 1, 1, 1), pixels.flip(3), pixels)
             inputs = images.normalised(pixels)
             if self.cutout:
                 inputs = inputs * ~_squares(holes[:, part], self.cutout, size)
-            yield inputs, images.labels[picked]
+            yield inputs, images.labels[part], part
 
 
 def _squares(centres: Tensor, side: Integer, size: Integer) -> Tensor:

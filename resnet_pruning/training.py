@@ -45,7 +45,8 @@ class Recipe:
     label_smoothing : share of the target that is spread evenly over the classes
     ema : decay per step of the exponential moving average of weights and batch-norm statistics that the training
         ends with; 0 for none
-    padding, cutout : augmentation, see `data.Batches`
+    padding, cutout, views, alternating : augmentation, see `data.Batches`. Where `views` come again, what the teacher says about them is
+        computed once, which makes it as good as free.
     small_share, small_size : the first share of the epochs sees crops of `small_size` pixels, which cost fewer MACs
     distillation : weight of the teacher's part of the loss, where there is a teacher; the labels have the rest
     temperature : by which both logits are divided in the teacher's part (Hinton et al. 2015)
@@ -64,6 +65,8 @@ class Recipe:
     ema: Real = 0.999
     padding: Integer = 4
     cutout: Integer = 0
+    views: Integer = 0
+    alternating: bool = False
     small_share: Real = 0.66
     small_size: Integer = 24
     distillation: Real = 0.9
@@ -85,7 +88,7 @@ class Recipe:
             check(name, getattr(self, name) >= 1, "an integer of at least 1")
         for name in ("learning_rate", "temperature"):
             check(name, 0 < getattr(self, name) < math.inf, "a positive number")
-        for name in ("weight_decay", "warmup_epochs", "padding", "cutout"):
+        for name in ("weight_decay", "warmup_epochs", "padding", "cutout", "views"):
             check(name, 0 <= getattr(self, name) < math.inf, "zero or a positive number")
         for name in ("momentum", "label_smoothing", "ema"):
             check(name, 0 <= getattr(self, name) < 1, "a number in [0, 1)")
@@ -197,16 +200,18 @@ def train(
             identity |= {"held-out images": _digest_of_images(held_out), "network": _digest_of(model), "teacher": _digest_of(teacher)}
             if path.exists():
                 run.load(_state_of(path, identity))
-        batches = Batches(images, recipe.batch_size, padding=recipe.padding, cutout=recipe.cutout, seed=seed)
+        augmentation = {name: getattr(recipe, name) for name in ("padding", "cutout", "views", "alternating")}
+        batches = Batches(images, recipe.batch_size, **augmentation, seed=seed)
         n_steps, n_done = len(batches) * recipe.epochs, len(batches) * len(run.history)
         compiled = execution.compile
         if compiled is None:  # it takes up to a minute and saves a tenth or more of each step
             compiled = n_steps - n_done >= 2000 and can_compile(device.type)
         forward, imitate = (torch.compile(net, dynamic=False) if compiled and net is not None else net for net in (model, teacher))
+        teaching = None if teacher is None else _Teacher(imitate, batches)
         with tqdm(total=n_steps, initial=n_done, unit="step", disable=not progress, mininterval=1) as bar:
             try:
                 for epoch in range(len(run.history), recipe.epochs):
-                    row = _epoch(run, batches, epoch, forward, imitate, amp, bar)
+                    row = _epoch(run, batches, epoch, forward, teaching, amp, bar)
                     row["held_out_accuracy"] = math.nan if held_out is None else accuracy(run.averaged(), held_out, amp=amp)
                     seen = {} if watch is None else watch(run.averaged().eval())
                     row |= {name: value if isinstance(value, str | list) else float(value) for name, value in seen.items()}
@@ -219,7 +224,7 @@ def train(
 
 
 def _epoch(
-    run: "_Run", batches: Batches, epoch: Integer, forward: nn.Module, imitate: nn.Module | None, amp: bool, bar: tqdm
+    run: "_Run", batches: Batches, epoch: Integer, forward: nn.Module, teacher: "_Teacher | None", amp: bool, bar: tqdm
 ) -> dict[str, float]:
     """The steps of one epoch, and its row of the history."""
     recipe, device = run.recipe, batches.images.device
@@ -227,12 +232,11 @@ def _epoch(
     run.model.train()
     totals = torch.zeros(2, device=device)  # loss, right answers
     keep_up = max(1, 2000 // recipe.batch_size)  # reading a loss waits for the GPU: not at each step
-    for step, (inputs, labels) in enumerate(batches.epoch(epoch, recipe.size(epoch)), start=1):
+    for step, (inputs, labels, picked) in enumerate(batches.epoch(epoch, recipe.size(epoch)), start=1):
         rate = recipe.learning_rate_at(epoch + step / len(batches))
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             logits = forward(inputs).float()
-            with torch.no_grad():
-                targets = imitate(inputs).float() if imitate is not None else None
+            targets = teacher.outputs(epoch, recipe.size(epoch), inputs, picked) if teacher is not None else None
         loss = _loss(logits, labels, targets, recipe)
         run.step(loss, rate)
         totals += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
@@ -286,6 +290,24 @@ def _state_of(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     if [row["epoch"] for row in state["history"]] != list(range(1, len(state["history"]) + 1))[: identity["recipe"]["epochs"]]:
         raise ValueError(f"{path} has a history of {len(state['history'])} epochs, expected 1 to {identity['recipe']['epochs']}, in order")
     return state
+
+
+class _Teacher:
+    """What a network says about augmented images; computed once for each view that comes again."""
+
+    def __init__(self, network: nn.Module, batches: Batches):
+        self.network, self.batches = network, batches
+        self.known: dict[tuple[int, int], Tensor] = {}
+
+    @torch.no_grad()
+    def outputs(self, epoch: Integer, size: Integer, inputs: Tensor, picked: Tensor) -> Tensor:
+        """Logits (B, n_classes) of a batch that `Batches.epoch` yielded."""
+        if not self.batches.views:
+            return self.network(inputs).float()
+        view = self.batches.view_of(epoch), size
+        if view not in self.known:
+            self.known[view] = torch.cat([self.network(inputs).float() for inputs, *_ in self.batches.view(*view)])
+        return self.known[view][picked]
 
 
 class _Run:

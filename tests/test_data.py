@@ -54,13 +54,13 @@ def test_batches_repeat_for_a_seed_and_epoch_and_differ_otherwise(small_images):
 def test_an_epoch_visits_each_image_at_most_once(small_images, batch_size, device):
     numbered = data.dataclasses.replace(small_images, labels=torch.arange(96), classes=tuple(map(str, range(96)))).to(device)
     batches = data.Batches(numbered, batch_size)
-    seen = torch.cat([labels for _, labels in batches.epoch(0)])
+    seen = torch.cat([labels for _, labels, _ in batches.epoch(0)])
     assert len(seen) == len(seen.unique()) == batch_size * len(batches) == 96 // batch_size * batch_size
 
 
 def test_without_augmentation_batches_are_the_images(small_images, device):
     small_images = small_images.to(device)
-    inputs, labels = next(data.Batches(small_images, 96, padding=0).epoch(0))
+    inputs, labels, _ = next(data.Batches(small_images, 96, padding=0).epoch(0))
     plain = torch.cat([x for x, _ in small_images.batches()])
     for x, label in zip(inputs, labels, strict=True):
         same = (plain == x).flatten(1).all(1)
@@ -75,7 +75,7 @@ def test_each_augmented_image_is_a_shifted_crop_flipped_or_not(small_images, siz
     padded = pad(images.pixels, [padding] * 4)
     seen_flips, seen_shifts = set(), set()
     for epoch in range(10):
-        for inputs, labels in data.Batches(images.to(device), 4).epoch(epoch, size):
+        for inputs, labels, _ in data.Batches(images.to(device), 4).epoch(epoch, size):
             for x, label in zip((inputs * 255).round().to(torch.uint8).cpu(), labels.cpu(), strict=True):
                 windows = padded[label].unfold(1, size, 1).unfold(2, size, 1)
                 found = [
@@ -92,6 +92,43 @@ def test_each_augmented_image_is_a_shifted_crop_flipped_or_not(small_images, siz
     assert {dy for dy, _ in seen_shifts} == set(range(9))
 
 
+@pytest.mark.parametrize("size", [24, 32])
+def test_views_come_again_in_another_order(small_images, size, device):
+    numbered = data.dataclasses.replace(small_images, labels=torch.arange(96), classes=tuple(map(str, range(96))), flips=True).to(device)
+    batches = data.Batches(numbered, 40, cutout=4, views=3, seed=5)
+
+    def seen(batches):
+        inputs, labels, picked = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        assert torch.equal(labels, picked)
+        return picked, inputs
+
+    whole = {view: seen(batches.view(view, size)) for view in range(3)}
+    for epoch in range(7):
+        picked, inputs = seen(batches.epoch(epoch, size))
+        assert torch.equal(inputs, whole[epoch % 3][1][picked])
+        assert epoch == 0 or not torch.equal(picked, before)
+        before = picked
+    assert all(torch.equal(picked, torch.arange(96, device=picked.device)) for picked, _ in whole.values())
+    assert not torch.equal(whole[0][1], whole[1][1])
+    first, always_new = (seen(data.Batches(numbered, 40, cutout=4, views=views, seed=5).epoch(0, size)) for views in (3, 0))
+    assert torch.equal(first[1], always_new[1])
+
+
+def test_alternating_mirrors_an_image_in_every_other_epoch(small_images, device):
+    images = data.dataclasses.replace(small_images, flips=True).to(device)
+    batches = data.Batches(images, 96, padding=0, alternating=True)
+    mirrored = []
+    for epoch in range(4):
+        ((inputs, _, picked),) = batches.epoch(epoch)
+        plain = images.normalised(images.pixels[picked])
+        is_mirrored = torch.zeros(96, dtype=torch.bool)
+        is_mirrored[picked.cpu()] = (inputs == plain.flip(3)).flatten(1).all(1).cpu()
+        assert ((inputs == plain).flatten(1).all(1).cpu() != is_mirrored[picked.cpu()]).all()
+        mirrored.append(is_mirrored)
+    assert torch.equal(mirrored[0], ~mirrored[1]) and torch.equal(mirrored[0], mirrored[2]) and torch.equal(mirrored[1], mirrored[3])
+    assert 0.3 < mirrored[0].float().mean() < 0.7
+
+
 def test_digits_are_never_mirrored(small_images):
     batches = data.Batches(small_images, 96, padding=0)
     plain = {x.numpy().tobytes() for x, _ in zip(small_images.normalised(small_images.pixels), range(96), strict=True)}
@@ -100,7 +137,7 @@ def test_digits_are_never_mirrored(small_images):
 
 def test_cutout_blanks_one_square_of_the_given_side(small_images, device):
     images = data.dataclasses.replace(small_images, pixels=torch.full_like(small_images.pixels, 255)).to(device)
-    inputs, _ = next(data.Batches(images, 96, padding=0, cutout=8).epoch(0))
+    inputs, *_ = next(data.Batches(images, 96, padding=0, cutout=8).epoch(0))
     blank = (inputs == 0).all(1).cpu()
     areas = blank.sum((1, 2))
     assert areas.max() == 64 and areas.min() >= 16  # a centre in a corner leaves a quarter

@@ -185,7 +185,7 @@ def test_one_step_is_that_of_sgd_without_decay_on_batch_norm_and_biases(small_im
         momentum=0.9,
         nesterov=True,
     )
-    inputs, labels = next(data.Batches(small_images, 96, padding=0).epoch(0))
+    inputs, labels, _ = next(data.Batches(small_images, 96, padding=0).epoch(0))
     F.cross_entropy(expected(inputs), labels, label_smoothing=0.1).backward()
     optimizer.step()
     train(model, small_images, recipe, **EAGER)
@@ -239,6 +239,21 @@ def test_distillation_is_hintons_loss():
     torch.testing.assert_close(training._loss(logits, labels, targets, recipe), expected)
     assert training._loss(targets, labels, targets, Recipe(distillation=1.0)).abs() < 1e-6
     torch.testing.assert_close(training._loss(logits, labels, None, recipe), F.cross_entropy(logits, labels))
+
+
+def test_a_teacher_is_asked_once_about_each_view_and_says_the_same(small_images, monkeypatch):
+    recipe = dataclasses.replace(QUICK, epochs=5, views=2, cutout=4)
+    teacher = ResNet(8, (4, 8, 8))
+    asked = []
+    teacher.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[0].shape))
+    kept, _ = trained(small_images, recipe, teacher=teacher)
+    n_views = 4  # two of small crops, two of whole images
+    assert sum(shape[0] for shape in asked) == 1 + n_views * 96  # one image to see that its classes fit
+    monkeypatch.setattr(training._Teacher, "outputs", lambda self, epoch, size, inputs, picked: self.network(inputs).detach())
+    asked.clear()
+    anew, _ = trained(small_images, recipe, teacher=teacher)
+    assert sum(shape[0] for shape in asked) == 1 + 5 * 96
+    torch.testing.assert_close(weights(kept), weights(anew), atol=1e-5, rtol=1e-5)
 
 
 def test_a_student_comes_nearer_to_its_teacher(small_images):

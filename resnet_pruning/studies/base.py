@@ -1,5 +1,10 @@
-"""The trained networks that the notebooks on pruning start from."""
+"""The networks that all else starts from, and how they are trained: ``python -m resnet_pruning.studies.base NAME``.
 
+A network of doubled widths is trained first and teaches the others. Neither it nor ``resnet20_choosing`` has seen the held-out tenth of the
+training images, on which recipes and settings are chosen.
+"""
+
+import argparse
 import dataclasses
 import shutil
 from collections.abc import Mapping
@@ -10,104 +15,170 @@ import pandas as pd
 import torch
 
 from .. import cost
+from ..arguments import Seed
 from ..checkpoints import load_checkpoint, save_checkpoint
-from ..data import Images, hold_out, load_images
+from ..data import hold_out, load_images
 from ..evaluation import accuracy
 from ..files import ROOT, results_folder, write_table
 from ..hardware import default_device, machine
 from ..model import ResNet
 from ..training import Recipe, train
+from .trials import LONG
 
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How a network is made.
+
+    Attributes
+    ----------
+    recipe : hyper-parameters
+    stage_widths : of the network, see `model.ResNet`
+    teacher : name of the network that is imitated, or ""
+    holds_out : whether a tenth of the training images (always the same) is left out and judged on
+    dtype : of the weights in the file
+    """
+
+    recipe: Recipe
+    stage_widths: tuple[int, int, int] = (16, 32, 64)
+    teacher: str = ""
+    holds_out: bool = False
+    dtype: torch.dtype = torch.float32
+
+
+TAUGHT = Training(dataclasses.replace(LONG, epochs=120, views=10), teacher="resnet20_wide")
+TRAININGS = {
+    "resnet20_wide": Training(LONG, stage_widths=(32, 64, 128), holds_out=True, dtype=torch.float16),
+    "resnet20": TAUGHT,
+    "resnet20_choosing": dataclasses.replace(TAUGHT, holds_out=True),
+}
+# On digits, where they take seconds.
 QUICK = Recipe(epochs=4, warmup_epochs=1, small_share=0.25, ema=0.9, batch_size=64)
 
 
-def base_checkpoint(dataset: str, profile: str) -> Path:
-    """Path of the base network's checkpoint: for CIFAR-10 the committed one; for digits it is trained, in seconds, where it is missing."""
-    return base_training(dataset, profile)[0]
+def training_of(name: str, dataset: str) -> Training:
+    """The entry of `TRAININGS`, for digits with the recipe `QUICK` and no teacher."""
+    if name not in TRAININGS:
+        raise ValueError(f"network is {name!r}, expected one of {', '.join(TRAININGS)}")
+    chosen = TRAININGS[name]
+    return chosen if dataset == "cifar10" else dataclasses.replace(chosen, recipe=QUICK, teacher="")
 
 
-def base_training(dataset: str, profile: str, retrain: bool = False) -> tuple[Path, pd.DataFrame]:
-    """The base network's checkpoint, and the history of its training as ``figures/learning_curves.csv`` has it, see `training.train`.
+def train_network(name: str, dataset: str, folder: Path, seed: Seed = 0, progress: bool = True) -> tuple[Path, pd.DataFrame]:
+    """Train one of `TRAININGS`, its teacher first where it is missing, and return its checkpoint in `folder` and the history.
 
-    For CIFAR-10 both are committed. For digits they are made, in seconds, in `files.results_folder` where they are missing there.
-
-    Parameters
-    ----------
-    retrain : train anew, into `files.results_folder`. For CIFAR-10 at "full" this replaces the committed checkpoint and
-        ``figures/resnet20.csv``, and everything that was measured on the old network has to be measured anew.
+    An interrupted training goes on where it stopped. Other seeds than 0 have their own names: ``resnet20_seed1``.
     """
-    folder = ROOT if dataset == "cifar10" and not retrain else results_folder(dataset, profile)
-    path, figures = folder / "checkpoints" / "resnet20.pt", folder / "figures"
-    curves = figures / "learning_curves.csv"
-    if retrain or (dataset != "cifar10" and not (path.exists() and curves.exists())):
-        images, test_images = load_images(dataset, device=default_device())
-        recipe = Recipe() if folder == ROOT else QUICK
-        history = _train(path, images if folder == ROOT else images[:2000], recipe, "test_accuracy", test_images)
-        for csv, table in {curves: history, figures / "resnet20.csv": _summary(path, history)}.items():
-            write_table(table, csv)
-    return path, pd.read_csv(curves)
+    training = training_of(name, dataset)
+    images, test_images = load_images(dataset, device=default_device())
+    images, held_out = hold_out(images, len(images) // 10) if training.holds_out else (images, None)
+    teacher = None
+    if training.teacher:
+        path = folder / "checkpoints" / f"{training.teacher}.pt"
+        teacher, _ = load_checkpoint(path if path.exists() else train_network(training.teacher, dataset, folder, progress=progress)[0])
+    torch.manual_seed(int(seed))
+    network = ResNet(stage_widths=training.stage_widths, n_classes=len(images.classes))
+    path = folder / "checkpoints" / f"{name}{f'_seed{seed}' if seed else ''}.pt"
+    state = folder / "build" / "training" / path.stem
+    history = train(
+        network,
+        images,
+        training.recipe,
+        seed=seed,
+        held_out=held_out,
+        teacher=teacher,
+        folder=state,
+        progress=progress,
+    )
+    network = network.to(training.dtype).float()  # so that the accuracy is that of the file
+    facts = {
+        "test_accuracy": round(accuracy(network, test_images), 2),
+        "held_out_accuracy": round(accuracy(network, held_out), 2) if held_out is not None else None,
+        "dataset": images.dataset,
+        "n_train_images": len(images),
+        "seed": int(seed),
+        "epochs": training.recipe.epochs,
+        "recipe": dataclasses.asdict(training.recipe),
+        "teacher": training.teacher,
+        "seconds": round(float(history.seconds.sum())),
+        "machine": machine(images.device),
+        "torch": str(torch.__version__),
+    }
+    save_checkpoint(path, network, facts, dtype=training.dtype)
+    shutil.rmtree(state)  # else the next training would be this one
+    return path, history
+
+
+def checkpoint(name: str, dataset: str, profile: str) -> Path:
+    """Path of a network's checkpoint: for CIFAR-10 the committed one; for digits it is trained, in seconds, where it is missing."""
+    folder = ROOT if dataset == "cifar10" else results_folder(dataset, profile)
+    path = folder / "checkpoints" / f"{name}.pt"
+    if not path.exists():
+        record(*train_network(name, dataset, folder), folder / "figures")
+    return path
+
+
+def base_checkpoint(dataset: str, profile: str) -> Path:
+    """Path of the checkpoint of the network that is pruned, see `checkpoint`."""
+    return checkpoint("resnet20", dataset, profile)
 
 
 def choosing_checkpoint(dataset: str, profile: str) -> Path:
     """Path of the checkpoint that settings of fine-tuning are chosen with: it has never seen the held-out tenth of the training images.
 
-    A network remembers the images that it was trained on, so on these the gentlest fine-tuning would look best. For CIFAR-10 it is
-    committed (30 epochs of the base's recipe); where it is missing, it is trained here.
+    A network remembers the images that it was trained on, so on these the gentlest fine-tuning would look best.
     """
+    return checkpoint("resnet20_choosing", dataset, profile)
+
+
+def histories(dataset: str, profile: str) -> pd.DataFrame:
+    """The trainings of all networks, epoch by epoch: ``figures/learning_curves.csv``, whose columns are those of `training.train`."""
     folder = ROOT if dataset == "cifar10" else results_folder(dataset, profile)
-    path = folder / "checkpoints" / "resnet20_choosing.pt"
-    if not path.exists():
-        images, _ = load_images(dataset, device=default_device())
-        images, held_out = hold_out(images, len(images) // 10)
-        _train(path, images, Recipe(epochs=30) if dataset == "cifar10" else QUICK, "held_out_accuracy", held_out)
-    return path
+    return pd.read_csv(folder / "figures" / "learning_curves.csv")
+
+
+def record(path: Path, history: pd.DataFrame, figures: Path) -> None:
+    """Put a trained network's row into ``base_seeds.csv``, or ``other_networks.csv``, and its epochs into ``learning_curves.csv``, in
+    place of older ones of its name."""
+    network, facts = load_checkpoint(path)
+    row = {
+        "seed": facts["seed"],
+        "accuracy": facts["test_accuracy"],
+        "held_out_accuracy": facts["held_out_accuracy"],
+        "parameters": cost.parameters(network),
+        "macs": cost.macs(network),
+        "bytes": cost.size_in_bytes(network),
+        **{name: facts[name] for name in ("teacher", "n_train_images", "epochs")},
+        "minutes": round(facts["seconds"] / 60, 1),
+        "images_per_second": round(history.images_per_second.median()),
+        "machine": facts["machine"],
+    }
+    rows = "base_seeds.csv" if path.stem.split("_seed")[0] == "resnet20" else "other_networks.csv"
+    for csv, table in {rows: pd.DataFrame([row]), "learning_curves.csv": history}.items():
+        table = table.assign(network=path.stem)[["network", *table]]
+        if (figures / csv).exists():
+            old = pd.read_csv(figures / csv)
+            table = pd.concat([old[old.network != path.stem], table])
+        write_table(table, figures / csv)
 
 
 def recipe_of(facts: Mapping[str, Any]) -> Recipe:
-    """The recipe in a checkpoint's facts. The oldest ones, the committed base's among them, count the epochs with small crops."""
+    """The recipe in a checkpoint's facts. The oldest ones count the epochs with small crops."""
     recipe = dict(facts["recipe"])
     if "small_epochs" in recipe:
         recipe["small_share"] = recipe.pop("small_epochs") / recipe["epochs"]
     return Recipe(**recipe)
 
 
-def _train(path: Path, images: Images, recipe: Recipe, fact: str, judged: Images) -> pd.DataFrame:
-    """Train, save the network with its accuracy on `judged` as the fact of that name, and return the history.
-
-    An interrupted training goes on where it stopped.
-    """
-    torch.manual_seed(0)
-    network = ResNet(depth=20, n_classes=len(images.classes))
-    state = path.parent.parent / "build" / "training" / path.stem
-    history = train(network, images, recipe, folder=state)
-    facts = {
-        fact: round(accuracy(network, judged), 2),
-        "dataset": images.dataset,
-        "n_train_images": len(images),
-        "seed": 0,
-        "epochs": recipe.epochs,
-        "recipe": dataclasses.asdict(recipe),
-        "seconds": round(float(history.seconds.sum())),
-        "machine": machine(images.device),
-        "torch": str(torch.__version__),
-    }
-    save_checkpoint(path, network, facts)
-    shutil.rmtree(state)  # else the next training would be this one
-    return history
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("name", choices=list(TRAININGS), help="which network to train")
+    parser.add_argument("--seed", type=int, default=0, help="of initial weights and batches")
+    arguments = parser.parse_args()
+    path, history = train_network(arguments.name, "cifar10", ROOT, arguments.seed)
+    record(path, history, ROOT / "figures")
+    print(f"{path}: {load_checkpoint(path)[1]}")
 
 
-def _summary(path: Path, history: pd.DataFrame) -> pd.DataFrame:
-    """One row on a trained network, for ``figures/resnet20.csv``."""
-    network, facts = load_checkpoint(path)
-    row = {
-        "test_accuracy": facts["test_accuracy"],
-        "parameters": cost.parameters(network),
-        "macs": cost.macs(network),
-        "bytes": cost.size_in_bytes(network),
-        "n_train_images": facts["n_train_images"],
-        "epochs": facts["epochs"],
-        "minutes": round(facts["seconds"] / 60, 1),
-        "images_per_second": round(history.images_per_second.median()),
-        "machine": facts["machine"],
-    }
-    return pd.DataFrame([row])
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,8 @@
 """The short runs that the training recipe was chosen by: ``python -m resnet_pruning.studies.trials``.
 
-Each trial changes one thing in `BASE`, trains on 45,000 images and is judged on the 5,000 held out, never on the test
-set. A trial that has its row in the CSV is skipped, one that was interrupted goes on.
+Each trial changes one thing in `BASE`, the recipe of the first base network, or in `LONG`, which the present one grew from. It trains on
+45,000 images and is judged on the 5,000 held out, never on the test set; its teacher has not seen these 5,000 either. A trial that has its
+row in the CSV is skipped, one that was interrupted goes on.
 """
 
 import argparse
@@ -14,25 +15,40 @@ from typing import Any
 import pandas as pd
 import torch
 
+from ..checkpoints import load_checkpoint
 from ..data import Images, hold_out, load_images
 from ..evaluation import accuracy
-from ..files import results_folder
+from ..files import ROOT, results_folder
 from ..hardware import default_device, machine
 from ..model import ResNet
 from ..training import Recipe, train
 from .sweeps import run_sweep
 
 BASE = Recipe(epochs=6, warmup_epochs=1, ema=0.995, small_share=0.5)
+LONG = Recipe(epochs=30, optimizer="Muon", learning_rate=0.03, weight_decay=0.05, small_share=2 / 3)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrialPoint:
-    """A short training, by the name of what is tried; `n_images` are trained on, 0 for all that are not held out."""
+    """A short training, by the name of what is tried.
+
+    Attributes
+    ----------
+    n_images : trained on, 0 for all that are not held out
+    teacher : name of the network in ``checkpoints/`` that is imitated, or ""
+    width : of the network, as a multiple of ResNet-20's
+    """
 
     trial: str
     seed: int = 0
     n_images: int = 0
+    teacher: str = ""
+    width: int = 1
     recipe: Recipe = BASE
+
+
+def _long(trial: str, teacher: str = "", width: int = 1, seed: int = 0, **changes: Any) -> TrialPoint:
+    return TrialPoint(trial, seed, teacher=teacher, width=width, recipe=dataclasses.replace(LONG, **changes))
 
 
 TRIALS = (
@@ -40,9 +56,13 @@ TRIALS = (
     TrialPoint("full-size images throughout", recipe=dataclasses.replace(BASE, epochs=5, small_share=0.0)),
     TrialPoint("base", seed=1),
     TrialPoint("learning rate 0.1", recipe=dataclasses.replace(BASE, learning_rate=0.1)),
-    # These two were run after the committed training, for the one that comes after it.
+    # These two were run after the training of the first base, for the one that comes after it.
     TrialPoint("label smoothing 0.1", recipe=dataclasses.replace(BASE, label_smoothing=0.1)),
     TrialPoint("batch size 256, learning rate 0.4", recipe=dataclasses.replace(BASE, batch_size=256, learning_rate=0.4, ema=0.99)),
+    _long("Muon, untaught"),
+    _long("Muon, doubled widths, untaught", width=2),
+    _long("Muon, taught by an earlier copy", "resnet20_choosing"),
+    _long("Muon, taught by doubled widths, 10 views", "resnet20_wide", views=10),
 )
 
 
@@ -70,11 +90,12 @@ def run_trials(
 
     def run(point: TrialPoint) -> dict[str, Any]:
         torch.manual_seed(point.seed)
-        network = ResNet(n_classes=len(train_images.classes))
+        network = ResNet(stage_widths=tuple(point.width * width for width in (16, 32, 64)), n_classes=len(train_images.classes))
+        teacher = load_checkpoint(ROOT / "checkpoints" / f"{point.teacher}.pt")[0] if point.teacher else None
         images = training[: point.n_images or len(training)]
         state = Path(folder) / re.sub(r"\W+", "_", f"{point.trial} {point.seed}")
         torch.compiler.reset()  # compiled networks of trials before count towards a limit, from which on nothing is compiled
-        history = train(network, images, point.recipe, seed=point.seed, held_out=held_out, folder=state, progress=progress)
+        history = train(network, images, point.recipe, seed=point.seed, held_out=held_out, teacher=teacher, folder=state, progress=progress)
         row = {name: round(history[name].iloc[-1], 2) for name in ("held_out_accuracy", "train_accuracy")}
         if test_images is not None:
             row["test_accuracy"] = round(accuracy(network, test_images), 2)
