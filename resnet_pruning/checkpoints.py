@@ -25,8 +25,8 @@ def save_checkpoint(path: str | Path, model: OwnNetwork, facts: Mapping[str, Any
     ValueError : a model that was changed to something else than its class and widths say, or facts with other than plain values (str, int,
         float, bool, None; lists, tuples and dicts of them): `load_checkpoint` could not give them back
     """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    dtypes = {name: dtype if tensor.is_floating_point() else tensor.dtype for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous().to(dtypes[name]) for name, tensor in model.state_dict().items()}
     content = {"config": model.config, "state_dict": state, "facts": dict(facts)}
     rebuilt = _rebuilt(content)[0]
     if odd := [line.strip() for line in repr(model).splitlines() if line not in repr(rebuilt).splitlines()]:

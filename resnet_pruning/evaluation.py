@@ -47,11 +47,6 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.bincount(labels * n + logits.argmax(1), minlength=n * n).view(n, n)
 
 
-def change_of_logits(changed: Tensor, exact: Tensor) -> float:
-    """The mean squared change of logits (N, n_classes), as a share of their variance over images."""
-    return float((changed - exact).square().sum(1).mean() / exact.var(0).sum())
-
-
 def per_class_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Accuracy in % of each class, shape (n_classes,)."""
     counts = confusion_matrix(logits, labels)

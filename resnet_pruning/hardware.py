@@ -52,10 +52,7 @@ def full_float32() -> Iterator[None]:
 
 @functools.cache
 def can_compile(device_type: str) -> bool:
-    """Whether torch.compile works, found out by compiling one small function; a warning says it if not.
-
-    On a CPU it needs a C++ compiler and Python's headers, on CUDA Triton: no error here, training runs eagerly.
-    """
+    """Whether torch.compile works (a CPU needs a C++ compiler and Python's headers, CUDA Triton), found out once; if not, it warns."""
     # On a machine with the CUDA toolkit but no GPU it warns that there is none, which is no news.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:

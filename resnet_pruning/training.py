@@ -27,31 +27,27 @@ from .hardware import can_compile, has_fast_bfloat16, keep_freed_memory
 from .model import TrainableNetwork
 from .optimizers import OPTIMIZERS, optimizer_for
 
-SCHEDULES = ("cosine", "constant")
-
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The hyper-parameters of a training. The defaults are what the committed checkpoint was trained with:
-    learning rate and small crops as ``figures/training_trials.csv`` has them, the rest customary values.
+    """The hyper-parameters of a training. The defaults do for SGD; what the committed networks had is in `studies.base.TRAININGS`.
 
     Attributes
     ----------
     epochs : passes over the training images
     batch_size : images per step
     learning_rate : its peak, reached after `warmup_epochs` (linear), followed by a cosine to zero
-    momentum : of SGD
+    momentum, nesterov : of SGD and Muon; whether it is Nesterov's
     weight_decay : of weights; batch norm and biases have none
     label_smoothing : share of the target that is spread evenly over the classes
     ema : decay per step of the exponential moving average of weights and batch-norm statistics that the training
         ends with; 0 for none
-    padding, cutout, views, alternating : augmentation, see `data.Batches`. Where `views` come again, what the teacher says about them is
+    padding, views, alternating : augmentation, see `data.Batches`. Where `views` come again, what the teacher says about them is
         computed once, which makes it as good as free.
     small_share, small_size : the first share of the epochs sees crops of `small_size` pixels, which cost fewer MACs
     distillation : weight of the teacher's part of the loss, where there is a teacher; the labels have the rest
     temperature : by which both logits are divided in the teacher's part (Hinton et al. 2015)
     optimizer : one of `optimizers.OPTIMIZERS`
-    nesterov : whether the momentum of SGD is Nesterov's
     schedule : of the learning rate after warm-up, "cosine" or "constant"
     """
 
@@ -64,7 +60,6 @@ class Recipe:
     label_smoothing: Real = 0.0
     ema: Real = 0.999
     padding: Integer = 4
-    cutout: Integer = 0
     views: Integer = 0
     alternating: bool = False
     small_share: Real = 0.66
@@ -88,14 +83,14 @@ class Recipe:
             check(name, getattr(self, name) >= 1, "an integer of at least 1")
         for name in ("learning_rate", "temperature"):
             check(name, 0 < getattr(self, name) < math.inf, "a positive number")
-        for name in ("weight_decay", "warmup_epochs", "padding", "cutout", "views"):
+        for name in ("weight_decay", "warmup_epochs", "padding", "views"):
             check(name, 0 <= getattr(self, name) < math.inf, "zero or a positive number")
         for name in ("momentum", "label_smoothing", "ema"):
             check(name, 0 <= getattr(self, name) < 1, "a number in [0, 1)")
         for name in ("distillation", "small_share"):
             check(name, 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
         check("optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
-        check("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+        check("schedule", self.schedule in ("cosine", "constant"), "cosine or constant")
         check("small_size", 8 <= self.small_size <= 32, "8 to 32 pixels")
 
     @property
@@ -200,8 +195,7 @@ def train(
             identity |= {"held-out images": _digest_of_images(held_out), "network": _digest_of(model), "teacher": _digest_of(teacher)}
             if path.exists():
                 run.load(_state_of(path, identity))
-        augmentation = {name: getattr(recipe, name) for name in ("padding", "cutout", "views", "alternating")}
-        batches = Batches(images, recipe.batch_size, **augmentation, seed=seed)
+        batches = Batches(images, recipe.batch_size, padding=recipe.padding, views=recipe.views, alternating=recipe.alternating, seed=seed)
         n_steps, n_done = len(batches) * recipe.epochs, len(batches) * len(run.history)
         compiled = execution.compile
         if compiled is None:  # it takes up to a minute and saves a tenth or more of each step
@@ -296,15 +290,14 @@ class _Teacher:
     """What a network says about augmented images; computed once for each view that comes again."""
 
     def __init__(self, network: nn.Module, batches: Batches):
-        self.network, self.batches = network, batches
-        self.known: dict[tuple[int, int], Tensor] = {}
+        self.network, self.batches, self.known = network, batches, {}
 
     @torch.no_grad()
     def outputs(self, epoch: Integer, size: Integer, inputs: Tensor, picked: Tensor) -> Tensor:
         """Logits (B, n_classes) of a batch that `Batches.epoch` yielded."""
         if not self.batches.views:
             return self.network(inputs).float()
-        view = self.batches.view_of(epoch), size
+        view = epoch % self.batches.views, size
         if view not in self.known:
             self.known[view] = torch.cat([self.network(inputs).float() for inputs, *_ in self.batches.view(*view)])
         return self.known[view][picked]

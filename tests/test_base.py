@@ -1,3 +1,4 @@
+import pandas as pd
 import pytest
 import torch
 
@@ -18,17 +19,17 @@ def folder(digits, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_digits_are_trained_once_and_again_on_request(folder, digits, monkeypatch):
-    path, history = base.base_training("digits", "quick")
+def test_digits_are_trained_once_and_again_on_request(folder, digits):
+    path = base.checkpoint("resnet20", "digits", "quick")
     network, facts = checkpoints.load_checkpoint(path)
+    history = base.histories("digits", "quick")
     assert path == folder / "checkpoints" / "resnet20.pt" and history.epoch.tolist() == [1, 2]
     assert facts["test_accuracy"] == round(evaluation.accuracy(network, digits[1][:96]), 2) and facts["n_train_images"] == 96
-    assert base.recipe_of(facts) == SHORT
-    assert (folder / "figures" / "resnet20.csv").exists() and not (folder / "build" / "training" / "resnet20").exists()
+    assert base.recipe_of(facts) == SHORT and not (folder / "build" / "training" / "resnet20").exists()
     before = path.stat().st_mtime_ns
     assert base.base_checkpoint("digits", "quick") == path and path.stat().st_mtime_ns == before
-    base.base_training("digits", "quick", retrain=True)
-    assert path.stat().st_mtime_ns > before
+    base.checkpoint("resnet20", "digits", "quick", anew=True)
+    assert path.stat().st_mtime_ns > before and len(base.histories("digits", "quick")) == 2
     again, _ = checkpoints.load_checkpoint(path)
     torch.testing.assert_close(again.state_dict(), network.state_dict())
 
@@ -38,12 +39,38 @@ def test_the_choosing_checkpoint_has_not_seen_a_tenth(folder, digits):
     network, facts = checkpoints.load_checkpoint(path)
     _, held_out = data.hold_out(digits[0][:96], 9)
     assert facts["n_train_images"] == 87 and facts["held_out_accuracy"] == round(evaluation.accuracy(network, held_out), 2)
+    assert base.histories("digits", "quick").held_out_accuracy.iloc[-1] == pytest.approx(facts["held_out_accuracy"], abs=0.01)
+
+
+def test_each_seed_has_its_row(folder):
+    for seed in (0, 1):
+        base.record(*base.train_network("resnet20", "digits", folder, seed), folder / "figures")
+    seeds = pd.read_csv(folder / "figures" / "base_seeds.csv")
+    assert seeds.network.tolist() == ["resnet20", "resnet20_seed1"] and seeds.seed.tolist() == [0, 1]
+    for row in seeds.itertuples():
+        _, facts = checkpoints.load_checkpoint(folder / "checkpoints" / f"{row.network}.pt")
+        assert row.accuracy == facts["test_accuracy"] and facts["seed"] == row.seed
+    assert base.histories("digits", "quick").groupby("network").epoch.max().to_dict() == {"resnet20": 2, "resnet20_seed1": 2}
+
+
+def test_a_teacher_is_trained_first_where_it_is_missing(folder, monkeypatch):
+    teacher = base.Training(SHORT, stage_widths=(4, 8, 8), dtype=torch.float16, holds_out=True)
+    student = base.Training(SHORT, stage_widths=(4, 8, 8), teacher="wide")
+    monkeypatch.setattr(base, "training_of", lambda name, dataset: {"wide": teacher, "taught": student}[name])
+    taught, _ = base.train_network("taught", "digits", folder)
+    network, facts = checkpoints.load_checkpoint(folder / "checkpoints" / "wide.pt")
+    weights = network.conv1.weight
+    assert weights.dtype == torch.float32 and torch.equal(weights, weights.half().float()) and facts["n_train_images"] == 87
+    assert checkpoints.load_checkpoint(taught)[1]["teacher"] == "wide"
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="network is 'resnet50', expected one of resnet20_wide, resnet20, resnet20_choosing"):
+        base.training_of("resnet50", "cifar10")
 
 
 def test_the_committed_training_is_read(monkeypatch):
     monkeypatch.setattr(base, "train", None)
-    path, history = base.base_training("cifar10", "full")
+    path, histories = base.checkpoint("resnet20", "cifar10", "full"), base.histories("cifar10", "full")
+    history = histories[histories.network == "resnet20"]
     _, facts = checkpoints.load_checkpoint(path)
     recipe = base.recipe_of(facts)
     assert path == ROOT / "checkpoints" / "resnet20.pt" and recipe == Recipe() and len(history) == recipe.epochs
-    assert history.test_accuracy.iloc[-1] == facts["test_accuracy"]

@@ -30,7 +30,7 @@ FEW = IMAGES[:64]
 PLAN = plans.uniform_fraction(NETWORK, 0.5)
 STATISTICS = calibration.layer_statistics(NETWORK, FEW)
 CLUSTERS = clustering.cluster_layers(NETWORK, PLAN, "correlation", statistics=STATISTICS, weighting=0.5)
-RECIPE = Recipe(epochs=1, batch_size=32, learning_rate=0.01, warmup_epochs=0, small_share=0.0, cutout=8)
+RECIPE = Recipe(epochs=1, batch_size=32, learning_rate=0.01, warmup_epochs=0, small_share=0.0)
 QUIET = {"progress": False, "n_steps": 3}
 
 
@@ -106,7 +106,7 @@ NETWORKS = {
 }
 # From a network and images to numbers.
 NUMBERS = {
-    "batches": lambda net, images: next(data.Batches(images, 64, cutout=8, seed=3).epoch(2, 24))[0],
+    "batches": lambda net, images: next(data.Batches(images, 64, seed=3).epoch(2, 24))[0],
     "held out": lambda net, images: torch.cat([part.labels for part in data.hold_out(images, 20)]),
     "moments": lambda net, images: torch.cat(
         [layer.second_moment.flatten() for layer in calibration.layer_statistics(net, images).values()]
@@ -241,7 +241,7 @@ def test_forward_passes_have_no_tensor_on_another_device(name, training):
         mock.patch.object(data.Images, "__post_init__"),
     ):
         images = dataclasses.replace(FEW, pixels=mode.from_tensor(FEW.pixels).to("cuda"), labels=mode.from_tensor(FEW.labels).to("cuda"))
-        for x in (images.normalised(images.pixels), next(data.Batches(images, 8, cutout=4).epoch(0, 24))[0]):
+        for x in (images.normalised(images.pixels), next(data.Batches(images, 8).epoch(0, 24))[0]):
             assert network(x).device.type == "cuda"
             if "quantized" in name:
                 assert network.integer_logits(x).device.type == "cuda"

@@ -242,7 +242,7 @@ def test_distillation_is_hintons_loss():
 
 
 def test_a_teacher_is_asked_once_about_each_view_and_says_the_same(small_images, monkeypatch):
-    recipe = dataclasses.replace(QUICK, epochs=5, views=2, cutout=4)
+    recipe = dataclasses.replace(QUICK, epochs=5, views=2)
     teacher = ResNet(8, (4, 8, 8))
     asked = []
     teacher.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[0].shape))
@@ -302,7 +302,7 @@ def test_small_crops_take_two_thirds_of_the_epochs_unless_said_otherwise():
     ("name", "value"),
     [
         ("epochs", 0), ("epochs", -3), ("batch_size", 0), ("learning_rate", 0), ("learning_rate", math.nan),
-        ("momentum", 1.0), ("weight_decay", -1e-4), ("label_smoothing", 1.0), ("ema", 1.5), ("cutout", -1), ("distillation", 1.1),
+        ("momentum", 1.0), ("weight_decay", -1e-4), ("label_smoothing", 1.0), ("ema", 1.5), ("views", -1), ("distillation", 1.1),
         ("temperature", 0), ("small_share", 1.01), ("small_size", 40),
     ],
 )  # fmt: skip

@@ -24,7 +24,6 @@ from ..compaction import expanded
 from ..data import Images
 from ..deployment.runtimes import prepared
 from ..deployment.timing import interleaved
-from ..evaluation import change_of_logits
 from ..hardware import default_device, full_float32
 from ..model import Block, OwnNetwork, ResNet, blocks, convolutions
 from .knapsack import cheapest
@@ -290,3 +289,8 @@ def _logits(model: ResNet, parts: Sequence[nn.Module], inputs: Tensor) -> Tensor
     for part in parts:
         inputs = apply(part, inputs)
     return model.fc(inputs.mean((2, 3)))
+
+
+def change_of_logits(changed: Tensor, exact: Tensor) -> float:
+    """The mean squared change of logits (N, n_classes), as a share of their variance over images."""
+    return float((changed - exact).square().sum(1).mean() / exact.var(0).sum())

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..arguments import Integer, Real
+from ..compression.allocation import change_of_logits
 from ..compression.knapsack import cheapest
 from ..data import Images
-from ..evaluation import change_of_logits
 from ..hardware import full_float32
 from ..model import OwnNetwork, convolutions
 from .post_training import round_weights

@@ -109,11 +109,17 @@ def train_network(name: str, dataset: str, folder: Path, seed: Seed = 0, progres
     return path, history
 
 
-def checkpoint(name: str, dataset: str, profile: str) -> Path:
-    """Path of a network's checkpoint: for CIFAR-10 the committed one; for digits it is trained, in seconds, where it is missing."""
-    folder = ROOT if dataset == "cifar10" else results_folder(dataset, profile)
+def checkpoint(name: str, dataset: str, profile: str, anew: bool = False) -> Path:
+    """Path of a network's checkpoint: for CIFAR-10 the committed one; for digits it is trained, in seconds, where it is missing.
+
+    Parameters
+    ----------
+    anew : train it in any case, into `files.results_folder`. For CIFAR-10 at "full" this replaces the committed checkpoint and its rows in
+        ``figures/``, and everything that was measured on the old network has to be measured anew.
+    """
+    folder = ROOT if dataset == "cifar10" and not anew else results_folder(dataset, profile)
     path = folder / "checkpoints" / f"{name}.pt"
-    if not path.exists():
+    if anew or not path.exists():
         record(*train_network(name, dataset, folder), folder / "figures")
     return path
 
@@ -132,13 +138,13 @@ def choosing_checkpoint(dataset: str, profile: str) -> Path:
 
 
 def histories(dataset: str, profile: str) -> pd.DataFrame:
-    """The trainings of all networks, epoch by epoch: ``figures/learning_curves.csv``, whose columns are those of `training.train`."""
+    """The trainings of all networks, epoch by epoch: ``figures/trainings.csv``, whose columns are those of `training.train`."""
     folder = ROOT if dataset == "cifar10" else results_folder(dataset, profile)
-    return pd.read_csv(folder / "figures" / "learning_curves.csv")
+    return pd.read_csv(folder / "figures" / "trainings.csv")
 
 
 def record(path: Path, history: pd.DataFrame, figures: Path) -> None:
-    """Put a trained network's row into ``base_seeds.csv``, or ``other_networks.csv``, and its epochs into ``learning_curves.csv``, in
+    """Put a trained network's row into ``base_seeds.csv``, or ``other_networks.csv``, and its epochs into ``trainings.csv``, in
     place of older ones of its name."""
     network, facts = load_checkpoint(path)
     row = {
@@ -154,7 +160,7 @@ def record(path: Path, history: pd.DataFrame, figures: Path) -> None:
         "machine": facts["machine"],
     }
     rows = "base_seeds.csv" if path.stem.split("_seed")[0] == "resnet20" else "other_networks.csv"
-    for csv, table in {rows: pd.DataFrame([row]), "learning_curves.csv": history}.items():
+    for csv, table in {rows: pd.DataFrame([row]), "trainings.csv": history}.items():
         table = table.assign(network=path.stem)[["network", *table]]
         if (figures / csv).exists():
             old = pd.read_csv(figures / csv)
@@ -163,8 +169,8 @@ def record(path: Path, history: pd.DataFrame, figures: Path) -> None:
 
 
 def recipe_of(facts: Mapping[str, Any]) -> Recipe:
-    """The recipe in a checkpoint's facts. The oldest ones count the epochs with small crops."""
-    recipe = dict(facts["recipe"])
+    """The recipe in a checkpoint's facts. The oldest ones count the epochs with small crops, and say that no square was blanked."""
+    recipe = {name: value for name, value in facts["recipe"].items() if name != "cutout"}
     if "small_epochs" in recipe:
         recipe["small_share"] = recipe.pop("small_epochs") / recipe["epochs"]
     return Recipe(**recipe)
