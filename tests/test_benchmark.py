@@ -4,6 +4,7 @@ import torch
 
 from resnet_pruning import checkpoints, model
 from resnet_pruning.studies import benchmark
+from resnet_pruning.training import Recipe
 
 
 def test_the_first_loop_sees_what_training_sees(small_images):
@@ -22,6 +23,15 @@ def test_the_loops_take_turns_and_are_compared_with_the_first(monkeypatch):
     assert table.loop.tolist() == [benchmark.FIRST, "data as one tensor on the device"]
     assert (table.lowest <= table.images_per_second).all() and (table.images_per_second <= table.highest).all()
     assert table.ratio[0] == 1 and table.ratio[1] > 0
+
+
+def test_the_time_to_the_published_accuracy_is_compared_with_the_first_loops():
+    recipe = Recipe(epochs=1, batch_size=256, small_share=1.0, small_size=8, warmup_epochs=0, ema=0)
+    table = benchmark.benchmark_accuracy("digits", recipe, seeds=(0, 1), n_steps=2, progress=False)
+    first, ours = table.iloc[0], table.iloc[1]
+    assert first.accuracy == 91.25 and first.epochs == round(64_000 * 128 / 1437) and first.ratio == 1 and pd.isna(first.seeds)
+    assert ours.seeds == 2 and ours.lowest <= ours.accuracy <= ours.highest and ours.epochs == 1
+    assert ours.ratio > 10  # one epoch of small crops, to some thousands of whole images
 
 
 def test_inference_is_timed_next_to_the_share_of_macs(tmp_path):

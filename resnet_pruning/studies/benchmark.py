@@ -1,22 +1,29 @@
-"""Timings, turn and turn about: ``python -m resnet_pruning.studies.benchmark training``, or ``inference``.
+"""Timings, turn and turn about: ``python -m resnet_pruning.studies.benchmark training``, ``accuracy`` or ``inference``.
 
 *training* compares the loop that one would write first (a DataLoader with workers, torchvision's transforms on PIL images,
 float32, eager) with `training.train`, step by step of what makes the difference. Each loop lives in a process of its
 own and they take turns, so that a change of the machine's speed meets all of them alike. On a GPU, float32 is here what PyTorch makes of
 it by default: convolutions in TF32.
 
+*accuracy* takes the time to the accuracy that He et al. (2015) published for this network, with the shortest of our trainings that reaches
+it, and says how long the first loop needs for theirs.
+
 *inference* compares the trained network with the compact ones in ``checkpoints/``, in each runtime and at each batch size.
 """
 
 import argparse
+import contextlib
+import dataclasses
+import functools
 import itertools
 import multiprocessing
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -26,8 +33,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm.auto import tqdm
 
-from .. import cost
-from ..arguments import Count, Integer
+from .. import cost, evaluation
+from ..arguments import Count, Integer, Seed
 from ..checkpoints import load_checkpoint
 from ..data import Images, load_images
 from ..deployment import timing
@@ -37,6 +44,7 @@ from ..hardware import can_compile, default_device, has_fast_bfloat16, machine
 from ..model import ResNet
 from ..quantization import pytorch
 from ..training import Execution, Recipe, train
+from .trials import LONG
 
 FIRST = "first loop: DataLoader, float32, eager"
 # What `train` is called with, one thing more in each line.
@@ -47,6 +55,10 @@ STEPS = {
     "+ bfloat16 autocast": Execution(amp=True, compile=False),
     "+ torch.compile": Execution(amp=True, compile=True),
 }
+
+# He et al. (2015), section 4.2: what ResNet-20 reaches, and in how many steps of 128 images.
+PUBLISHED, PUBLISHED_STEPS = 91.25, 64_000
+SHORTEST = dataclasses.replace(LONG, epochs=30)
 
 
 class PILImages(Dataset):
@@ -119,6 +131,30 @@ def _serve(pipe: Connection, name: str, dataset: str, batch_size: Count, n_steps
         pipe.send(epoch())
 
 
+@contextlib.contextmanager
+def _loops(
+    names: Sequence[str], dataset: str, batch_size: Count, n_steps: Count, progress: bool = True
+) -> Iterator[dict[str, Callable[[], float]]]:
+    """Each loop in a process of its own, by name: a call trains an epoch and returns its images/s."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for name in tqdm(names, desc="starting the loops", disable=not progress):
+        pipes[name], child = context.Pipe()
+        processes.append(context.Process(target=_serve, args=(child, name, dataset, batch_size, n_steps)))
+        processes[-1].start()
+        child.close()  # so that a child that dies ends the wait for it
+        pipes[name].recv()
+
+    def epoch(pipe: Connection) -> float:
+        pipe.send(True)
+        return pipe.recv()
+
+    yield {name: functools.partial(epoch, pipe) for name, pipe in pipes.items()}
+    for pipe, process in zip(pipes.values(), processes, strict=True):
+        pipe.send(False)
+        process.join()
+
+
 def benchmark_training(
     dataset: str, batch_size: Count = 128, n_steps: Count = 40, rounds: Integer = 5, progress: bool = True
 ) -> pd.DataFrame:
@@ -136,24 +172,8 @@ def benchmark_training(
         names = [name for name in names if name == FIRST or not STEPS[name].amp]
     elif not can_compile(device.type):
         names.remove("+ torch.compile")
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    for name in tqdm(names, desc="starting the loops", disable=not progress):
-        pipes[name], child = context.Pipe()
-        processes.append(context.Process(target=_serve, args=(child, name, dataset, batch_size, n_steps)))
-        processes[-1].start()
-        child.close()  # so that a child that dies ends the wait for it
-        pipes[name].recv()
-    speeds = []
-    for _ in tqdm(range(rounds), desc="rounds", disable=not progress):
-        speeds.append({})
-        for name, pipe in pipes.items():
-            pipe.send(True)
-            speeds[-1][name] = pipe.recv()
-    for pipe, process in zip(pipes.values(), processes, strict=True):
-        pipe.send(False)
-        process.join()
-    speeds = pd.DataFrame(speeds)
+    with _loops(names, dataset, batch_size, n_steps, progress) as loops:
+        speeds = pd.DataFrame([{name: epoch() for name, epoch in loops.items()} for _ in tqdm(range(rounds), disable=not progress)])
     ratios = speeds.div(speeds[FIRST], axis=0)
     return pd.DataFrame(
         {
@@ -171,6 +191,42 @@ def benchmark_training(
             "rounds": rounds,
         }
     )
+
+
+def benchmark_accuracy(
+    dataset: str, recipe: Recipe = SHORTEST, seeds: Sequence[Seed] = (0, 1, 2), n_steps: Count = 40, progress: bool = True
+) -> pd.DataFrame:
+    """The time that trainings take, from the first step to the last with compilation, and the accuracy that they end with.
+
+    Returns
+    -------
+    DataFrame with a row for the first loop, whose accuracy is the published one and whose minutes are an estimate: the steps that were
+    published, at the speed that the loop has in epochs of `n_steps` steps before each of the trainings (median); and a row for `recipe`:
+    minutes (median over seeds), mean, lowest and highest test accuracy in %, and the ratio of the first loop's minutes to these.
+    """
+    images, test_images = load_images(dataset, device=default_device())
+    speeds, minutes, accuracies = [], [], []
+    with _loops([FIRST], dataset, 128, n_steps, progress) as loops:
+        for seed in seeds:
+            speeds.append(loops[FIRST]())
+            torch.manual_seed(int(seed))
+            network = ResNet(n_classes=len(images.classes))
+            torch.compiler.reset()
+            start = time.perf_counter()
+            train(network, images, recipe, seed=seed, progress=progress)
+            minutes.append((time.perf_counter() - start) / 60)
+            accuracies.append(evaluation.accuracy(network, test_images))
+    estimate = PUBLISHED_STEPS * 128 / float(np.median(speeds)) / 60
+    published = {"recipe": f"{FIRST}; He et al. (2015), time estimated", "epochs": round(PUBLISHED_STEPS * 128 / len(images))}
+    ours = {"recipe": f"{recipe.optimizer}, {recipe.learning_rate:g}", "epochs": recipe.epochs}
+    found = {"accuracy": np.mean(accuracies), "lowest": min(accuracies), "highest": max(accuracies), "seeds": len(seeds)}
+    rows = [
+        published | {"minutes": estimate, "accuracy": PUBLISHED, "ratio": 1.0},
+        ours | {"minutes": float(np.median(minutes))} | found | {"ratio": estimate / float(np.median(minutes))},
+    ]
+    digits = {"minutes": 1, "accuracy": 2, "lowest": 2, "highest": 2, "ratio": 1}
+    columns = ["recipe", "epochs", "minutes", "accuracy", "lowest", "highest", "seeds", "ratio"]
+    return pd.DataFrame(rows)[columns].round(digits).astype({"seeds": "Int64"}).assign(machine=machine(), torch=torch.__version__)
 
 
 def benchmark_inference(
@@ -249,7 +305,7 @@ def recorded(csv: Path, models: Sequence[str]) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("what", choices=["training", "inference"])
+    parser.add_argument("what", choices=["training", "accuracy", "inference"])
     parser.add_argument("--dataset", choices=DATASETS, default="cifar10", help="of the training loops")
     parser.add_argument("--batch-size", type=int, help="128 for training, 1 and 256 for inference, if not given")
     parser.add_argument("--steps", type=int, default=40, help="steps of training per turn")
@@ -259,6 +315,10 @@ def main() -> None:
         table = benchmark_training(arguments.dataset, arguments.batch_size or 128, arguments.steps, arguments.rounds or 5)
         record(table, results_folder(arguments.dataset, "full") / "figures" / "benchmark_training.csv")
         print(table.drop(columns=["torch", "dataset", "rounds"]).to_string(index=False))
+    elif arguments.what == "accuracy":
+        table = benchmark_accuracy(arguments.dataset, n_steps=arguments.steps)
+        write_table(table, results_folder(arguments.dataset, "full") / "figures" / "benchmark_accuracy.csv")
+        print(table.to_string(index=False))
     else:
         batch_sizes = (arguments.batch_size,) if arguments.batch_size else (1, 256)
         table = benchmark_inference(compact_checkpoints(ROOT / "checkpoints"), batch_sizes, rounds=arguments.rounds or 15)
