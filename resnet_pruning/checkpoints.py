@@ -88,8 +88,8 @@ def read_tensors(path: str | Path) -> Any:
     return content
 
 
-def from_state_dict(state: Mapping[str, Tensor], sharing: Mapping[str, Any] | None = None) -> ResNet:
-    """The `ResNet` with these weights, in evaluation mode; depth and widths are read off the tensors, `sharing` is as there.
+def from_state_dict(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> ResNet:
+    """The `ResNet` with these weights, in evaluation mode; if no configuration is given, depth and widths are read off the tensors.
 
     Raises
     ------
@@ -103,17 +103,21 @@ def from_state_dict(state: Mapping[str, Tensor], sharing: Mapping[str, Any] | No
             raise ValueError(
                 f"{name} is {tensor.dtype}, finite: {bool(tensor.isfinite().all())}; expected finite values of at most 32 bits"
             )
+    widths = {name.removesuffix(".weight"): len(t) for name, t in renamed.items() if "bn" in name and name.endswith(".weight")}
+    # Checkpoints older than PyTorch 0.4.1 lack batch norm's counters, which evaluation does not need.
+    renamed = {f"{name}.num_batches_tracked": torch.tensor(0) for name in widths} | renamed
+    if config:
+        if config.get("depth", 20) > 6 * len(renamed):  # said to have more blocks than can be
+            raise ValueError(f"a depth of {config['depth']} with {len(renamed)} tensors")
+        return with_tensors(config, renamed)
     try:
-        widths = {name.removesuffix(".weight"): len(t) for name, t in renamed.items() if "bn" in name and name.endswith(".weight")}
         stages = tuple(widths[f"layer{stage}.0.bn2"] for stage in (1, 2, 3))
         inner = {name.replace("bn", "conv"): width for name, width in widths.items() if name.endswith(".bn1")}
         n_blocks = sum(name.startswith("layer1.") for name in inner)
-        config = {"depth": 6 * n_blocks + 2, "stage_widths": stages, "inner_widths": inner, "n_classes": len(renamed["fc.weight"])}
+        found = {"depth": 6 * n_blocks + 2, "stage_widths": stages, "inner_widths": inner, "n_classes": len(renamed["fc.weight"])}
     except KeyError as error:
         raise ValueError(f"no tensor {error} among {', '.join(map(str, list(renamed)[:5]))}, …") from error
-    # Checkpoints older than PyTorch 0.4.1 lack batch norm's counters, which evaluation does not need.
-    counters = {f"{name}.num_batches_tracked": torch.tensor(0) for name in widths}
-    return with_tensors(config | {"sharing": sharing or {}}, counters | renamed)
+    return with_tensors(found, renamed)
 
 
 def check_plain(value: Any, key: str) -> None:
@@ -143,11 +147,7 @@ def _rebuilt(content: Any) -> tuple[ResNet, dict[str, Any]]:
     facts = content.get("facts", {}) if "config" in content else {}
     for key, value in facts.items():
         check_plain(value, key)
-    config = content.get("config", {})
-    model = from_state_dict(content.get("state_dict", content), config.get("sharing"))
-    if config and model.config != model.config | config | {"inner_widths": model.config["inner_widths"]}:
-        raise ValueError(f"its tensors are of a network with the configuration {model.config}, expected {config}")
-    return model, facts
+    return from_state_dict(content.get("state_dict", content), content.get("config")), facts
 
 
 def _loaded(archive: bytes) -> Any:

@@ -30,6 +30,9 @@ def compact(model: OwnNetwork, tolerance: PositiveReal = 1e-6) -> ResNet:
     state = dict(whole.state_dict())
     inner_widths, sharing = {}, {}
     for block, module in blocks(whole).items():
+        if module.dropped:
+            inner_widths[f"{block}.conv1"] = 0
+            continue
         kept, mixture = _multiples(state[f"{block}.conv1.weight"], module.bn1, tolerance)
         following = state[f"{block}.conv2.weight"]
         merged = torch.einsum("oihw,ki->okhw", following.double(), mixture)

@@ -41,13 +41,7 @@ def accuracy_of(logits: Tensor, labels: Tensor) -> float:
     return 100 * (logits.argmax(1) == labels).double().mean().item()
 
 
-def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
-    """Counts of shape (n_classes, n_classes): the row is the true class, the column the predicted one."""
-    n = logits.shape[1]
-    return torch.bincount(labels * n + logits.argmax(1), minlength=n * n).view(n, n)
-
-
 def per_class_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Accuracy in % of each class, shape (n_classes,)."""
-    counts = confusion_matrix(logits, labels)
-    return 100 * counts.diag() / counts.sum(1)
+    """Accuracy in % of each class, shape (n_classes,); NaN for a class without images."""
+    right, counts = labels[logits.argmax(1) == labels], torch.bincount(labels, minlength=logits.shape[1])
+    return 100 * torch.bincount(right, minlength=logits.shape[1]) / counts

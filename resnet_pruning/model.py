@@ -1,6 +1,5 @@
 """The CIFAR ResNet of He et al. 2015, section 4.2, at any depth and width, and what a network must be to be worked on."""
 
-import itertools
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -39,20 +38,35 @@ def _convolution(in_channels: Integer, out_channels: Integer, stride: Integer, l
 
 class Block(nn.Module):
     """Two 3×3 convolutions and an identity shortcut: with stride 2 it takes every other pixel and pads channels with
-    zeros, He et al.'s option A, so that it has no parameters. `labels` are those of `SharedConv2d`, for each convolution."""
+    zeros, He et al.'s option A, so that it has no parameters.
 
-    def __init__(self, in_channels: Integer, inner_channels: Integer, out_channels: Integer, stride: Integer, labels: tuple = (None, None)):
+    Parameters
+    ----------
+    inner_channels : between the convolutions; 0 drops the block: its residual branch is gone, the shortcut stays
+    labels : those of `SharedConv2d`, for each convolution
+    sources : for each output channel the input channel that the shortcut brings there, or -1 for zeros; the middle ones get the input
+        channels in their order if not given
+    """
+
+    def __init__(
+        self, in_channels: Integer, inner_channels: Integer, out_channels: Integer, stride: Integer, labels: tuple = (None, None),
+        sources: Sequence[Integer] | None = None,
+    ):  # fmt: skip
         super().__init__()
-        self.conv1 = _convolution(in_channels, inner_channels, stride, labels[0])
-        self.bn1 = nn.BatchNorm2d(inner_channels)
-        self.conv2 = _convolution(inner_channels, out_channels, 1, labels[1])
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        self.stride = stride
-        self.missing_channels = out_channels - in_channels
+        self.stride, self.missing_channels, self.dropped = stride, out_channels - in_channels, inner_channels == 0
+        if not self.dropped:
+            self.conv1 = _convolution(in_channels, inner_channels, stride, labels[0])
+            self.bn1 = nn.BatchNorm2d(inner_channels)
+            self.conv2 = _convolution(inner_channels, out_channels, 1, labels[1])
+            self.bn2 = nn.BatchNorm2d(out_channels)
+        rows = None if sources is None else torch.tensor([in_channels if s < 0 else s for s in sources], device="cpu")
+        self.register_buffer("sources", rows, persistent=False)
 
     def shortcut(self, x: Tensor) -> Tensor:
         if self.stride > 1:
             x = x[:, :, :: self.stride, :: self.stride]
+        if self.sources is not None:
+            return F.pad(x, (0, 0, 0, 0, 0, 1)).index_select(1, self.sources)
         if self.missing_channels:
             before = self.missing_channels // 2
             x = F.pad(x, (0, 0, 0, 0, before, self.missing_channels - before))
@@ -62,7 +76,7 @@ class Block(nn.Module):
         return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.shortcut(x) + self.residual(x))
+        return F.relu(self.shortcut(x) if self.dropped else self.shortcut(x) + self.residual(x))
 
 
 class ResNet(nn.Module):
@@ -76,14 +90,15 @@ class ResNet(nn.Module):
     stage_widths : channels of the residual stream in the three stages, none smaller than the one before;
         the stem has the first
     inner_widths : number of filters of a block's first convolution, by that convolution's name, such as
-        ``{"layer1.0.conv1": 9}``; those not named have their stage's width. Pruned networks are of this class.
+        ``{"layer1.0.conv1": 9}``, or 0 to drop the block; those not named have their stage's width. Pruned networks are of this class.
     sharing : for convolutions that compute fewer distinct filters than they have output channels, by name: for each output
         channel the number of its filter, counted from 0; see `SharedConv2d`
+    shortcuts : `Block.sources` of ``layer2.0`` and ``layer3.0``, where the stream of channels widens, by name
     n_classes : outputs of the linear layer
 
     Raises
     ------
-    ValueError : a depth that is not 6n + 2, no class, a width below 1 or of a layer that does not exist
+    ValueError : a depth that is not 6n + 2, no class, a width below 0 or of a layer that does not exist
     """
 
     def __init__(
@@ -93,6 +108,7 @@ class ResNet(nn.Module):
         inner_widths: Mapping[str, Integer] | None = None,
         n_classes: Integer = 10,
         sharing: Mapping[str, Sequence[Integer]] | None = None,
+        shortcuts: Mapping[str, Sequence[Integer]] | None = None,
     ):
         super().__init__()
         n_blocks, remainder = divmod(depth - 2, 6)
@@ -107,16 +123,18 @@ class ResNet(nn.Module):
         for name, width in inner_widths.items():
             if name not in usual:
                 raise ValueError(f"inner_widths names {name!r}, expected one of {', '.join(usual)}")
-            if width < 1:
-                raise ValueError(f"inner_widths[{name!r}] is {width}, expected at least 1")
+            if width < 0:
+                raise ValueError(f"inner_widths[{name!r}] is {width}, expected at least 1, or 0 to drop the block")
         self.config = {  # in Python's numbers: a checkpoint does not keep NumPy's
             "depth": operator.index(depth),
             "stage_widths": tuple(map(operator.index, stage_widths)),
             "inner_widths": {name: operator.index(width) for name, width in inner_widths.items() if width != usual[name]},
             "n_classes": operator.index(n_classes),
             "sharing": {name: list(map(operator.index, labels)) for name, labels in (sharing or {}).items()},
+            "shortcuts": {name: list(map(operator.index, sources)) for name, sources in (shortcuts or {}).items()},
         }
-        sharing = self._checked_sharing(n_blocks)
+        self._check_channels(usual | inner_widths)
+        sharing, shortcuts = self.config["sharing"], self.config["shortcuts"]
 
         channels = stage_widths[0]
         self.conv1 = _convolution(3, channels, 1, sharing.get("conv1"))
@@ -127,7 +145,8 @@ class ResNet(nn.Module):
                 name = f"layer{stage}.{block}"
                 inner = inner_widths.get(f"{name}.conv1", width)
                 labels = sharing.get(f"{name}.conv1"), sharing.get(f"{name}.conv2")
-                blocks.append(Block(channels, inner, width, 2 if stage > 1 and block == 0 else 1, labels))
+                stride = 2 if stage > 1 and block == 0 else 1
+                blocks.append(Block(channels, inner, width, stride, labels, shortcuts.get(name)))
                 channels = width
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         self.fc = nn.Linear(channels, n_classes)
@@ -135,15 +154,13 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # He et al. 2015b
 
-    def _checked_sharing(self, n_blocks: Integer) -> dict[str, list[int]]:
-        stages = self.config["stage_widths"]
-        widths = {"conv1": stages[0]}
-        for stage, block in itertools.product((1, 2, 3), range(n_blocks)):
-            name = f"layer{stage}.{block}"
-            widths |= {
-                f"{name}.conv1": self.config["inner_widths"].get(f"{name}.conv1", stages[stage - 1]),
-                f"{name}.conv2": stages[stage - 1],
-            }
+    def _check_channels(self, inner_widths: Mapping[str, Integer]) -> None:
+        """Raise a ValueError for `sharing` or `shortcuts` that do not fit the widths."""
+        first, second, third = self.config["stage_widths"]
+        widths = {"conv1": first}
+        for name, inner in inner_widths.items():
+            if inner:
+                widths |= {name: inner, name.replace("conv1", "conv2"): (first, second, third)[int(name[5]) - 1]}
         for name, labels in self.config["sharing"].items():
             if name not in widths:
                 raise ValueError(f"sharing names {name!r}, expected one of {', '.join(widths)}")
@@ -152,7 +169,15 @@ class ResNet(nn.Module):
                     f"sharing[{name!r}] is {labels}, expected the number of a filter for each of the {widths[name]} channels, "
                     f"counted from 0 without a gap"
                 )
-        return self.config["sharing"]
+        ends = {"layer2.0": (first, second), "layer3.0": (second, third)}
+        for name, sources in self.config["shortcuts"].items():
+            if name not in ends:
+                raise ValueError(f"shortcuts names {name!r}, expected one of {', '.join(ends)}")
+            if len(sources) != ends[name][1] or not all(-1 <= source < ends[name][0] for source in sources):
+                raise ValueError(
+                    f"shortcuts[{name!r}] is {sources}, expected for each of the {ends[name][1]} channels one of the {ends[name][0]} "
+                    f"before it, or -1"
+                )
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs (B, 3, 32, 32) to logits (B, n_classes)."""

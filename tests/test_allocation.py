@@ -38,14 +38,14 @@ def test_no_choice_within_the_budget():
 @pytest.mark.parametrize("share", [1.0, 0.6, 0.3])
 def test_the_plan_stays_within_its_budget_and_no_measured_plan_is_better(share):
     plan = allocation.by_sensitivity(NETWORK, macs=share, errors=ERRORS)
-    macs = cost.of_plan(NETWORK, plan, merged=True)[1]
+    macs = compression.cost_of_plan(NETWORK, plan, merged=True)[1]
     assert macs <= share * cost.macs(NETWORK)
     by_layer = {name: table for name, table in ERRORS.groupby("layer", sort=False)}
     free = ["layer2.0.conv1", "layer2.0.conv2", "layer3.0.conv1"]  # brute force over these, the others as planned
     best = np.inf
     for rows in itertools.product(*(by_layer[layer].itertuples() for layer in free)):
         other = plan | {row.layer: row.n_clusters for row in rows}
-        if cost.of_plan(NETWORK, other, merged=True)[1] <= share * cost.macs(NETWORK):
+        if compression.cost_of_plan(NETWORK, other, merged=True)[1] <= share * cost.macs(NETWORK):
             best = min(best, sum(row.error for row in rows))
     ours = sum(by_layer[layer].set_index("n_clusters").error[plan[layer]] for layer in free)
     assert ours == pytest.approx(best)
@@ -56,7 +56,9 @@ def test_the_plan_stays_within_its_budget_and_no_measured_plan_is_better(share):
 def test_the_merged_network_has_the_macs_that_were_allocated():
     plan = allocation.by_sensitivity(NETWORK, macs=0.4, errors=ERRORS)
     small = compression.compress_by_plan(NETWORK, plan, IMAGES, "least squares", statistics=STATISTICS, progress=False)
-    assert 0.25 * cost.macs(NETWORK) < cost.macs(small) == cost.of_plan(NETWORK, plan, merged=True)[1] <= 0.4 * cost.macs(NETWORK)
+    assert (
+        0.25 * cost.macs(NETWORK) < cost.macs(small) == compression.cost_of_plan(NETWORK, plan, merged=True)[1] <= 0.4 * cost.macs(NETWORK)
+    )
 
 
 def test_errors_are_of_every_layer_and_zero_for_the_whole_one():

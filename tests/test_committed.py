@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from resnet_pruning import checkpoints, cost, data, evaluation, plans, quantization
+from resnet_pruning import checkpoints, compression, cost, data, evaluation, plans, quantization
 from resnet_pruning.deployment import runtimes
 from resnet_pruning.files import ROOT, fingerprint, unsealed
 from resnet_pruning.studies import method_runs, quantization_runs
@@ -63,7 +63,7 @@ def test_compact_checkpoints_have_the_size_and_the_accuracy_that_they_claim(cifa
     whole, _ = checkpoints.load_checkpoint(ROOT / "checkpoints" / "resnet20.pt")
     assert facts["base"] == fingerprint(ROOT / "checkpoints" / "resnet20.pt")
     assert (cost.parameters(network), cost.macs(network)) == (facts["parameters"], facts["macs"])
-    assert (cost.parameters(network), cost.macs(network)) == cost.of_plan(whole, facts["plan"], merged=True)
+    assert (cost.parameters(network), cost.macs(network)) == compression.cost_of_plan(whole, facts["plan"], merged=True)
     if name.isdigit():
         assert int(name) - 1 < 100 * cost.macs(network) / cost.macs(whole) <= int(name)
     accuracy = evaluation.accuracy(network, cifar10[1])

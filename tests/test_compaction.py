@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pruning import IMAGES, NETWORK, any_plan, assert_same_function, choices, replaced, train_an_epoch
 
-from resnet_pruning import checkpoints, compaction, cost, evaluation, model, plans, pruning
+from resnet_pruning import checkpoints, compaction, compression, cost, evaluation, model, plans, pruning
 from resnet_pruning.studies import compact_networks
 
 
@@ -16,8 +16,8 @@ def test_compact_and_replaced_models_agree(plan, chosen, mergeable, renewed):
     network = replaced(plan, **chosen, mergeable=mergeable, batch_norm_images=IMAGES if renewed else None)
     small = compaction.compact(network)
     assert_same_function(network, small)
-    assert cost.macs(small) <= cost.of_plan(NETWORK, plan)[1]
-    assert cost.parameters(small) <= cost.of_plan(NETWORK, plan)[0]
+    assert cost.macs(small) <= compression.cost_of_plan(NETWORK, plan)[1]
+    assert cost.parameters(small) <= compression.cost_of_plan(NETWORK, plan)[0]
 
 
 def test_a_network_with_nothing_to_share_stays_as_it_is():
@@ -32,7 +32,7 @@ def test_raw_centroids_are_shared_since_their_batch_norms_differ():
     small = compaction.compact(replaced(plan))
     assert small.config["inner_widths"] == {} and set(small.config["sharing"]) == set(plan)
     assert all(max(labels) == 2 for labels in small.config["sharing"].values())
-    assert (cost.parameters(small), cost.macs(small)) == cost.of_plan(NETWORK, plan)
+    assert (cost.parameters(small), cost.macs(small)) == compression.cost_of_plan(NETWORK, plan)
     table = compact_networks.layer_table(NETWORK, small)
     assert set(table["computed filters"]) == {3} and (table.channels == table["channels before"]).all()
 
@@ -99,7 +99,7 @@ def test_mergeable_clusters_leave_the_network():
     small = compaction.compact(network)
     signs = {(c, s) for c, s in zip(*_cluster_and_sign(network), strict=True)}
     assert small.config["inner_widths"]["layer2.0.conv1"] == len(signs)
-    assert cost.macs(small) < cost.of_plan(NETWORK, plan)[1]
+    assert cost.macs(small) < compression.cost_of_plan(NETWORK, plan)[1]
     assert_same_function(network, small)
     renewed = replaced(plan, distance="unit", mergeable=True, batch_norm_images=IMAGES)
     assert compaction.compact(renewed).config["inner_widths"] == small.config["inner_widths"]

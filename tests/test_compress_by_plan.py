@@ -51,7 +51,7 @@ def test_the_merged_network_is_as_large_as_planned(plan, chosen, selection):
         else:
             assert sizes[name] == planned
         assert type(conv) is torch.nn.Conv2d or not inner
-    assert (cost.parameters(small), cost.macs(small)) == cost.of_plan(NETWORK, sizes, merged=True)
+    assert (cost.parameters(small), cost.macs(small)) == compression.cost_of_plan(NETWORK, sizes, merged=True)
     assert torch.isfinite(evaluation.predict(small, IMAGES)).all()
 
 

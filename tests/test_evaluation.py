@@ -10,7 +10,6 @@ LABELS = torch.tensor([0, 0, 1, 2, 1, 0])
 
 def test_known_answers():
     assert evaluation.accuracy_of(LOGITS, LABELS) == pytest.approx(100 * 4 / 6)
-    assert evaluation.confusion_matrix(LOGITS, LABELS).tolist() == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]
     torch.testing.assert_close(evaluation.per_class_accuracy(LOGITS, LABELS), torch.tensor([200 / 3, 50, 100]))
 
 

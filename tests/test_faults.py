@@ -186,7 +186,7 @@ def changed(change):
     (peers.masked(small_network()), "conv1 of the network is constrained, expected an ordinary network: see finetuning.released"),
     (changed(lambda net: setattr(net.layer1[0].conv1, "stride", (2, 2))), r"stride=\(2, 2\).*, expected what a ResNet of its"),
     (changed(lambda net: setattr(net.bn1, "eps", 0.1)), r"eps=0.1.*, expected what a ResNet"),
-    (changed(lambda net: setattr(net, "fc", nn.Sequential(net.fc))), "no tensor 'fc.weight' among"),
+    (changed(lambda net: setattr(net, "fc", nn.Sequential(net.fc))), "tensors fc.weight, fc.bias, .* in one of"),
     (changed(lambda net: setattr(net, "extra", nn.Linear(2, 2))), "tensors extra.weight, extra.bias"),
     (nn.Conv2d(3, 4, 3), r"is a Conv2d, expected a resnet_pruning.ResNet; other networks with .*replace_filters, distance 'raw'"),
 ])  # fmt: skip

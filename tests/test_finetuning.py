@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pruning import IMAGES, NETWORK, STATISTICS, any_plan, assert_same_function, choices, distinct
 
-from resnet_pruning import clustering, compaction, cost, evaluation, finetuning, model, peers, plans, pruning
+from resnet_pruning import clustering, compaction, compression, cost, evaluation, finetuning, model, peers, plans, pruning
 from resnet_pruning.training import Execution, Recipe, train
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=0.02, warmup_epochs=0, ema=0.9, small_share=0.5)
@@ -50,7 +50,7 @@ def test_after_training_each_layer_has_the_planned_filters_and_compact_agrees(wa
     assert distinct(plain) == PLAN
     small = compaction.compact(plain)
     assert_same_function(plain, small)
-    assert (cost.parameters(small), cost.macs(small)) == cost.of_plan(NETWORK, PLAN)
+    assert (cost.parameters(small), cost.macs(small)) == compression.cost_of_plan(NETWORK, PLAN)
     assert not any("original" in name for name in plain.state_dict()) and plain.conv1.weight.requires_grad
     if way != "centripetal":
         assert_same_function(network, plain)

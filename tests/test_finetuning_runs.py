@@ -3,7 +3,7 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from resnet_pruning import checkpoints, cost, data, evaluation, files, plans
+from resnet_pruning import checkpoints, compression, cost, data, evaluation, files, plans
 from resnet_pruning.studies import sweeps
 from resnet_pruning.studies.finetuning_runs import WAYS, FineTuningRuns
 
@@ -26,7 +26,7 @@ def test_every_way_gives_a_network_of_the_planned_size(runs, tmp_path):
     network, (plan,) = runs.material.network, PLANS.values()
     for way, row in table.set_index("way").iterrows():
         merged = way in ("compact", "from scratch")
-        assert (row.parameters, row.macs) == cost.of_plan(network, plan, merged=merged), way
+        assert (row.parameters, row.macs) == compression.cost_of_plan(network, plan, merged=merged), way
         assert row.seconds > 0
     by_epoch = sweeps.read_details(tmp_path / "runs.csv", "epochs", points)
     assert by_epoch[by_epoch.epoch > 0].groupby("way").moved.count().eq(2).sum() == len(WAYS) - 2, "two ways have no clusters"

@@ -37,8 +37,22 @@ def test_impossible_stage_widths_are_refused(widths):
 def test_inner_widths_must_name_first_convolutions():
     with pytest.raises(ValueError, match=r"'layer1.0.conv2', expected one of layer1.0.conv1, layer2.0.conv1, layer3.0.conv1"):
         model.ResNet(8, inner_widths={"layer1.0.conv2": 3})
-    with pytest.raises(ValueError, match="is 0, expected at least 1"):
-        model.ResNet(8, inner_widths={"layer1.0.conv1": 0})
+    with pytest.raises(ValueError, match="is -1, expected at least 1, or 0 to drop the block"):
+        model.ResNet(8, inner_widths={"layer1.0.conv1": -1})
+
+
+@pytest.mark.parametrize(
+    ("shortcuts", "message"),
+    [
+        ({"layer1.0": [0] * 16}, "names 'layer1.0', expected one of layer2.0, layer3.0"),
+        ({"layer2.0": [0] * 16}, "expected for each of the 32 channels one of the 16 before it, or -1"),
+        ({"layer2.0": [16] * 32}, "expected for each of the 32 channels one of the 16 before it, or -1"),
+        ({"layer3.0": [-2] * 64}, "expected for each of the 64 channels one of the 32 before it, or -1"),
+    ],
+)
+def test_shortcuts_must_lead_from_channels_to_channels(shortcuts, message):
+    with pytest.raises(ValueError, match=message):
+        model.ResNet(8, shortcuts=shortcuts)
 
 
 @st.composite
@@ -60,6 +74,45 @@ def test_any_widths_run_and_are_recognised_from_their_tensors(network):
     assert torch.equal(again(inputs), network(inputs))
     assert network(inputs).shape == (2, network.config["n_classes"])
     assert cost.size_in_bytes(network) == sum(t.numel() * t.element_size() for t in network.state_dict().values())
+
+
+@given(network=networks(), chance=st.data())
+@settings(max_examples=25, deadline=None)
+def test_dropped_blocks_and_other_shortcuts_come_back_from_a_checkpoint(network, chance, tmp_path_factory):
+    first, second, _ = network.config["stage_widths"]
+    names = [name + ".conv1" for name in model.blocks(network)]
+    dropped = chance.draw(st.sets(st.sampled_from(names)))
+    sources = st.one_of(st.none(), st.lists(st.integers(-1, first - 1), min_size=second, max_size=second))
+    shortcuts = {} if (drawn := chance.draw(sources)) is None else {"layer2.0": drawn}
+    changed = network.config | {"inner_widths": network.config["inner_widths"] | dict.fromkeys(dropped, 0), "shortcuts": shortcuts}
+    network = model.ResNet(**changed).eval()
+    path = tmp_path_factory.mktemp("networks") / "a.pt"
+    checkpoints.save_checkpoint(path, network, {})
+    again, _ = checkpoints.load_checkpoint(path)
+    inputs = torch.randn(2, 3, 32, 32)
+    assert again.config == network.config and torch.equal(again(inputs), network(inputs))
+    assert not dropped & {*model.convolutions(again)} and cost.macs(again) == sum(cost.macs_by_layer(network).values())
+
+
+@pytest.mark.parametrize("name", ["layer1.1", "layer2.0", "layer3.0", "layer3.2"])
+def test_a_dropped_block_is_one_whose_last_batch_norm_is_zero(name):
+    network = model.ResNet(20, (4, 6, 8)).eval()
+    norm = model.blocks(network)[name].bn2
+    torch.nn.init.zeros_(norm.weight)
+    torch.nn.init.zeros_(norm.bias)
+    state = {key: tensor for key, tensor in network.state_dict().items() if not key.startswith(f"{name}.")}
+    dropped = model.with_tensors(network.config | {"inner_widths": {f"{name}.conv1": 0}}, state)
+    inputs = torch.randn(2, 3, 32, 32)
+    assert torch.equal(dropped(inputs), network(inputs))
+
+
+def test_shortcuts_bring_the_named_channels():
+    inner = {f"layer{stage}.{block}.conv1": 0 for stage in (1, 2, 3) for block in (0,)}
+    network = model.ResNet(8, (2, 3, 5), inner, shortcuts={"layer2.0": [1, -1, 0]}).eval()
+    x = torch.rand(1, 2, 8, 8)
+    y = network.layer2(x)
+    assert torch.equal(y, torch.stack([x[:, 1], torch.zeros(1, 8, 8), x[:, 0]], 1)[:, :, ::2, ::2])
+    assert torch.equal(network.layer3(y)[:, 1:4], y[:, :, ::2, ::2])  # as usual where none are named
 
 
 def test_shortcuts_take_every_other_pixel_and_pad_channels_with_zeros():
@@ -115,7 +168,9 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
     network = model.ResNet(8)
     content = {"config": network.config | {"depth": 14}, "state_dict": network.state_dict(), "facts": {}}
     torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"a.pt is no checkpoint.*'depth': 8.*expected.*'depth': 14"):
+    with pytest.raises(
+        ValueError, match=r"a.pt is no checkpoint.*tensors layer1.1.conv1.weight.* in one of the network and the state dict only"
+    ):
         checkpoints.load_checkpoint(tmp_path / "a.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="list.pt is no checkpoint"):

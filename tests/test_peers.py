@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pruning import IMAGES, NETWORK, assert_same_function
 
-from resnet_pruning import cost, finetuning, model, peers, plans
+from resnet_pruning import compression, cost, finetuning, model, peers, plans
 from resnet_pruning.compression import allocation
 from resnet_pruning.peers import weights
 from resnet_pruning.training import Execution, Recipe, train
@@ -79,7 +79,7 @@ def test_fine_tuning_keeps_zeros_and_trains_the_rest():
 def test_a_network_without_units_computes_what_the_masked_one_does(plan, criterion):
     masked, small = peers.mask_units(NETWORK, plan, criterion), peers.prune_units(NETWORK, plan, criterion)
     assert_same_function(masked, small)
-    assert (cost.parameters(small), cost.macs(small)) == cost.of_plan(NETWORK, plan, merged=True)
+    assert (cost.parameters(small), cost.macs(small)) == compression.cost_of_plan(NETWORK, plan, merged=True)
 
 
 def test_units_go_by_their_score():
@@ -110,7 +110,7 @@ def test_neuron_merging_loses_nothing_where_filters_are_multiples():
             block.bn1.running_var[:half] = block.bn1.running_var[-half:] * scales.square() + block.bn1.eps * (scales.square() - 1)
             block.bn1.weight[:half], block.bn1.bias[:half] = 1.5 * block.bn1.weight[-half:], 1.5 * block.bn1.bias[-half:]
     small = peers.merge_neurons(network, plan)
-    assert cost.macs(small) == cost.of_plan(network, plan, merged=True)[1]
+    assert cost.macs(small) == compression.cost_of_plan(network, plan, merged=True)[1]
     assert_same_function(network, small)
     apart = peers.merge_neurons(network, plan, threshold=1.1)
     assert_same_function(apart, peers.prune_units(network, plan, "L1 norm"))  # nothing is similar enough
@@ -120,7 +120,7 @@ def test_neuron_merging_loses_nothing_where_filters_are_multiples():
 @pytest.mark.parametrize("importance", peers.IMPORTANCES)
 def test_torch_pruning_gives_networks_of_the_asked_size(importance):
     small = peers.prune_by_torch_pruning(NETWORK, importance, plan=PLAN)
-    assert cost.macs(small) == cost.of_plan(NETWORK, PLAN, merged=True)[1]
+    assert cost.macs(small) == compression.cost_of_plan(NETWORK, PLAN, merged=True)[1]
     whole = cost.macs(NETWORK)
     together = peers.prune_by_torch_pruning(NETWORK, importance, macs=0.7)
     assert 0.6 * whole < cost.macs(together) <= 0.7 * whole
@@ -144,7 +144,7 @@ def test_equal_budgets_give_equal_costs():
     network = model.ResNet(20)
     for level in (0.75, 0.5, 0.25):
         plan = allocation.uniform_inside_blocks(network, level)
-        assert 0.99 * level < cost.of_plan(network, plan, merged=True)[1] / cost.macs(network) <= level
+        assert 0.99 * level < compression.cost_of_plan(network, plan, merged=True)[1] / cost.macs(network) <= level
 
 
 @pytest.mark.parametrize(

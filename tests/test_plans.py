@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from resnet_pruning import cost, model, plans
+from resnet_pruning import compression, model, plans
 from resnet_pruning.compression import allocation
 
 NETWORK = model.ResNet(20)
@@ -113,9 +113,9 @@ def test_the_largest_plan_within_a_budget_is_within_and_cannot_grow(share, n_fir
 
 
 def test_a_plan_costs_what_its_distinct_filters_cost():
-    assert cost.of_plan(NETWORK, {}) == cost.of_plan(NETWORK, WIDTHS) == (269_722, 40_551_040)
-    parameters, macs = cost.of_plan(NETWORK, plans.uniform_fraction(NETWORK, 0.5))
+    assert compression.cost_of_plan(NETWORK, {}) == compression.cost_of_plan(NETWORK, WIDTHS) == (269_722, 40_551_040)
+    parameters, macs = compression.cost_of_plan(NETWORK, plans.uniform_fraction(NETWORK, 0.5))
     convolution_parameters = sum(conv.weight.numel() for conv in model.convolutions(NETWORK).values())
     assert parameters == 269_722 - convolution_parameters // 2
     assert macs == (40_551_040 - 640) // 2 + 640
-    assert cost.of_plan(NETWORK, {"conv1": 4}) == (269_722 - 12 * 27, 40_551_040 - 12 * 27 * 32 * 32)
+    assert compression.cost_of_plan(NETWORK, {"conv1": 4}) == (269_722 - 12 * 27, 40_551_040 - 12 * 27 * 32 * 32)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from resnet_pruning import checkpoints, cost, model, plans
+from resnet_pruning import checkpoints, compression, cost, model, plans
 from resnet_pruning.studies import sweeps
 from resnet_pruning.studies.pruning_runs import PruningRuns
 
@@ -65,7 +65,7 @@ def test_merged_rows_hold_together(experiment):
     assert experiment.measure_compressed(whole)["change"] == 0
     row = experiment.measure_compressed(smaller[-1])
     assert smaller[-1].clusters == (4, 4, 4, 3, 6, 8, 5)
-    assert (row["parameters"], row["macs"]) == cost.of_plan(network, plan, merged=True)
+    assert (row["parameters"], row["macs"]) == compression.cost_of_plan(network, plan, merged=True)
     assert row["macs_share"] == round(row["macs"] / cost.macs(network), 4)
     with pytest.raises(ValueError, match="batch_norm is 'new', expected 're-estimated' or 'as it is'"):
         experiment.measure_compressed(dataclasses.replace(whole, batch_norm="new"))

@@ -3,6 +3,7 @@
 from .allocation import by_sensitivity, layer_errors, part_timings, uniform_inside_blocks
 from .by_plan import REPAIRS, SELECTIONS, compress_by_plan, rescale_like
 from .compress import before_after, compress
+from .plan_cost import cost_of_plan
 
 __all__ = [
     "REPAIRS",
@@ -11,6 +12,7 @@ __all__ = [
     "by_sensitivity",
     "compress",
     "compress_by_plan",
+    "cost_of_plan",
     "layer_errors",
     "part_timings",
     "rescale_like",

@@ -28,6 +28,7 @@ from ..hardware import default_device, full_float32
 from ..model import Block, OwnNetwork, ResNet, blocks, convolutions
 from .knapsack import cheapest
 from .parts import N_FITTED, N_STATISTICS, PartFit, apply, augmented, check_images, parts_of
+from .plan_cost import cost_of_plan
 
 SHARES = tuple(k / 16 for k in range(1, 17))
 
@@ -159,7 +160,7 @@ def uniform_inside_blocks(model: OwnNetwork, macs: Real) -> dict[str, int]:
     _, budget = check_budget(macs, None)
     return largest_within(
         lambda share: plans.uniform_fraction(model, share, "*.conv1"),
-        lambda plan: cost.of_plan(model, plan, merged=True)[1],
+        lambda plan: cost_of_plan(model, plan, merged=True)[1],
         budget * cost.macs(model),
     )
 

@@ -9,6 +9,7 @@ import torch
 from .. import cost
 from ..arguments import Integer, Real
 from ..compaction import expanded
+from ..compression.plan_cost import cost_of_plan
 from ..files import required
 from ..model import OwnNetwork, ResNet, blocks, convolutions, with_tensors
 from ..plans import Plan, check_share
@@ -64,7 +65,7 @@ def _plan_of_torch_pruning(model: ResNet, importance: str, share: Real) -> dict[
         return dict(_torch_pruned(model, importance, (n_pruned - 0.5) / n_units if n_pruned else 0.0).config["inner_widths"])
 
     def macs(plan: Plan) -> int:
-        return cost.of_plan(model, plan, merged=True)[1]
+        return cost_of_plan(model, plan, merged=True)[1]
 
     low, high = 0, n_units - 1
     while low < high:

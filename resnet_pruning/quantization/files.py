@@ -62,8 +62,9 @@ def _rebuilt(content: Mapping[str, Any]) -> QuantizedResNet:
     check_plain(content["facts"], "facts")
     bits, config = content["bits"], content["config"]
     # Before memory is taken for them: weights need bytes, of which deflation packs 1,032 into one at best, and each layer has its bits.
-    if config["depth"] != len(bits["weights"]):
-        raise ValueError(f"it has bits for {len(bits['weights'])} layers, expected {config['depth']}")
+    n_layers = config["depth"] - 2 * list(config["inner_widths"].values()).count(0)
+    if n_layers != len(bits["weights"]):
+        raise ValueError(f"it has bits for {len(bits['weights'])} layers, expected {n_layers}")
     with torch.device("meta"):
         weights = [*convolutions(ResNet(**config)).values()]
     claimed, stored = sum(conv.weight.numel() for conv in weights) // 4, 1032 * content["data"].numel()

@@ -184,20 +184,22 @@ class QuantizedLayer(nn.Module):
 
 
 class QuantizedBlock(nn.Module):
-    """A residual block; the sum with the shortcut is made before rounding."""
+    """A residual block; the sum with the shortcut is made before rounding. A dropped one hands integers on."""
 
     def __init__(self, block: Block, weight_bits: Mapping[str, Integer], activation_bits: Integer):
         super().__init__()
-        self.conv1 = QuantizedLayer(block.conv1, block.bn1, weight_bits["conv1"])
-        self.act1 = ActivationQuantizer(activation_bits)
-        self.conv2 = QuantizedLayer(block.conv2, block.bn2, weight_bits["conv2"])
-        self.act2 = ActivationQuantizer(activation_bits)
-        self.stride, self.missing_channels = block.stride, block.missing_channels
+        self.stride, self.missing_channels, self.dropped = block.stride, block.missing_channels, block.dropped
+        self.register_buffer("sources", block.sources, persistent=False)
+        if not self.dropped:
+            self.conv1 = QuantizedLayer(block.conv1, block.bn1, weight_bits["conv1"])
+            self.act1 = ActivationQuantizer(activation_bits)
+            self.conv2 = QuantizedLayer(block.conv2, block.bn2, weight_bits["conv2"])
+            self.act2 = ActivationQuantizer(activation_bits)
 
     shortcut = Block.shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act2(self.before_rounding(x))
+        return self.shortcut(x) if self.dropped else self.act2(self.before_rounding(x))
 
     def before_rounding(self, x: Tensor) -> Tensor:
         return F.relu(self.shortcut(x) + self.conv2(self.act1(F.relu(self.conv1(x)))))
@@ -224,7 +226,7 @@ class QuantizedResNet(nn.Module):
         self.act1 = ActivationQuantizer(activation_bits)
         self.blocks = nn.ModuleDict()
         for name, block in blocks(model).items():
-            bits = {part: weight_bits[f"{name}.{part}"] for part in ("conv1", "conv2")}
+            bits = {part: weight_bits[f"{name}.{part}"] for part in ("conv1", "conv2") if not block.dropped}
             self.blocks[name.replace(".", "_")] = QuantizedBlock(block, bits, activation_bits)
         self.pooled = ActivationQuantizer(end_bits)
         self.fc = QuantizedLayer(model.fc, None, weight_bits["fc"])
@@ -251,6 +253,9 @@ class QuantizedResNet(nn.Module):
         codes = self.input.integers(x)
         codes, quantizer = self.act1.integers(F.relu(self.conv1.integers(codes, self.input))), self.act1
         for block in self.blocks.values():
+            if block.dropped:
+                codes = block.shortcut(codes - quantizer.offset) + quantizer.offset
+                continue
             inner = block.act1.integers(F.relu(block.conv1.integers(codes, quantizer)))
             stream = (codes - quantizer.offset) * quantizer.scale
             total = F.relu(block.shortcut(stream) + block.conv2.integers(inner, block.act1))

@@ -83,7 +83,8 @@ def reconstruct(
     generator = torch.Generator().manual_seed(seed)
     for part in tqdm(list(_parts(network, exact, unit)), desc="rounding", unit=unit, disable=not progress):
         targets = _apply(part.exact, original)
-        _learn(part, inputs, original, targets, n_steps, batch_size, learning_rate, strength, generator)
+        if part.layers:
+            _learn(part, inputs, original, targets, n_steps, batch_size, learning_rate, strength, generator)
         if part.is_stream:
             original, inputs = targets, _apply(part.quantized, inputs)
 
@@ -111,7 +112,9 @@ def _parts(network: QuantizedResNet, exact: QuantizedResNet, unit: str) -> Itera
     yield Part(stem(network), stem(exact), [network.conv1], [network.act1], True)
     for name, block in network.blocks.items():
         original = exact.blocks[name]
-        if unit == "layer":
+        if block.dropped:
+            yield Part(block, original, [], [], True)
+        elif unit == "layer":
             yield Part(inner(block), inner(original), [block.conv1], [block.act1], False)
             yield Part(block, original, [block.conv2], [block.act2], True)
         else:

@@ -3,6 +3,7 @@
 from .. import cost, plans
 from ..arguments import Integer, Real
 from ..compression.allocation import largest_within
+from ..compression.plan_cost import cost_of_plan
 from ..model import Network
 
 MEASURES = ("MACs", "distinct filters")
@@ -14,7 +15,7 @@ def whole_ends(network: Network, n_first: Integer, n_last: Integer, measure: str
     Parameters
     ----------
     measure : one of `MEASURES`
-    budget : share of the network's MACs (see `cost.of_plan`) or filters
+    budget : share of the network's MACs (see `compression.cost_of_plan`) or filters
 
     Raises
     ------
@@ -25,7 +26,7 @@ def whole_ends(network: Network, n_first: Integer, n_last: Integer, measure: str
     macs = cost.macs_by_layer(network)
 
     def cost_of(plan: plans.Plan) -> int:
-        return cost.of_plan(network, plan, macs=macs)[1] if measure == "MACs" else sum(plan.values())
+        return cost_of_plan(network, plan, macs=macs)[1] if measure == "MACs" else sum(plan.values())
 
     def built(share: Real) -> dict[str, int]:
         return plans.first_last_heavy(network, share, 1.0, n_first, n_last)

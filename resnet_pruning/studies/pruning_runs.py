@@ -14,6 +14,7 @@ from ..arguments import Integer
 from ..calibration import LayerStatistics
 from ..compression.allocation import SHARES, layer_errors
 from ..compression.by_plan import compress_by_plan
+from ..compression.plan_cost import cost_of_plan
 from ..data import Images
 from ..files import PROFILES, fingerprint
 from ..hardware import default_device, keep_freed_memory
@@ -136,7 +137,7 @@ class PruningRuns:
         clustered = time.perf_counter()
         network = self._with_batch_norm(network, point.batch_norm, "as trained")
         estimated = time.perf_counter()
-        parameters, macs = cost.of_plan(material.network, plan)
+        parameters, macs = cost_of_plan(material.network, plan)
         row = self.judged(network, point.images, {"distinct_filters": sum(point.clusters), "parameters": parameters, "macs": macs})
         return {
             **row,
