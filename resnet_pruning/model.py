@@ -53,7 +53,8 @@ class Block(nn.Module):
         sources: Sequence[Integer] | None = None,
     ):  # fmt: skip
         super().__init__()
-        self.stride, self.missing_channels, self.dropped = stride, out_channels - in_channels, inner_channels == 0
+        self.stride, self.in_channels, self.missing_channels = stride, in_channels, out_channels - in_channels
+        self.dropped = inner_channels == 0
         if not self.dropped:
             self.conv1 = _convolution(in_channels, inner_channels, stride, labels[0])
             self.bn1 = nn.BatchNorm2d(inner_channels)

@@ -4,6 +4,7 @@ from .allocation import by_sensitivity, layer_errors, part_timings, uniform_insi
 from .by_plan import REPAIRS, SELECTIONS, compress_by_plan, rescale_like
 from .compress import before_after, compress
 from .plan_cost import cost_of_plan
+from .streams import fold
 
 __all__ = [
     "REPAIRS",
@@ -13,6 +14,7 @@ __all__ = [
     "compress",
     "compress_by_plan",
     "cost_of_plan",
+    "fold",
     "layer_errors",
     "part_timings",
     "rescale_like",

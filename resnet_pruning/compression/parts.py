@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from ..arguments import Count, Integer, PositiveReal, Seed
 from ..calibration import LayerStatistics
-from ..clustering import cluster_filters, cluster_points, distances_to_centroids, distinct_filters, usable_weights
+from ..clustering import cluster_filters, distinct_filters
 from ..data import Batches, Images
 from ..model import Block, OwnNetwork, SharedConv2d, affine, blocks
 from ..plans import Plan
 from .least_squares import Moments, eliminate
+from .streams import Narrowed, bridge, medoids
 
 N_FITTED = 512  # images for least squares
 N_STATISTICS = 500  # images for how much the logits depend on each channel
@@ -51,17 +52,30 @@ class PartFit:
     ----------
     name, part : from `parts_of`
     original : float32 tensor (N, C, H, W), what the part sees in the original network
-    inputs : of the same shape, what it sees in the smaller network
+    inputs : what it sees in the smaller network, of the same shape but for the channels of a narrowed stream
     statistics : of the original network, from `calibration.layer_statistics`
+    reads, writes : the streams of the smaller network before and behind the part, if they are narrower
     """
 
-    def __init__(self, name: str, part: nn.Module, original: Tensor, inputs: Tensor, statistics: Mapping[str, LayerStatistics]):
-        self.part, self.original, self.inputs = part, original, inputs
+    def __init__(
+        self,
+        name: str,
+        part: nn.Module,
+        original: Tensor,
+        inputs: Tensor,
+        statistics: Mapping[str, LayerStatistics],
+        reads: Narrowed | None = None,
+        writes: Narrowed | None = None,
+    ):
+        self.part, self.original, self.inputs, self.reads = part, original, inputs, reads
         self.is_block = isinstance(part, Block)
         self.conv, self.norm = (part.conv2, part.bn2) if self.is_block else (part.conv1, part.bn1)
         self.first, self.last = (f"{name}.conv1", f"{name}.conv2") if self.is_block else (None, "conv1")
-        self.importance = statistics[self.last].importance
+        self.written = torch.arange(self.conv.out_channels) if writes is None else writes.kept
+        self.importance = statistics[self.last].importance[self.written]
         self.inner_importance = statistics[self.first].importance if self.is_block else None
+        self.bridge = bridge(part, reads, writes).to(inputs.device) if self.is_block else None
+        self.is_narrowed = reads is not None or writes is not None
 
     @property
     def layers(self) -> dict[str, int]:
@@ -70,14 +84,27 @@ class PartFit:
 
     def changes(self, plan: Plan) -> bool:
         """Whether a plan asks for less than the part has."""
-        return any(plan.get(layer, n_filters) < n_filters for layer, n_filters in self.layers.items())
+        return self.is_narrowed or any(plan.get(layer, n_filters) < n_filters for layer, n_filters in self.layers.items())
+
+    @functools.cached_property
+    def entrance(self) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+        """A block's first convolution and its batch norm in the smaller network; solved for anew where its stream is narrower."""
+        if self.reads is None:
+            return self.part.conv1, self.part.bn1
+        with torch.no_grad():
+            targets = self.part.bn1(self.part.conv1(self.original[:N_FITTED]))
+            moments = Moments.of(self.part.conv1, self.inputs[:N_FITTED], targets)
+        weight = moments.solution()
+        conv = _convolution(weight.view(len(weight), -1, *self.part.conv1.kernel_size), self.part.stride)
+        norm = _batch_norm(torch.ones(len(weight)), moments.target_mean - weight @ moments.mean)
+        return conv.to(self.inputs.device), norm.to(self.inputs.device)
 
     @functools.cached_property
     def activations(self) -> Tensor:
         """What the last convolution sees in the smaller network if no channel is taken out."""
         inputs = self.inputs[:N_FITTED]
         with torch.no_grad():
-            return F.relu(self.part.bn1(self.part.conv1(inputs))) if self.is_block else inputs
+            return F.relu(self.entrance[1](self.entrance[0](inputs))) if self.is_block else inputs
 
     @functools.cached_property
     def moments(self) -> Moments:
@@ -85,9 +112,10 @@ class PartFit:
         original, inputs = self.original[:N_FITTED], self.inputs[:N_FITTED]
         with torch.no_grad():
             if self.is_block:
-                targets = self.part.shortcut(original) + self.part.residual(original) - self.part.shortcut(inputs)
+                whole = self.part.shortcut(original) + self.part.residual(original)
+                targets = whole[:, self.written] - self.bridge.shortcut(inputs)
             else:
-                targets = self.norm(self.conv(original))
+                targets = self.norm(self.conv(original))[:, self.written]
             return Moments.of(self.conv, self.activations, targets)
 
     @functools.cached_property
@@ -105,18 +133,16 @@ class PartFit:
         if selection == "elimination":
             kept = torch.tensor(sorted(self.elimination[-n_channels:]))
         else:
-            eigenvalues, vectors = torch.linalg.eigh(self.correlations)
-            points = vectors * eigenvalues.clamp(min=0).sqrt()
             variances = self.activations.transpose(0, 1).flatten(1).var(1).double().cpu()
-            weights = usable_weights((self.inner_importance * variances).sqrt())
-            members, squared = distances_to_centroids(points, cluster_points(points, n_channels, weights, seed=seed), weights)
-            kept = torch.where(members > 0, squared, torch.inf).argmin(1).sort().values
+            kept = medoids(self.correlations, self.inner_importance * variances, n_channels, seed).kept
         labels = self.correlations[:, kept].argmax(1)
         labels[kept] = torch.arange(len(kept))
         return kept, labels
 
     def solve(self, plan: Plan, repair: str, *, selection: str = "elimination", seed: Seed = 0) -> nn.Module:
         """The smaller part for a plan, by one of `REPAIRS`. For "reconstruction" it is the start, from least squares."""
+        if self.is_block and plan.get(self.first) == 0:
+            return self.bridge
         kept = labels = torch.arange(self.conv.in_channels)
         if plan.get(self.first, len(kept)) < len(kept):
             kept, labels = self.selected(plan[self.first], selection, seed)
@@ -126,15 +152,17 @@ class PartFit:
             weight = moments.solution()
             shift = moments.target_mean - weight @ moments.mean
         else:
-            slope, shift = affine(self.norm)
-            weight = (self._mixed(kept, labels, repair) * slope.view(-1, 1, 1, 1)).flatten(1)
-        small = copy.deepcopy(self.part)
+            slope, shift = (values[self.written] for values in affine(self.norm))
+            weight = (self._mixed(kept, labels, repair)[self.written] * slope.view(-1, 1, 1, 1)).flatten(1)
+        small = copy.deepcopy(self.bridge if self.is_block else self.part)
         last = _shared(weight, shift, moments, self.importance, plan.get(self.last, len(weight)), self.conv.stride[0], seed)
         if self.is_block:
-            small.conv2, small.bn2 = last
-            slope, shift = affine(self.part.bn1)
-            weight = (self.part.conv1.weight.detach().double().cpu() * slope.view(-1, 1, 1, 1))[kept]
+            conv, norm = self.entrance if fitted else self._entrance_mixed(repair)
+            slope, shift = affine(norm)
+            weight = (conv.weight.detach().double().cpu() * slope.view(-1, 1, 1, 1))[kept]
             small.conv1, small.bn1 = _convolution(weight, self.part.stride), _batch_norm(torch.ones(len(kept)), shift[kept])
+            small.conv2, small.bn2 = last
+            small.dropped = False
         else:
             small.conv1, small.bn1 = last
         small = small.to(self.inputs.device, memory_format=torch.channels_last).eval()
@@ -142,14 +170,14 @@ class PartFit:
             self._state_measured(small)
         elif self.is_block:
             _state_believed(small.bn1, self.part.bn1, kept)
-            _state_believed(small.bn2, self.part.bn2)
+            _state_believed(small.bn2, self.part.bn2, self.written)
         else:
-            _state_believed(small.bn1, self.part.bn1)
+            _state_believed(small.bn1, self.part.bn1, self.written)
         return small
 
     def reconstruct(self, small: nn.Module, *, n_steps: Count, learning_rate: PositiveReal, seed: Seed = 0, batch_size: Count = 64) -> None:
         """Train a part from `solve` to give what the original part gives, each channel weighted by what the logits make of it."""
-        targets = apply(self.part, self.original)
+        targets = apply(self.part, self.original)[:, self.written]
         weights = (self.importance / self.importance.mean()).to(targets).view(-1, 1, 1)
         small.requires_grad_()
         optimizer = torch.optim.Adam(small.parameters(), lr=learning_rate)
@@ -175,6 +203,14 @@ class PartFit:
             mixture *= products.double().cpu().nan_to_num(0.0).unsqueeze(1)
         mixture[kept] = torch.eye(len(kept), dtype=torch.double)
         return torch.einsum("oihw,ik->okhw", self.conv.weight.detach().double().cpu(), mixture)
+
+    def _entrance_mixed(self, repair: str) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+        """The first convolution for the channels of a narrower stream: with those of the others added, unless nothing is repaired."""
+        if self.reads is None:
+            return self.part.conv1, self.part.bn1
+        weight = self.part.conv1.weight.detach().double().cpu()
+        summed = torch.einsum("oihw,ik->okhw", weight, F.one_hot(self.reads.labels).double())
+        return _convolution(weight[:, self.reads.kept] if repair == "none" else summed, self.part.stride), self.part.bn1
 
     @torch.no_grad()
     def _state_measured(self, small: nn.Module) -> None:
