@@ -77,33 +77,106 @@ def test_channels_that_are_multiples_cost_nothing():
 
 
 def test_time_is_spent_where_it_buys_most():
+    ends = {"conv1": (3, 6), "layer1.0.conv1": (6, 6), "layer2.0.conv1": (6, 8), "layer3.0.conv1": (8, 10)}
     timings = pd.DataFrame(
-        [{"layer": layer, "n_clusters": n, "seconds": 1.0} for layer, n in ERRORS[["layer", "n_clusters"]].itertuples(index=False)]
+        [
+            {"layer": layer, "reads": ends[layer][0], "n_clusters": n, "writes": ends[layer][1], "seconds": 1.0}
+            for layer, n in ERRORS[["layer", "n_clusters"]].itertuples(index=False)
+            if layer in ends
+        ]
     )
     fast = (timings.layer == "layer2.0.conv1") & (timings.n_clusters == 4)
     timings.loc[fast, "seconds"] = 0.1  # the only part that is faster with fewer channels
-    plan = allocation.by_sensitivity(NETWORK, latency=0.9, errors=ERRORS, timings=timings)
+    plan = allocation.by_sensitivity(NETWORK, time=0.9, errors=ERRORS, timings=timings)
     assert plan == {"layer1.0.conv1": 6, "layer2.0.conv1": 4, "layer3.0.conv1": 10}
-    with pytest.raises(ValueError, match="latency is 0.7, expected at least 0.7750, which the smallest plan takes"):
-        allocation.by_sensitivity(NETWORK, latency=0.7, errors=ERRORS, timings=timings)
-    with pytest.raises(ValueError, match="timings lacks conv1, expected the stem"):
-        allocation.by_sensitivity(NETWORK, latency=0.7, errors=ERRORS, timings=timings[timings.layer != "conv1"])
+    with pytest.raises(ValueError, match="time is 0.7, expected at least 0.7750, which the smallest plan takes"):
+        allocation.by_sensitivity(NETWORK, time=0.7, errors=ERRORS, timings=timings)
+    with pytest.raises(ValueError, match="timings lacks conv1, expected the stem and every block"):
+        allocation.by_sensitivity(NETWORK, time=0.7, errors=ERRORS, timings=timings[timings.layer != "conv1"])
 
 
 def test_timings_cover_every_part():
     timings = allocation.part_timings(NETWORK, 2, shares=(0.5,), rounds=1, device="cpu", progress=False)
     assert list(timings.layer.unique()) == ["conv1", "layer1.0.conv1", "layer2.0.conv1", "layer3.0.conv1"]
     assert list(timings.n_clusters) == [6, 3, 6, 4, 8, 5, 10] and (timings.seconds > 0).all()
-    assert allocation.by_sensitivity(NETWORK, latency=1.0, errors=ERRORS, timings=timings).keys() >= {"layer1.0.conv1"}
+    assert (timings.lowest <= timings.seconds).all() and (timings.seconds <= timings.highest).all()
+    assert allocation.by_sensitivity(NETWORK, time=1.0, errors=ERRORS, timings=timings).keys() >= {"layer1.0.conv1"}
+
+
+def test_timings_cover_dropped_blocks_and_narrower_streams():
+    widths = {"layer1": [4, 6], "layer2": [5, 8], "layer3": [10]}
+    timings = allocation.part_timings(NETWORK, 1, shares=(), drops=True, stream_widths=widths, rounds=1, device="cpu", progress=False)
+    shapes = {layer: set(zip(rows.reads, rows.n_clusters, rows.writes, strict=True)) for layer, rows in timings.groupby("layer")}
+    assert shapes == {
+        "conv1": {(3, 4, 4), (3, 6, 6)},
+        "layer1.0.conv1": {(4, 0, 4), (4, 6, 4), (6, 0, 6), (6, 6, 6)},
+        "layer2.0.conv1": {(4, 0, 5), (4, 8, 5), (4, 0, 8), (4, 8, 8), (6, 0, 8), (6, 8, 8)},
+        "layer3.0.conv1": {(5, 0, 10), (5, 10, 10), (8, 0, 10), (8, 10, 10)},
+    }
+
+
+@pytest.fixture(scope="module")
+def all_errors():
+    return allocation.layer_errors(
+        NETWORK, MANY, shares=(0.5, 1.0), drops=True, stream_shares=(0.5, 0.75), statistics=STATISTICS, progress=False
+    )
+
+
+def test_errors_of_dropped_blocks_and_narrower_streams(all_errors):
+    table = {layer: rows.set_index("n_clusters").error.sort_index() for layer, rows in all_errors.groupby("layer")}
+    for name in model.blocks(NETWORK):
+        errors = table[f"{name}.conv1"]
+        assert errors[0] > errors[errors.index[1]] > 0 == errors.iloc[-1]
+    assert [list(table[stage].index) for stage in ("layer1", "layer2", "layer3")] == [[3, 4, 6], [6, 8], [8, 10]]
+    assert all(table[stage].iloc[-1] == 0 and (table[stage].iloc[:-1] > 0).all() for stage in ("layer1", "layer2", "layer3"))
+
+
+@pytest.mark.parametrize("share", [0.8, 0.5, 0.2])
+def test_blocks_are_dropped_and_streams_narrowed_where_that_costs_least(all_errors, share):
+    plan = allocation.by_sensitivity(NETWORK, macs=share, errors=all_errors)
+    table = {layer: rows.set_index("n_clusters").error.sort_index() for layer, rows in all_errors.groupby("layer")}
+
+    def error(plan):
+        return sum(errors[plan.get(layer, errors.index[-1])] for layer, errors in table.items())
+
+    assert compression.cost_of_plan(NETWORK, plan, merged=True)[1] <= share * cost.macs(NETWORK)
+    best = np.inf
+    choices = [table[stage].index for stage in ("layer1", "layer2", "layer3")]
+    choices += [table[f"{name}.conv1"].index for name in model.blocks(NETWORK)]
+    for first, second, third, *inner in itertools.product(*choices):
+        if first <= second <= third:
+            other = {"layer1": first, "layer2": second, "layer3": third} | {
+                f"{name}.conv1": n for name, n in zip(model.blocks(NETWORK), inner, strict=True)
+            }
+            if compression.cost_of_plan(NETWORK, other, merged=True)[1] <= share * cost.macs(NETWORK):
+                best = min(best, error(other))
+    without_sharing = allocation.by_sensitivity(NETWORK, macs=share, sharing=False, errors=all_errors)
+    assert error(without_sharing) == pytest.approx(best) and error(plan) <= best + 1e-12
+    small = compression.compress_by_plan(NETWORK, plan, IMAGES, "least squares", statistics=STATISTICS, progress=False)
+    assert cost.macs(small) == compression.cost_of_plan(NETWORK, plan, merged=True)[1]
+
+
+def test_time_is_spent_on_the_streams_that_buy_most(all_errors):
+    widths = {"layer1": [3, 4, 6], "layer2": [6, 8], "layer3": [8, 10]}
+    timings = allocation.part_timings(NETWORK, 1, shares=(0.5,), drops=True, stream_widths=widths, rounds=1, device="cpu", progress=False)
+    timings["seconds"] = timings.reads + timings.writes + timings.n_clusters
+    whole = timings.groupby("layer").seconds.max().sum()
+    for share in (0.9, 0.6):
+        plan = allocation.by_sensitivity(NETWORK, time=share, errors=all_errors, timings=timings)
+        stream = [plan.get(stage, width) for stage, width in zip(("layer1", "layer2", "layer3"), (6, 8, 10), strict=True)]
+        spent = 3 + 2 * stream[0]
+        for name, read, written in zip(model.blocks(NETWORK), (stream[0], *stream[:2]), stream, strict=True):
+            spent += read + written + plan[f"{name}.conv1"]
+        assert spent <= share * whole
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ({}, "macs is None and latency is None, expected one of them"),
-    ({"macs": 0.5, "latency": 0.5}, "macs is 0.5 and latency is 0.5, expected one of them"),
+    ({}, "macs is None and time is None, expected one of them"),
+    ({"macs": 0.5, "time": 0.5}, "macs is 0.5 and time is 0.5, expected one of them"),
     ({"macs": 0}, "macs is 0, expected a number above 0"),
     ({"macs": 1.01}, "macs is 1.01, expected a number above 0"),
     ({"macs": "half"}, "macs='half'"),
-    ({"latency": float("nan")}, "latency is nan, expected a number above 0"),
+    ({"time": float("nan")}, "time is nan, expected a number above 0"),
     ({"macs": 0.01}, r"macs is 0.01, expected at least 0\.\d+, which the smallest plan takes"),
     ({"macs": 0.5, "errors": None}, "neither images nor errors are given"),
     ({"macs": 0.5, "errors": ERRORS[ERRORS.layer != "conv1"]}, "errors lacks conv1, expected every convolution"),

@@ -1,14 +1,14 @@
-"""How many clusters each layer gets under a budget, from errors that are measured once.
+"""How many clusters each layer gets under a budget of MACs or of time, from errors and times that are measured once.
 
 The error of a layer with k clusters is what it does alone: the mean squared change of the logits, with the part that it is in fitted by
-least squares and all others as they were. If the errors of several layers are independent, their squares add, and the best plan for any
-budget is found by dynamic programming (as in Frantar & Alistarh, *Optimal Brain Compression*, NeurIPS 2022).
+least squares and all others as they were; where a block is dropped, the part behind it is fitted, and where a stage's stream is narrower,
+all parts from there on. If the errors of several choices are independent, their squares add, and the best plan for any budget is found by
+dynamic programming over the parts (as in Frantar & Alistarh, *Optimal Brain Compression*, NeurIPS 2022), once for each choice of streams.
 """
 
-import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,19 +18,18 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import cost, plans
-from ..arguments import Count, Integer, Real, Seed
+from ..arguments import Real, Seed
 from ..calibration import LayerStatistics, layer_statistics
 from ..compaction import expanded
 from ..data import Images
-from ..deployment.runtimes import prepared
-from ..deployment.timing import interleaved
-from ..hardware import default_device, full_float32
-from ..model import Block, OwnNetwork, ResNet, blocks, convolutions
+from ..hardware import full_float32
+from ..model import OwnNetwork, ResNet, convolutions
+from .by_plan import compress_by_plan
 from .knapsack import cheapest
 from .parts import N_FITTED, N_STATISTICS, PartFit, apply, augmented, check_images, parts_of
 from .plan_cost import cost_of_plan
-
-SHARES = tuple(k / 16 for k in range(1, 17))
+from .streams import STAGES, read_by, stage_of
+from .timings import SHARES, numbers, part_timings
 
 
 @full_float32()
@@ -40,6 +39,8 @@ def layer_errors(
     images: Images,
     *,
     shares: Sequence[Real] = SHARES,
+    drops: bool = False,
+    stream_shares: Sequence[Real] = (),
     statistics: Mapping[str, LayerStatistics] | None = None,
     seed: Seed = 0,
     progress: bool = True,
@@ -51,6 +52,8 @@ def layer_errors(
     model : is not changed
     images : training images; the first 512 are fitted to, and judged on are as many of those behind them as there are, up to 512
     shares : of a layer's filters, to measure
+    drops : whether to measure what it costs to drop each block, as 0 clusters in its first convolution
+    stream_shares : of the channels of each stage's stream, to measure, as those of ``layer1``, ``layer2`` and ``layer3``
     statistics : from `calibration.layer_statistics` for this model, computed here if not given
     seed : of augmentation and k-means
     progress : whether to show a bar
@@ -58,35 +61,59 @@ def layer_errors(
     Returns
     -------
     DataFrame with the columns layer, n_clusters and error: the mean squared change of the logits as a share of their variance. The
-    whole layer is there too, with error 0
+    whole layer, or stream, is there too, with error 0
 
     Raises
     ------
     ValueError : images of another shape or fewer than 200; a share outside (0, 1]
     """
     check_images(images, 200)
-    if bad := [share for share in shares if not 0 < share <= 1]:
+    if bad := [share for share in (*shares, *stream_shares) if not 0 < share <= 1]:
         raise ValueError(f"shares has {bad[0]!r}, expected numbers above 0 and at most 1")
     model, images = expanded(model).eval(), images.beside(model)
     statistics = statistics or layer_statistics(model, images[:N_STATISTICS], seed=seed)
     n_fitted = min(N_FITTED, len(images) // 2)
-    inputs = augmented(images[: n_fitted + N_FITTED], seed)
+    start = inputs = augmented(images[: n_fitted + N_FITTED], seed)
     parts = parts_of(model)
-    logits = _logits(model, [*parts.values()], inputs[n_fitted:])
+    names = list(parts)
+    logits = _logits(model, parts.values(), inputs[n_fitted:])
     rows = []
     with tqdm(total=len(convolutions(model)), desc="errors", unit="layer", disable=not progress) as bar:
         for i, (name, part) in enumerate(parts.items()):
+            if name and part.dropped:
+                inputs = apply(part, inputs)
+                continue
             fit = PartFit(name, part, inputs[:n_fitted], inputs[:n_fitted], statistics)
             for layer, whole in fit.layers.items():
-                for n_clusters in _numbers(whole, shares):
+                for n_clusters in numbers(whole, shares):
                     error = 0.0
                     if n_clusters < whole:
                         small = fit.solve({layer: n_clusters}, "least squares", seed=seed)
-                        changed = _logits(model, [small, *list(parts.values())[i + 1 :]], inputs[n_fitted:])
-                        error = change_of_logits(changed, logits)
+                        error = change_of_logits(_logits(model, [small, *list(parts.values())[i + 1 :]], inputs[n_fitted:]), logits)
                     rows.append({"layer": layer, "n_clusters": n_clusters, "error": error})
                 bar.update()
-            inputs = apply(part, inputs)
+            if drops and name:
+                without = apply(fit.bridge, inputs)
+                inputs = apply(part, inputs)
+                behind = list(parts.values())[i + 1 :]
+                if behind and not behind[0].dropped:
+                    fit = PartFit(names[i + 1], behind[0], inputs[:n_fitted], without[:n_fitted], statistics)
+                    behind[0] = fit.solve({}, "least squares")
+                error = change_of_logits(_logits(model, behind, without[n_fitted:]), logits)
+                rows.append({"layer": f"{name}.conv1", "n_clusters": 0, "error": error})
+            else:
+                inputs = apply(part, inputs)
+    for stage, whole in zip(STAGES, model.config["stage_widths"], strict=True):
+        before = model.config["stage_widths"][max(0, STAGES.index(stage) - 1)]
+        for n_channels in numbers(whole, stream_shares) if stream_shares else ():
+            error = 0.0
+            if n_channels < whole:
+                if n_channels < before and stage != STAGES[0]:
+                    continue  # no plan may narrow the stream from one stage to the next
+                plan, quiet = {stage: n_channels}, {"statistics": statistics, "seed": seed, "progress": False}
+                small = compress_by_plan(model, plan, images[:n_fitted], "least squares", **quiet)
+                error = change_of_logits(_logits(small, parts_of(small).values(), start[n_fitted:]), logits)
+            rows.append({"layer": stage, "n_clusters": n_channels, "error": error})
     return pd.DataFrame(rows)
 
 
@@ -95,24 +122,27 @@ def by_sensitivity(
     images: Images | None = None,
     macs: Real | None = None,
     *,
-    latency: Real | None = None,
+    time: Real | None = None,
     sharing: bool = True,
     errors: pd.DataFrame | None = None,
     timings: pd.DataFrame | None = None,
     progress: bool = True,
 ) -> dict[str, int]:
-    """The plan with the smallest sum of errors whose merged network (see `compression.compress_by_plan`) stays within a budget.
+    """The plan with the smallest sum of errors whose network (see `compression.compress_by_plan`) stays within a budget.
+
+    Blocks are dropped and streams made narrower where `errors` has what that costs.
 
     Parameters
     ----------
     model : is not changed
     images : training images to measure `errors` on; not needed where these are given
     macs : the budget, as a share of the model's MACs
-    latency : a budget of time instead, as a share of the model's; always without sharing
+    time : a budget of time instead, as a share of the model's; always without sharing
     sharing : whether filters on the residual stream may be shared too. That saves MACs, but copying what they compute takes about
-        the time that is saved; without it, only channels inside blocks go
+        the time that is saved
     errors : from `layer_errors`
-    timings : from `part_timings`; with a budget of time, measured here in eager mode if not given
+    timings : from `timings.part_timings`, whose runtime, precision and batch size the plan is made for; with a budget of time, measured
+        here in eager mode if not given
     progress : whether measurements show bars
 
     Raises
@@ -120,34 +150,32 @@ def by_sensitivity(
     ValueError : none or two budgets, a budget outside (0, 1] or below what the smallest plan takes, neither images nor errors, errors
         or timings that lack a part of the model
     """
-    kind, budget = check_budget(macs, latency)
+    kind, budget = check_budget(macs, time)
     if errors is None:
         if images is None:
             raise ValueError("neither images nor errors are given, expected one of them")
         errors = layer_errors(model, images, progress=progress)
     if missing := set(convolutions(model)) - set(errors.layer):
         raise ValueError(f"errors lacks {', '.join(sorted(missing))}, expected every convolution of the model")
-    if latency is None:
-        by_layer = cost.macs_by_layer(expanded(model))
-        total, fixed = cost.macs(model), by_layer["fc"]
-        if not sharing:
-            inside = {layers[0] for layers in _layers_of_parts(model)[1:]}
-            errors = errors[errors.layer.isin(inside) | (errors.error == 0)]
-        options = [_options_by_macs(layers, by_layer, errors) for layers in _layers_of_parts(model)]
-    else:
-        timings = part_timings(model, progress=progress) if timings is None else timings
-        timed = [layers[0] for layers in _layers_of_parts(model)]
-        if missing := set(timed) - set(timings.layer):
-            raise ValueError(f"timings lacks {', '.join(sorted(missing))}, expected the stem and the first convolution of every block")
-        timings = timings[timings.layer.isin(timed)]
-        total, fixed = timings.loc[timings.groupby("layer").n_clusters.idxmax()].seconds.sum(), 0
-        options = [_options_by_time(layers, timings, errors) for layers in _layers_of_parts(model)]
-    least = (fixed + sum(min(option.cost for option in part) for part in options)) / total
-    if least > budget:
+    table = {layer: list(zip(rows.n_clusters.tolist(), rows.error.tolist(), strict=True)) for layer, rows in errors.groupby("layer")}
+    costs = _Macs(model, sharing) if time is None else _Times(model, part_timings(model, progress=progress) if timings is None else timings)
+    total, best, least = costs.whole(), None, math.inf
+    for widths, error_of_streams in _choices_of_streams(model, table):
+        if not costs.knows(widths):
+            continue
+        options = [costs.options(name, widths, table) for name in parts_of(model)]
+        least = min(least, (smallest := costs.fixed(widths) + sum(min(option.cost for option in part) for part in options)) / total)
+        if smallest > budget * total:
+            continue
+        rows = [np.array([(option.cost, option.error) for option in part], dtype=float) for part in options]
+        chosen = [part[i] for part, i in zip(options, cheapest(rows, budget * total - costs.fixed(widths)), strict=True)]
+        error = error_of_streams + sum(option.error for option in chosen)
+        if best is None or error < best[0]:
+            narrower = {stage: n for stage, n, whole in zip(STAGES, widths, model.config["stage_widths"], strict=True) if n < whole}
+            best = error, {layer: int(n) for option in chosen for layer, n in option.plan.items()} | narrower
+    if best is None:
         raise ValueError(f"{kind} is {budget:g}, expected at least {least:.4f}, which the smallest plan takes")
-    costs = [np.array([(option.cost, option.error) for option in part], dtype=float) for part in options]
-    chosen = cheapest(costs, budget * total - fixed)
-    return {layer: int(n) for part, index in zip(options, chosen, strict=True) for layer, n in part[index].plan.items()}
+    return best[1]
 
 
 def uniform_inside_blocks(model: OwnNetwork, macs: Real) -> dict[str, int]:
@@ -196,11 +224,11 @@ def largest_within(
     return plan
 
 
-def check_budget(macs: Real | None, latency: Real | None) -> tuple[str, float]:
+def check_budget(macs: Real | None, time: Real | None) -> tuple[str, float]:
     """The one of the two that is given, with its name; a ValueError if it is not exactly one, or no share."""
-    if (macs is None) == (latency is None):
-        raise ValueError(f"macs is {macs} and latency is {latency}, expected one of them")
-    kind, budget = ("macs", macs) if latency is None else ("latency", latency)
+    if (macs is None) == (time is None):
+        raise ValueError(f"macs is {macs} and time is {time}, expected one of them")
+    kind, budget = ("macs", macs) if time is None else ("time", time)
     return kind, plans.check_share(budget, kind)
 
 
@@ -212,80 +240,88 @@ class Option(NamedTuple):
     error: float
 
 
-def _options_by_macs(layers: list[str], macs: Mapping[str, Integer], errors: pd.DataFrame) -> list[Option]:
-    """All combinations of the measured numbers of clusters of a part's layers; the stem has one layer, a block two."""
-    tables = [errors[errors.layer == layer] for layer in layers]
-    options = []
-    for rows in itertools.product(*(table.itertuples() for table in tables)):
-        total, share = 0, Fraction(1)
-        for row, table in zip(rows, tables, strict=True):  # fewer channels inside a block save in both of its convolutions
-            share *= Fraction(row.n_clusters, int(table.n_clusters.max()))
-            total += share * macs[row.layer]
-        options.append(Option({row.layer: row.n_clusters for row in rows}, int(total), sum(row.error for row in rows)))
-    return options
+Table = Mapping[str, Sequence[tuple[int, float]]]  # by layer or stage: numbers of clusters, and the errors that they make
 
 
-def _options_by_time(layers: list[str], timings: pd.DataFrame, errors: pd.DataFrame) -> list[Option]:
-    """The numbers of channels inside a block that are both timed and measured; the stem as it is."""
-    table = timings[timings.layer == layers[0]].merge(errors, on=["layer", "n_clusters"])
-    if len(layers) == 1:
-        return [Option({}, table.seconds.iloc[-1], 0.0)]
-    return [Option({row.layer: row.n_clusters}, row.seconds, row.error) for row in table.itertuples()]
+def _choices_of_streams(model: ResNet, table: Table) -> Iterator[tuple[tuple[int, ...], float]]:
+    """Widths of the three streams that do not shrink along the network, and the error that they make."""
+    of_stages = [table.get(stage, [(width, 0.0)]) for stage, width in zip(STAGES, model.config["stage_widths"], strict=True)]
+    for chosen in itertools.product(*of_stages):
+        widths = tuple(n for n, _ in chosen)
+        if widths[0] <= widths[1] <= widths[2]:
+            yield widths, sum(error for _, error in chosen)
 
 
-@torch.random.fork_rng(devices=[])
-def part_timings(
-    model: OwnNetwork,
-    batch_size: Count = 256,
-    runtime: str = "eager",
-    *,
-    shares: Sequence[Real] = SHARES[1::2],
-    rounds: Integer = 10,
-    device: torch.device | str | None = None,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """How long the stem, and each block with fewer channels inside, takes on this machine.
+class _Macs:
+    """What parts cost in MACs."""
 
-    Parameters
-    ----------
-    model : gives the shapes; blocks of one shape are timed once
-    batch_size, runtime, rounds, device, progress : see `deployment.timing.latency`
-    shares : of the channels inside a block, to time
+    def __init__(self, model: ResNet, sharing: bool):
+        self.model, self.sharing = expanded(model), sharing
+        macs, convs = cost.macs_by_layer(self.model), convolutions(self.model)
+        # Of one filter for one input channel.
+        self.units = {name: macs[name] // (conv.in_channels * conv.out_channels) for name, conv in convs.items()}
+        self.total = cost.macs(model)
 
-    Returns
-    -------
-    DataFrame with the columns layer (the stem's, or a block's first convolution), n_clusters and seconds, the median of all rounds
-    """
-    device = torch.device(device or default_device())
-    inputs = torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
-    runs, of_layer = {}, {}
-    for name, part in parts_of(copy.deepcopy(model).to(device).eval()).items():
-        if name:
-            in_channels, whole, out_channels = part.conv1.in_channels, part.conv1.out_channels, part.conv2.out_channels
-            sizes = _numbers(whole, shares)
-        else:
-            sizes = [part.conv1.out_channels]
-        for n in sizes:
-            shape = (*inputs.shape, part.stride, n, out_channels) if name else ("stem",)
-            of_layer[f"{name}.conv1".removeprefix("."), n] = shape
-            if shape not in runs:
-                smaller = Block(in_channels, n, out_channels, part.stride).to(device) if name else part
-                runs[shape], _ = prepared(smaller, inputs, runtime)
-        inputs = apply(part, inputs)
-    seconds = interleaved(runs, rounds, progress).median()
-    return pd.DataFrame([{"layer": layer, "n_clusters": n, "seconds": seconds[shape]} for (layer, n), shape in of_layer.items()])
+    def whole(self) -> int:
+        return self.total
+
+    def knows(self, widths: tuple[int, ...]) -> bool:
+        return True
+
+    def fixed(self, widths: tuple[int, ...]) -> int:
+        return widths[2] * self.model.fc.out_features
+
+    def options(self, name: str, widths: tuple[int, ...], table: Table) -> list[Option]:
+        written = widths[stage_of(name)]
+        last = f"{name}.conv2" if name else "conv1"
+        is_whole = written == self.model.config["stage_widths"][stage_of(name)]
+        shared = [(n, error) for n, error in table.get(last, []) if self.sharing or error == 0] if is_whole else [(written, 0.0)]
+        if not name:
+            return [Option({last: n} if is_whole else {}, 3 * n * self.units[last], error) for n, error in shared]
+        if self.model.get_submodule(name).dropped:
+            return [Option({}, 0, 0.0)]
+        first, read, options = f"{name}.conv1", widths[read_by(name)], []
+        for (inner, error), (n, more) in itertools.product(table[first], shared):
+            macs = inner * (read * self.units[first] + n * self.units[last])
+            options.append(Option({first: inner} | ({last: n} if is_whole and inner else {}), macs, error + more))
+        return options
 
 
-def _numbers(whole: Integer, shares: Sequence[Real]) -> list[int]:
-    """The numbers of filters that are these shares of a layer's, at least one, and the whole layer."""
-    return sorted({max(1, round(share * whole)) for share in shares} | {whole})
+class _Times:
+    """What parts cost in measured time."""
+
+    def __init__(self, model: ResNet, timings: pd.DataFrame):
+        self.model = expanded(model)
+        self.seconds: dict[tuple[str, int, int], dict[int, float]] = {}
+        for row in timings.itertuples():
+            self.seconds.setdefault((row.layer, row.reads, row.writes), {})[row.n_clusters] = row.seconds
+        if missing := [name for name in parts_of(model) if not self._sizes(name, model.config["stage_widths"])]:
+            raise ValueError(f"timings lacks {', '.join(name or 'conv1' for name in missing)}, expected the stem and every block")
+
+    def _sizes(self, name: str, widths: tuple[int, ...]) -> dict[int, float]:
+        """Seconds by the number of channels inside a block; the stem has one entry."""
+        return self.seconds.get((f"{name}.conv1".removeprefix("."), widths[read_by(name)] if name else 3, widths[stage_of(name)]), {})
+
+    def whole(self) -> float:
+        widths = self.model.config["stage_widths"]
+        sizes = {name: self._sizes(name, widths) for name in parts_of(self.model)}
+        return sum(of_part[max(of_part)] for of_part in sizes.values())
+
+    def knows(self, widths: tuple[int, ...]) -> bool:
+        return all(self._sizes(name, widths) for name in parts_of(self.model))
+
+    def fixed(self, widths: tuple[int, ...]) -> float:
+        return 0.0
+
+    def options(self, name: str, widths: tuple[int, ...], table: Table) -> list[Option]:
+        sizes = self._sizes(name, widths)
+        if not name:
+            return [Option({}, next(iter(sizes.values())), 0.0)]
+        layer = f"{name}.conv1"
+        return [Option({layer: n}, sizes[n], error) for n, error in table.get(layer, [(0, 0.0)]) if n in sizes]
 
 
-def _layers_of_parts(model: ResNet) -> list[list[str]]:
-    return [["conv1"], *([f"{name}.conv1", f"{name}.conv2"] for name in blocks(model))]
-
-
-def _logits(model: ResNet, parts: Sequence[nn.Module], inputs: Tensor) -> Tensor:
+def _logits(model: ResNet, parts: Iterable[nn.Module], inputs: Tensor) -> Tensor:
     """What the network gives for the inputs of the first of its last `parts`."""
     for part in parts:
         inputs = apply(part, inputs)

@@ -18,7 +18,7 @@ def compress(
     images: Images,
     macs: Real | None = None,
     *,
-    latency: Real | None = None,
+    time: Real | None = None,
     sharing: bool = True,
     test_images: Images | None = None,
     n_steps: Count = 400,
@@ -35,7 +35,7 @@ def compress(
     model : trained, in any number of channels; it is not changed
     images : training images, of which the labels are not used; of more than 2,048, that many at equal distances
     macs : the budget, as a share of the model's MACs; 0.5 if nothing is given
-    latency : a budget of time instead, as a share of what the model takes on this machine
+    time : a budget of time instead, as a share of what the model takes on this machine
     sharing : whether filters on the residual stream may be shared, which saves MACs but hardly time
     test_images : to print accuracies too
     n_steps : of each part's reconstruction
@@ -47,12 +47,12 @@ def compress(
     ValueError : a budget outside (0, 1] or smaller than any plan, images of another shape or fewer than 200
     """
     check_images(images, 200)
-    macs = 0.5 if macs is None and latency is None else macs
-    check_budget(macs, latency)
+    macs = 0.5 if macs is None and time is None else macs
+    check_budget(macs, time)
     images = images[:: max(1, len(images) // N_IMAGES)][:N_IMAGES]
     statistics = layer_statistics(model, images[:N_STATISTICS], seed=seed)
     errors = layer_errors(model, images, statistics=statistics, seed=seed, progress=progress)
-    plan = by_sensitivity(model, macs=macs, latency=latency, sharing=sharing, errors=errors, progress=progress)
+    plan = by_sensitivity(model, macs=macs, time=time, sharing=sharing, errors=errors, progress=progress)
     small = compress_by_plan(model, plan, images, statistics=statistics, n_steps=n_steps, seed=seed, progress=progress)
     print(before_after(model, small, test_images))
     return small

@@ -1,11 +1,14 @@
-"""What the network of a plan costs, without making it."""
+"""What the network of a plan costs, without its weights."""
 
 from collections.abc import Mapping
 from fractions import Fraction
 
+import torch
+
+from .. import cost
 from ..arguments import Integer
-from ..cost import macs_by_layer, parameters
-from ..model import AnyNetwork, batch_norms, convolutions
+from ..model import AnyNetwork, ResNet, convolutions
+from .streams import STAGES, stage_of
 
 
 def cost_of_plan(
@@ -14,18 +17,31 @@ def cost_of_plan(
     """Parameters and MACs of a model whose filters are replaced by this plan, each distinct filter stored and computed once.
 
     What follows a layer still sees all its channels, so this saves in the layer itself and in no other; unless `merged`, as in
-    `compression.compress_by_plan`: then a block has as many channels inside as its ``conv1`` has clusters, which saves in ``conv2`` too.
-    For many plans of one model, `macs` are its `macs_by_layer`, counted once.
+    `compression.compress_by_plan`: then a block has as many channels inside as its ``conv1`` has clusters, which saves in ``conv2``, too,
+    and blocks may be dropped and streams narrower. For many plans of one model, `macs` are its `cost.macs_by_layer`, counted once.
     """
-    convs, norms, macs = convolutions(model), batch_norms(model), macs or macs_by_layer(model)
-    shares = {name: Fraction(min(plan.get(name, conv.out_channels), conv.out_channels), conv.out_channels) for name, conv in convs.items()}
-    n_parameters, n_macs = parameters(model), sum(macs.values())
-    for name, conv in convs.items():
-        share = shares[name]
-        if merged and name.endswith(".conv1"):
-            n_parameters -= round((1 - share) * 2 * norms[name].num_features)
-        if merged and name.endswith(".conv2"):
-            share *= shares[name.replace("conv2", "conv1")]
+    if merged:
+        with torch.random.fork_rng(devices=[]):
+            small = ResNet(**_config(model, plan))
+        return cost.parameters(small), cost.macs(small)
+    macs = macs or cost.macs_by_layer(model)
+    n_parameters, n_macs = cost.parameters(model), sum(macs.values())
+    for name, conv in convolutions(model).items():
+        share = Fraction(min(plan.get(name, conv.out_channels), conv.out_channels), conv.out_channels)
         n_parameters -= round((1 - share) * conv.weight.numel())
         n_macs -= round((1 - share) * macs[name])
     return n_parameters, n_macs
+
+
+def _config(model: ResNet, plan: Mapping[str, Integer]) -> dict:
+    """The configuration of a network of this plan; which channels share a filter is made up."""
+    widths = [min(plan.get(stage, width), width) for stage, width in zip(STAGES, model.config["stage_widths"], strict=True)]
+    config = model.config | {"stage_widths": tuple(widths), "inner_widths": {}, "sharing": {}, "shortcuts": {}}
+    for name, conv in convolutions(model).items():
+        n_filters = min(plan.get(name, conv.out_channels), conv.out_channels)
+        if name.endswith("conv1") and name != "conv1":
+            config["inner_widths"][name] = n_filters
+        elif n_filters < (width := widths[stage_of(name.rpartition(".")[0])]) and plan.get(name.replace("conv2", "conv1"), 1):
+            config["sharing"][name] = [*range(n_filters), *[0] * (width - n_filters)]
+    dropped = {name: 0 for name, width in model.config["inner_widths"].items() if not width}
+    return config | {"inner_widths": config["inner_widths"] | dropped}
