@@ -1,10 +1,13 @@
+import sys
+
 import pytest
 import torch
 from test_pruning import IMAGES, NETWORK, replaced
 
-from resnet_pruning import compaction, evaluation, plans
+from resnet_pruning import checkpoints, compaction, evaluation, plans
 from resnet_pruning.deployment import runtimes, timing
-from resnet_pruning.hardware import can_compile
+from resnet_pruning.files import ROOT
+from resnet_pruning.hardware import can_compile, has_fast_bfloat16
 
 COMPACT = compaction.compact(replaced(plans.uniform(NETWORK, 4), distance="correlation", mergeable=True))
 
@@ -29,8 +32,38 @@ def test_a_failed_export_leaves_the_old_file(tmp_path):
 def test_a_missing_file_and_an_unknown_runtime(tmp_path):
     with pytest.raises(FileNotFoundError, match="none.onnx does not exist"):
         runtimes.onnx_session(tmp_path / "none.onnx")
-    with pytest.raises(ValueError, match="runtime is 'fast', expected one of eager, compiled, onnxruntime"):
+    with pytest.raises(ValueError, match="runtime is 'fast', expected one of eager, compiled, onnxruntime, openvino"):
         runtimes.prepared(NETWORK, torch.zeros(2, 3, 32, 32), "fast")
+    with pytest.raises(ValueError, match="precision is 'int8', expected one of float32, bfloat16 for eager"):
+        runtimes.prepared(NETWORK, torch.zeros(2, 3, 32, 32), "eager", "int8")
+    with pytest.raises(ValueError, match="calibration is None, expected training images"):
+        runtimes.prepared(NETWORK, torch.zeros(2, 3, 32, 32), "openvino", "int8")
+
+
+@pytest.mark.parametrize("network", [NETWORK, COMPACT], ids=["whole", "compact"])
+@pytest.mark.parametrize("runtime", runtimes.RUNTIMES)
+def test_each_runtime_predicts_the_same(network, runtime):
+    if runtime == "compiled" and not can_compile("cpu"):
+        pytest.skip("torch.compile does not work here")
+    expected = evaluation.predict(network, IMAGES[:10])
+    torch.testing.assert_close(runtimes.predict(network, IMAGES[:10], runtime, batch_size=6), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("runtime", "precision"), [("eager", "bfloat16"), ("openvino", "bfloat16"), ("openvino", "int8")])
+def test_fewer_bits_predict_nearly_the_same(runtime, precision):
+    if precision == "bfloat16" and not has_fast_bfloat16("cpu"):
+        pytest.skip("this processor has no instructions for bfloat16")
+    network, _ = checkpoints.load_checkpoint(ROOT / "checkpoints" / "resnet20.pt")
+    expected = evaluation.predict(network, IMAGES)
+    found = runtimes.predict(network, IMAGES, runtime, precision, calibration=IMAGES)
+    error = (found - expected).norm() / (expected - expected.mean(0)).norm()
+    assert 0 < error < (0.3 if precision == "int8" else 0.1)  # of digits, which it was not trained on
+
+
+def test_a_runtime_that_is_not_installed_says_what_brings_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ImportError, match=r"openvino is not installed, expected it here: pip install -e '.\[openvino\]'"):
+        runtimes.predict(NETWORK, IMAGES, "openvino")
 
 
 @pytest.mark.parametrize("runtime", runtimes.RUNTIMES)

@@ -1,20 +1,31 @@
-"""Ways to run a network: eagerly, compiled, in onnxruntime; and its export to ONNX, which the last one takes."""
+"""Ways to run a network: eagerly, compiled, in onnxruntime, in OpenVINO; and its export to ONNX, which the last two take."""
 
+import contextlib
 import copy
+import io
+import logging
 import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..arguments import Count
 from ..data import Images
 from ..files import required, written_whole
 from ..model import AnyNetwork
 
-RUNTIMES = ("eager", "compiled", "onnxruntime")
+# The numbers that each runtime can compute with.
+PRECISIONS = {
+    "eager": ("float32", "bfloat16"),
+    "compiled": ("float32", "bfloat16"),
+    "onnxruntime": ("float32",),
+    "openvino": ("float32", "bfloat16", "int8"),
+}
+RUNTIMES = tuple(PRECISIONS)
+N_CALIBRATION = 300
 
 
 def to_onnx(model: AnyNetwork, path: str | Path, example: Tensor | None = None) -> None:
@@ -65,40 +76,108 @@ def onnx_session(path: str | Path, device: torch.device | str = "cpu"):
 
 def predict_onnx(path: str | Path, images: Images) -> Tensor:
     """Logits (N, n_classes) of an exported network: `evaluation.predict` in onnxruntime."""
-    session = onnx_session(path, images.device)
+    onnx = onnx_session(path, images.device)
     batches = [inputs.cpu().contiguous().numpy() for inputs, _ in images.batches()]
-    return torch.from_numpy(np.concatenate([session.run(["logits"], {"images": batch})[0] for batch in batches]))
+    return torch.cat([torch.from_numpy(onnx.run(["logits"], {"images": batch})[0]) for batch in batches])
 
 
-def prepared(model: AnyNetwork, inputs: Tensor, runtime: str) -> tuple[Callable[[], None], torch.device]:
-    """A function that runs `model` on `inputs` once and returns when it is done, and the device that it computes on: that of the inputs, or
-    the CPU where the installed onnxruntime cannot use a GPU.
+def session(
+    model: AnyNetwork, example: Tensor, runtime: str = "eager", precision: str = "float32", calibration: Images | None = None
+) -> tuple[Callable[[Tensor], Tensor], torch.device]:
+    """A function from inputs like `example`, of that many images, to outputs; and the device that it computes on: that of the example, or
+    the CPU for OpenVINO, and for onnxruntime where the installed one cannot use a GPU.
+
+    Parameters
+    ----------
+    model : is copied
+    example : inputs, in the number and the shape that will be seen
+    runtime, precision : from `PRECISIONS`
+    calibration : training images for int8's ranges, without labels; the first 300 are used
 
     Raises
     ------
-    ValueError : a runtime that is not in `RUNTIMES`
+    ValueError : a runtime or a precision that is not in `PRECISIONS`, int8 without images
+    ImportError : a runtime that is not installed; the message says what brings it
     """
-    model = copy.deepcopy(model).to(inputs.device, memory_format=torch.channels_last).eval()
-    if runtime == "onnxruntime":
-        with tempfile.TemporaryDirectory() as folder:
-            to_onnx(model, Path(folder) / "model.onnx", inputs)
-            session = onnx_session(Path(folder) / "model.onnx", inputs.device)
-        feed = {"images": inputs.cpu().contiguous().numpy()}
-        used = inputs.device if "CUDAExecutionProvider" in session.get_providers() else torch.device("cpu")
-        return lambda: session.run(["logits"], feed), used
     if runtime not in RUNTIMES:
         raise ValueError(f"runtime is {runtime!r}, expected one of {', '.join(RUNTIMES)}")
+    if precision not in PRECISIONS[runtime]:
+        raise ValueError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS[runtime])} for {runtime}")
+    model = copy.deepcopy(model).to(example.device, memory_format=torch.channels_last).eval()
+    if runtime == "onnxruntime":
+        with tempfile.TemporaryDirectory() as folder:
+            to_onnx(model, Path(folder) / "model.onnx", example)
+            onnx = onnx_session(Path(folder) / "model.onnx", example.device)
+        used = example.device if "CUDAExecutionProvider" in onnx.get_providers() else torch.device("cpu")
+        return lambda inputs: torch.from_numpy(onnx.run(["logits"], {"images": inputs.cpu().contiguous().numpy()})[0]), used
+    if runtime == "openvino":
+        return _openvino(model, example, precision, calibration), torch.device("cpu")
     if runtime == "compiled":
         # On a GPU a small network is bound by the launches of its kernels, which CUDA graphs take together.
-        # Traced first, so that each network has code of its own: else the ninth of one class counts as one recompilation too many.
-        traced = torch.fx.symbolic_trace(model)
-        model = torch.compile(traced, mode="reduce-overhead" if inputs.is_cuda else "default", dynamic=False)
-    inputs = inputs.contiguous(memory_format=torch.channels_last)
+        # Exported first, so that each network has code of its own: else the ninth of one class counts as one recompilation too many.
+        exported = torch.export.export(model, (example,)).module()
+        model = torch.compile(exported, mode="reduce-overhead" if example.is_cuda else "default", dynamic=False)
 
-    def run() -> None:
-        with torch.inference_mode():
-            model(inputs)
+    def run(inputs: Tensor) -> Tensor:
+        with torch.inference_mode(), torch.autocast(example.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            return model(inputs.contiguous(memory_format=torch.channels_last))
+
+    return run, example.device
+
+
+def prepared(
+    model: AnyNetwork, inputs: Tensor, runtime: str, precision: str = "float32", calibration: Images | None = None
+) -> tuple[Callable[[], None], torch.device]:
+    """A function that runs `model` on `inputs` once and returns when it is done, and the device that it computes on: see `session`."""
+    run, used = session(model, inputs, runtime, precision, calibration)
+    inputs = inputs.contiguous(memory_format=torch.channels_last if runtime in ("eager", "compiled") else torch.contiguous_format)
+
+    def run_once() -> None:
+        run(inputs)
         if inputs.is_cuda:
             torch.cuda.synchronize()
 
-    return run, inputs.device
+    return run_once, used
+
+
+def predict(
+    model: AnyNetwork, images: Images, runtime: str, precision: str = "float32", calibration: Images | None = None, batch_size: Count = 500
+) -> Tensor:
+    """Logits (N, n_classes), float32 on the CPU, as a runtime computes them: `evaluation.predict` there."""
+    batches = [inputs for inputs, _ in images.batches(batch_size)]
+    runs: dict[int, Callable[[Tensor], Tensor]] = {}
+    for inputs in batches:
+        if len(inputs) not in runs:  # the last batch may be smaller
+            runs[len(inputs)], _ = session(model, inputs, runtime, precision, calibration)
+    return torch.cat([runs[len(inputs)](inputs).float().cpu() for inputs in batches])
+
+
+def _openvino(model: nn.Module, example: Tensor, precision: str, calibration: Images | None) -> Callable[[Tensor], Tensor]:
+    openvino = required("openvino", "openvino")
+    core = openvino.Core()
+    if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise ValueError("precision is 'bfloat16', expected float32 or int8: this processor has no instructions for it")
+    with tempfile.TemporaryDirectory() as folder:
+        to_onnx(model, Path(folder) / "model.onnx", example)
+        network = core.read_model(Path(folder) / "model.onnx")
+    if precision == "int8":
+        nncf = required("nncf", "openvino")
+        if calibration is None:
+            raise ValueError("calibration is None, expected training images, from which ranges of int8 are measured")
+        nncf.set_log_level(logging.ERROR)
+        inputs = [batch.cpu().contiguous().numpy() for batch, _ in calibration[:N_CALIBRATION].batches(1)]
+        with contextlib.redirect_stdout(io.StringIO()):  # its bars
+            network = nncf.quantize(network, nncf.Dataset(inputs), subset_size=len(inputs))
+    network.reshape({0: list(example.shape)})
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = core.compile_model(network, "CPU", settings).create_infer_request()
+
+    def run(inputs: Tensor) -> Tensor:
+        outputs = request.infer({0: inputs.cpu().contiguous().numpy()}, share_inputs=True)
+        return torch.from_numpy(outputs[0].copy())
+
+    return run
