@@ -1,9 +1,11 @@
+import pandas as pd
 import pytest
 import torch
 from test_allocation import MANY
 from test_pruning import NETWORK
 
 from resnet_pruning import compression, cost, evaluation
+from resnet_pruning.compression import timings
 
 SETTINGS = {"n_steps": 2, "progress": False}
 
@@ -34,6 +36,15 @@ def test_half_the_macs_is_the_default_and_equal_seeds_give_equal_networks():
 def test_no_bar_is_shown_where_none_is_wanted(capsys, budget):
     compression.compress(NETWORK, MANY, **budget, **SETTINGS)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_plan_is_made_for_the_runtime_that_is_named(precision, monkeypatch):
+    used = []
+    monkeypatch.setattr(timings, "prepared", lambda part, inputs, *names: used.append((len(inputs), *names[:2])) or (lambda: None, None))
+    monkeypatch.setattr(timings, "interleaved", lambda runs, *_: pd.DataFrame([{shape: float(shape[-1]) for shape in runs}]))
+    small = compression.compress(NETWORK, MANY, time=0.8, runtime="openvino", precision=precision, batch_size=2, **SETTINGS)
+    assert set(used) == {(2, "openvino", precision)} and small.config["stage_widths"] < NETWORK.config["stage_widths"]
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

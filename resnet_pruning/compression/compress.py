@@ -9,8 +9,11 @@ from ..model import OwnNetwork, ResNet
 from .allocation import by_sensitivity, check_budget, layer_errors
 from .by_plan import compress_by_plan
 from .parts import N_STATISTICS, check_images
+from .streams import STAGES
+from .timings import part_timings
 
 N_IMAGES = 2048
+STREAM_SHARES = (0.5, 0.75)  # multiples of eight channels, of which processors compute as many at once
 
 
 def compress(
@@ -19,6 +22,9 @@ def compress(
     macs: Real | None = None,
     *,
     time: Real | None = None,
+    runtime: str = "eager",
+    precision: str = "float32",
+    batch_size: Count = 256,
     sharing: bool = True,
     test_images: Images | None = None,
     n_steps: Count = 400,
@@ -36,6 +42,7 @@ def compress(
     images : training images, of which the labels are not used; of more than 2,048, that many at equal distances
     macs : the budget, as a share of the model's MACs; 0.5 if nothing is given
     time : a budget of time instead, as a share of what the model takes on this machine
+    runtime, precision, batch_size : what a plan for time is made for, see `timings.part_timings`
     sharing : whether filters on the residual stream may be shared, which saves MACs but hardly time
     test_images : to print accuracies too
     n_steps : of each part's reconstruction
@@ -51,8 +58,12 @@ def compress(
     check_budget(macs, time)
     images = images[:: max(1, len(images) // N_IMAGES)][:N_IMAGES]
     statistics = layer_statistics(model, images[:N_STATISTICS], seed=seed)
-    errors = layer_errors(model, images, statistics=statistics, seed=seed, progress=progress)
-    plan = by_sensitivity(model, macs=macs, time=time, sharing=sharing, errors=errors, progress=progress)
+    errors = layer_errors(model, images, drops=True, stream_shares=STREAM_SHARES, statistics=statistics, seed=seed, progress=progress)
+    timings = None
+    if time is not None:
+        widths = {stage: rows.n_clusters.tolist() for stage, rows in errors.groupby("layer") if stage in STAGES}
+        timings = part_timings(model, batch_size, runtime, precision, drops=True, stream_widths=widths, progress=progress)
+    plan = by_sensitivity(model, macs=macs, time=time, sharing=sharing, errors=errors, timings=timings, progress=progress)
     small = compress_by_plan(model, plan, images, statistics=statistics, n_steps=n_steps, seed=seed, progress=progress)
     print(before_after(model, small, test_images))
     return small

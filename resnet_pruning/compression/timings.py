@@ -24,6 +24,7 @@ def part_timings(
     model: OwnNetwork,
     batch_size: Count = 256,
     runtime: str = "eager",
+    precision: str = "float32",
     *,
     shares: Sequence[Real] = SHARES[1::2],
     drops: bool = False,
@@ -37,7 +38,7 @@ def part_timings(
     Parameters
     ----------
     model : gives the shapes
-    batch_size, runtime, rounds, device, progress : see `deployment.timing.latency`
+    batch_size, runtime, precision, rounds, device, progress : see `deployment.timing.latency`
     shares : of the channels inside a block, to time
     drops : whether to time dropped blocks too, of 0 channels
     stream_widths : for ``layer1``, ``layer2``, ``layer3`` the widths of its stream to time; the whole one if it is not named
@@ -64,7 +65,7 @@ def part_timings(
             if shape not in runs:
                 smaller = Block(r, n, w, stride) if name else _stem(w)
                 inputs = torch.randn(batch_size, r, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-                runs[shape], _ = prepared(smaller.to(device).eval(), inputs, runtime)
+                runs[shape], _ = prepared(smaller.to(device).eval(), inputs, runtime, precision, inputs)
         size //= stride
     seconds = interleaved(runs, rounds, progress)
     columns = {"seconds": seconds.median(), "lowest": seconds.min(), "highest": seconds.max()}

@@ -82,7 +82,7 @@ def predict_onnx(path: str | Path, images: Images) -> Tensor:
 
 
 def session(
-    model: AnyNetwork, example: Tensor, runtime: str = "eager", precision: str = "float32", calibration: Images | None = None
+    model: AnyNetwork, example: Tensor, runtime: str = "eager", precision: str = "float32", calibration: Images | Tensor | None = None
 ) -> tuple[Callable[[Tensor], Tensor], torch.device]:
     """A function from inputs like `example`, of that many images, to outputs; and the device that it computes on: that of the example, or
     the CPU for OpenVINO, and for onnxruntime where the installed one cannot use a GPU.
@@ -92,7 +92,7 @@ def session(
     model : is copied
     example : inputs, in the number and the shape that will be seen
     runtime, precision : from `PRECISIONS`
-    calibration : training images for int8's ranges, without labels; the first 300 are used
+    calibration : for int8's ranges, of which the first 300 are used: training images, or inputs like the example
 
     Raises
     ------
@@ -126,7 +126,7 @@ def session(
 
 
 def prepared(
-    model: AnyNetwork, inputs: Tensor, runtime: str, precision: str = "float32", calibration: Images | None = None
+    model: AnyNetwork, inputs: Tensor, runtime: str, precision: str = "float32", calibration: Images | Tensor | None = None
 ) -> tuple[Callable[[], None], torch.device]:
     """A function that runs `model` on `inputs` once and returns when it is done, and the device that it computes on: see `session`."""
     run, used = session(model, inputs, runtime, precision, calibration)
@@ -141,7 +141,12 @@ def prepared(
 
 
 def predict(
-    model: AnyNetwork, images: Images, runtime: str, precision: str = "float32", calibration: Images | None = None, batch_size: Count = 500
+    model: AnyNetwork,
+    images: Images,
+    runtime: str,
+    precision: str = "float32",
+    calibration: Images | Tensor | None = None,
+    batch_size: Count = 500,
 ) -> Tensor:
     """Logits (N, n_classes), float32 on the CPU, as a runtime computes them: `evaluation.predict` there."""
     batches = [inputs for inputs, _ in images.batches(batch_size)]
@@ -152,7 +157,7 @@ def predict(
     return torch.cat([runs[len(inputs)](inputs).float().cpu() for inputs in batches])
 
 
-def _openvino(model: nn.Module, example: Tensor, precision: str, calibration: Images | None) -> Callable[[Tensor], Tensor]:
+def _openvino(model: nn.Module, example: Tensor, precision: str, calibration: Images | Tensor | None) -> Callable[[Tensor], Tensor]:
     openvino = required("openvino", "openvino")
     core = openvino.Core()
     if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -165,7 +170,9 @@ def _openvino(model: nn.Module, example: Tensor, precision: str, calibration: Im
         if calibration is None:
             raise ValueError("calibration is None, expected training images, from which ranges of int8 are measured")
         nncf.set_log_level(logging.ERROR)
-        inputs = [batch.cpu().contiguous().numpy() for batch, _ in calibration[:N_CALIBRATION].batches(1)]
+        seen = calibration[:N_CALIBRATION]
+        seen = seen.normalised(seen.pixels) if isinstance(seen, Images) else seen
+        inputs = [batch.cpu().contiguous().numpy() for batch in seen.split(1)]
         with contextlib.redirect_stdout(io.StringIO()):  # its bars
             network = nncf.quantize(network, nncf.Dataset(inputs), subset_size=len(inputs))
     network.reshape({0: list(example.shape)})

@@ -17,6 +17,7 @@ def latency(
     models: Mapping[str, nn.Module],
     batch_size: Count = 256,
     runtime: str = "eager",
+    precision: str = "float32",
     *,
     device: torch.device | str | None = None,
     rounds: Integer = 10,
@@ -28,7 +29,7 @@ def latency(
     ----------
     models : by name; the first is the one that the others are compared with
     batch_size : images
-    runtime : one of `runtimes.RUNTIMES`
+    runtime, precision : from `runtimes.PRECISIONS`. The ranges of int8, which do not matter to time, are those of random inputs
     device : a GPU where there is one, if not given. The table names the one that computed: see `runtimes.prepared`
     rounds : turns of each model
     progress : whether to show a bar
@@ -47,9 +48,9 @@ def latency(
     inputs = torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device or default_device())
     runs = {}
     for name, model in models.items():
-        runs[name], used = prepared(model, inputs, runtime)
+        runs[name], used = prepared(model, inputs, runtime, precision, inputs)
     table = compared(runs, rounds, progress)
-    setting = {"machine": machine(used), "device": used.type, "runtime": runtime, "batch_size": batch_size}
+    setting = {"machine": machine(used), "device": used.type, "runtime": runtime, "precision": precision, "batch_size": batch_size}
     return pd.DataFrame(setting, index=table.index).join(table)
 
 

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import itertools
 import multiprocessing
 import os
@@ -240,6 +241,9 @@ def benchmark_inference(
     what the speed-up would be if MACs were all that takes time."""
     if "compiled" in runtimes and not can_compile(default_device().type):
         runtimes = [name for name in runtimes if name != "compiled"]
+    if missing := [name for name in runtimes if name in ("onnxruntime", "openvino") and importlib.util.find_spec(name) is None]:
+        print(f"{' and '.join(missing)} are left out, since they are not installed: pip install -e '.[export,openvino]' brings them.")
+        runtimes = [name for name in runtimes if name not in missing]
     tables = []
     for runtime, batch_size in itertools.product(runtimes, batch_sizes):
         table = timing.latency(models, batch_size, runtime, rounds=rounds, progress=progress)
@@ -286,7 +290,7 @@ def record(table: pd.DataFrame, csv: Path) -> None:
     """Write `table` to `csv` in place of earlier rows of the same machine, batch size and, where it has one, runtime; others stay."""
     if csv.exists():
         old = pd.read_csv(csv)
-        key = [name for name in ("machine", "batch_size", "runtime") if name in table]
+        key = [name for name in ("machine", "batch_size", "runtime", "precision") if name in table]
         table = pd.concat([old[~old[key].apply(tuple, axis=1).isin(table[key].apply(tuple, axis=1))], table])
     write_table(table, csv)
 
