@@ -48,6 +48,7 @@ from ..training import Execution, Recipe, train
 from .trials import LONG
 
 FIRST = "first loop: DataLoader, float32, eager"
+CROPS = "+ crops of 24×24 pixels"  # which two thirds of the epochs of `trials.LONG` see
 # What `train` is called with, one thing more in each line.
 STEPS = {
     "data as one tensor on the device": Execution(amp=False, channels_last=False, compile=False, reuse_memory=False),
@@ -55,6 +56,7 @@ STEPS = {
     "+ channels_last": Execution(amp=False, compile=False),
     "+ bfloat16 autocast": Execution(amp=True, compile=False),
     "+ torch.compile": Execution(amp=True, compile=True),
+    CROPS: Execution(amp=True, compile=True),
 }
 
 # He et al. (2015), section 4.2: what ResNet-20 reaches, and in how many steps of 128 images.
@@ -110,10 +112,10 @@ def first_loop(images: Images, batch_size: Count, device: torch.device):
     return epoch
 
 
-def this_loop(images: Images, batch_size: Count, device: torch.device, execution: Execution):
-    """`train` itself on images that are on the device; each call trains two epochs, the first of which warms up."""
-    model, images = ResNet(n_classes=len(images.classes)), images.to(device)
-    recipe = Recipe(epochs=2, batch_size=batch_size, small_share=0.0)
+def this_loop(images: Images, batch_size: Count, device: torch.device, name: str):
+    """`train` itself on images that are on the device, in one of `STEPS`; each call trains two epochs, the first of which warms up."""
+    model, images, execution = ResNet(n_classes=len(images.classes)), images.to(device), STEPS[name]
+    recipe = Recipe(epochs=2, batch_size=batch_size, small_share=float(name == CROPS))
 
     def epoch() -> float:
         return train(model, images, recipe, progress=False, execution=execution).images_per_second.iloc[1]
@@ -125,7 +127,7 @@ def _serve(pipe: Connection, name: str, dataset: str, batch_size: Count, n_steps
     """In a child process: an epoch of `n_steps` steps at each request, answered with its images/s."""
     device = default_device()
     images = load_images(dataset)[0][: n_steps * batch_size]
-    epoch = first_loop(images, batch_size, device) if name == FIRST else this_loop(images, batch_size, device, STEPS[name])
+    epoch = first_loop(images, batch_size, device) if name == FIRST else this_loop(images, batch_size, device, name)
     epoch()
     pipe.send("ready")
     while pipe.recv():
@@ -172,7 +174,7 @@ def benchmark_training(
         print("This machine has no bfloat16 instructions: the loops that use it are left out.")
         names = [name for name in names if name == FIRST or not STEPS[name].amp]
     elif not can_compile(device.type):
-        names.remove("+ torch.compile")
+        names = [name for name in names if name == FIRST or not STEPS[name].compile]
     with _loops(names, dataset, batch_size, n_steps, progress) as loops:
         speeds = pd.DataFrame([{name: epoch() for name, epoch in loops.items()} for _ in tqdm(range(rounds), disable=not progress)])
     ratios = speeds.div(speeds[FIRST], axis=0)
