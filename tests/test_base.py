@@ -73,4 +73,4 @@ def test_the_committed_training_is_read(monkeypatch):
     history = histories[histories.network == "resnet20"]
     _, facts = checkpoints.load_checkpoint(path)
     recipe = base.recipe_of(facts)
-    assert path == ROOT / "checkpoints" / "resnet20.pt" and recipe == Recipe() and len(history) == recipe.epochs
+    assert path == ROOT / "checkpoints" / "resnet20.pt" and recipe == base.TRAININGS["resnet20"].recipe and len(history) == recipe.epochs

@@ -37,7 +37,7 @@ def test_the_time_to_the_published_accuracy_is_compared_with_the_first_loops():
 def test_inference_is_timed_next_to_the_share_of_macs(tmp_path):
     for name, width in [("resnet20", 64), ("resnet20_compact50", 32), ("resnet20_compact75", 48)]:
         checkpoints.save_checkpoint(tmp_path / f"{name}.pt", model.ResNet(8, (4, 8, 64), {"layer3.0.conv1": width}), {})
-    models = benchmark.compact_checkpoints(tmp_path)
+    models = benchmark.compact_checkpoints(tmp_path / "resnet20.pt")
     assert list(models) == ["resnet20", "resnet20_compact75", "resnet20_compact50"]
     table = benchmark.benchmark_inference(models, (1, 4), ["eager"], rounds=2, progress=False)
     assert list(zip(table.batch_size, table.model, strict=True)) == [(batch, name) for batch in (1, 4) for name in models]

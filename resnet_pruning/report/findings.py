@@ -18,7 +18,7 @@ def notebooks(figures: Path) -> str:
 
 
 def _training(figures: Path) -> str:
-    base = pd.read_csv(figures / "resnet20.csv").iloc[0]
+    base = pd.read_csv(figures / "resnet20_first.csv").iloc[0]
     ratio = pd.read_csv(figures / "benchmark_training.csv").ratio.max()
     return (
         "The data, the network, how the recipe was chosen, the training, its mistakes. "

@@ -34,7 +34,7 @@ def main_result(figures: Path) -> str:
 
 def result(figures: Path) -> str:
     """The trained network: accuracy, cost, and what its training took."""
-    base = pd.read_csv(figures / "resnet20.csv").iloc[0]
+    base = pd.read_csv(figures / "resnet20_first.csv").iloc[0]
     return _table(
         ["network", "test accuracy", "parameters", "MACs", "trained on", "epochs", "time", "machine"],
         [
@@ -186,7 +186,7 @@ def inference(figures: Path) -> str:
         cells = (f"{r.speedup:.2f} ({r.lowest_speedup:.2f} to {r.highest_speedup:.2f})" for r in row.loc[models].itertuples())
         rows.append([machine, runtime, batch_size, f"{row.milliseconds.iloc[0]:.1f} ms", *cells])
     limits = ["", "if MACs were time", "", "", *(f"{1 / share[name]:.2f}" for name in models)]
-    return _table(["machine", "runtime", "batch size", "resnet20", *models], *rows, limits)
+    return _table(["machine", "runtime", "batch size", "resnet20_first", *models], *rows, limits)
 
 
 def baselines(figures: Path) -> str:

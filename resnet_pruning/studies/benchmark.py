@@ -45,6 +45,7 @@ from ..hardware import can_compile, default_device, has_fast_bfloat16, machine
 from ..model import ResNet
 from ..quantization import pytorch
 from ..training import Execution, Recipe, train
+from .base import base_checkpoint
 from .trials import LONG
 
 FIRST = "first loop: DataLoader, float32, eager"
@@ -327,14 +328,14 @@ def main() -> None:
         print(table.to_string(index=False))
     else:
         batch_sizes = (arguments.batch_size,) if arguments.batch_size else (1, 256)
-        table = benchmark_inference(compact_checkpoints(ROOT / "checkpoints"), batch_sizes, rounds=arguments.rounds or 15)
+        table = benchmark_inference(compact_checkpoints(base_checkpoint("cifar10", "full")), batch_sizes, rounds=arguments.rounds or 15)
         record(table, ROOT / "figures" / "benchmark_inference.csv")
         print(table.drop(columns=["torch", "rounds"]).to_string(index=False))
 
 
-def compact_checkpoints(folder: Path) -> dict[str, nn.Module]:
-    """The trained network and the compact ones of a folder, by file name, the one with the most MACs first."""
-    paths = [folder / "resnet20.pt", *folder.glob("resnet20_compact*.pt")]
+def compact_checkpoints(trained: Path) -> dict[str, nn.Module]:
+    """The trained network and the compact ones beside it, by file name, the one with the most MACs first."""
+    paths = [trained, *trained.parent.glob("resnet20_compact*.pt")]
     models = {path.stem: load_checkpoint(path)[0] for path in paths}
     return dict(sorted(models.items(), key=lambda item: cost.macs(item[1]), reverse=True))
 
