@@ -39,7 +39,7 @@ def compact(model: OwnNetwork, tolerance: PositiveReal = 1e-6) -> ResNet:
         state[f"{block}.conv2.weight"] = merged.to(following.dtype)
         for part in ("conv1.weight", "bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var"):
             state[f"{block}.{part}"] = state[f"{block}.{part}"][kept]
-        if len(kept) < module.bn2.num_features:
+        if len(kept) != module.bn2.num_features:
             inner_widths[f"{block}.conv1"] = len(kept)
     for name in convolutions(whole):
         distinct, labels = distinct_filters(state[f"{name}.weight"])

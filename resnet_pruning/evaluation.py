@@ -1,6 +1,9 @@
 """What a network answers on images, and how often it is right."""
 
+import math
+
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from .data import Images
@@ -45,3 +48,16 @@ def per_class_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Accuracy in % of each class, shape (n_classes,); NaN for a class without images."""
     right, counts = labels[logits.argmax(1) == labels], torch.bincount(labels, minlength=logits.shape[1])
     return 100 * torch.bincount(right, minlength=logits.shape[1]) / counts
+
+
+def compared(first: Tensor, second: Tensor, labels: Tensor) -> dict[str, float]:
+    """Whether two networks' logits (N, n_classes) for the same images differ in accuracy, by the images that only one of them gets right.
+
+    Gives the difference, second minus first, the ends of its 95 % interval, in pp, and the p-value of McNemar's test, exact.
+    """
+    right, also = (logits.argmax(1) == labels for logits in (first, second))
+    lost, won = int((right & ~also).sum()), int((also & ~right).sum())
+    difference = (won - lost) / len(labels)
+    half = 1.96 * math.sqrt(((won + lost) / len(labels) - difference**2) / len(labels))
+    p_value = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    return {"difference": 100 * difference, "lowest": 100 * (difference - half), "highest": 100 * (difference + half), "p_value": p_value}

@@ -8,19 +8,8 @@ equal filters, which `compaction.compact` then makes smaller::
     train(constrained, images, finetuning.RECIPE, teacher=network)
     small = compaction.compact(finetuning.released(constrained))
 
-=============  =========================================================================================================
-constraint     what is trained
-=============  =========================================================================================================
-`tied`         one filter per cluster; its gradient is the sum of its members'
-`projected`    every filter; the forward pass sees each cluster's centroid instead, and the gradient goes through to the filters
-               themselves (straight-through, as Bengio et al. 2013 do for thresholds); the clusters may be renewed on the way
-=============  =========================================================================================================
-
-What others do is in `peers`: `peers.centripetal`, which pulls filters together, and `peers.masked`, which keeps zeros. A third way
-needs no constraint: a network that is smaller already, from `compression.compress_by_plan`, is trained like any other.
-
-All start from the same weights: where clusters have gains (see `clustering`), filters are first brought to their cluster's scale, which
-batch norm takes up, so that the centroid of a cluster is the plain mean of its filters.
+Others' constraints are in `peers`; a network that is smaller already, from `compression.compress_by_plan`, needs none. Where clusters have
+gains (see `clustering`), filters are first brought to their cluster's scale, which batch norm takes up: centroids are plain means.
 """
 
 import copy
@@ -189,17 +178,11 @@ def _check_clusters(model: nn.Module, clusters: Mapping[str, Clusters]) -> None:
             raise ValueError(f"clusters has {name!r}, expected convolutions of the model: {', '.join(convs)}")
         conv = convs[name]
         check_unshared(name, conv)
-        if len(layer.labels) != len(conv.weight):
-            raise ValueError(f"clusters has {len(layer.labels)} labels for {name}, expected one for each of its {len(conv.weight)} filters")
-        if layer.centroids.shape[1:] != conv.weight.shape[1:]:
-            raise ValueError(
-                f"centroids of {name} have the shape {tuple(layer.centroids.shape[1:])}, expected that of its filters, "
-                f"{tuple(conv.weight.shape[1:])}"
-            )
-        if layer.labels.unique().tolist() != list(range(len(layer))):
-            raise ValueError(
-                f"labels of {name} are {layer.labels.unique().tolist()}, expected each of its {len(layer)} clusters, counted from 0"
-            )
+        found, expected = (len(layer.labels), *layer.centroids.shape[1:]), tuple(conv.weight.shape)
+        if found != expected:
+            raise ValueError(f"clusters of {name} are of filters of the shape {found}, expected {expected}, as its own")
+        if (numbers := layer.labels.unique().tolist()) != list(range(len(layer))):
+            raise ValueError(f"labels of {name} are {numbers}, expected each of its {len(layer)} clusters, counted from 0")
 
 
 def check_unshared(name: str, conv: nn.Conv2d) -> None:

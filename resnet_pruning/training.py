@@ -187,21 +187,20 @@ def train(
         teacher = teacher.to(device).eval()
         predict(teacher, images[:1], role="teacher")
 
-    run, path, identity = _Run(model, recipe), None, {}
+    run, path = _Run(model, recipe), None if folder is None else Path(folder) / "state.pt"
+    identity = {"recipe": dataclasses.asdict(recipe), "seed": operator.index(seed), "images": _digest_of_images(images)}
+    identity |= {"held-out images": _digest_of_images(held_out), "network": _digest_of(model), "teacher": _digest_of(teacher)}
     with contextlib.nullcontext() if folder is None else locked(folder):
-        if folder is not None:
-            path = Path(folder) / "state.pt"
-            identity = {"recipe": dataclasses.asdict(recipe), "seed": operator.index(seed), "images": _digest_of_images(images)}
-            identity |= {"held-out images": _digest_of_images(held_out), "network": _digest_of(model), "teacher": _digest_of(teacher)}
-            if path.exists():
-                run.load(_state_of(path, identity))
+        if path is not None and path.exists():
+            run.load(_state_of(path, identity))
         batches = Batches(images, recipe.batch_size, padding=recipe.padding, views=recipe.views, alternating=recipe.alternating, seed=seed)
         n_steps, n_done = len(batches) * recipe.epochs, len(batches) * len(run.history)
         compiled = execution.compile
         if compiled is None:  # it takes up to a minute and saves a tenth or more of each step
             compiled = n_steps - n_done >= 2000 and can_compile(device.type)
         forward, imitate = (torch.compile(net, dynamic=False) if compiled and net is not None else net for net in (model, teacher))
-        teaching = None if teacher is None else _Teacher(imitate, batches)
+        taught = (*(identity[name] for name in ("teacher", "images", "seed")), recipe.padding, recipe.alternating, amp)
+        teaching = None if teacher is None else _Teacher(imitate, batches, taught)
         with tqdm(total=n_steps, initial=n_done, unit="step", disable=not progress, mininterval=1) as bar:
             try:
                 for epoch in range(len(run.history), recipe.epochs):
@@ -287,20 +286,24 @@ def _state_of(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Teacher:
-    """What a network says about augmented images; computed once for each view that comes again."""
+    """What a network says about augmented images; computed once for views that come again, in the next training of a sweep, too."""
 
-    def __init__(self, network: nn.Module, batches: Batches):
-        self.network, self.batches, self.known = network, batches, {}
+    known: tuple[Any, dict[tuple[int, int], Tensor]] = (None, {})  # of the last one, by what it depends on
+
+    def __init__(self, network: nn.Module, batches: Batches, identity: tuple):
+        self.network, self.batches = network, batches
+        if _Teacher.known[0] != identity:
+            _Teacher.known = identity, {}
 
     @torch.no_grad()
     def outputs(self, epoch: Integer, size: Integer, inputs: Tensor, picked: Tensor) -> Tensor:
         """Logits (B, n_classes) of a batch that `Batches.epoch` yielded."""
         if not self.batches.views:
             return self.network(inputs).float()
-        view = epoch % self.batches.views, size
-        if view not in self.known:
-            self.known[view] = torch.cat([self.network(inputs).float() for inputs, *_ in self.batches.view(*view)])
-        return self.known[view][picked]
+        view, known = (epoch % self.batches.views, size), _Teacher.known[1]
+        if view not in known:
+            known[view] = torch.cat([self.network(inputs).float() for inputs, *_ in self.batches.view(*view)])
+        return known[view][picked]
 
 
 class _Run:

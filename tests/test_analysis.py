@@ -162,16 +162,17 @@ def test_time_by_macs():
     speed = pd.DataFrame(
         {
             "device": ["cpu", "cpu", "cpu", "cuda", "cpu"],
-            "model": ["whole", "half", "quarter", "half", "50 %, sharing too"],
+            "network": ["whole", "half", "quarter", "half", "50 %, sharing too"],
             "runtime": "eager",
+            "precision": "float32",
             "batch_size": 256,
             "macs_share": [1, 0.5, 0.25, 0.5, 0.5],
-            "speedup": [1, 1.25, 2, 9, 9],
+            "own_speedup": [1, 1.25, 2, 9, 9],
         }
     )
     times = analysis.time_by_macs(speed)
     assert times["time (%)"].tolist() == [100, 80, 50] and times["MACs (%)"].tolist() == [100, 50, 25]
-    assert analysis.saved_time(times).to_dict() == {"eager, batch 256": pytest.approx((20 / 50 + 50 / 75) / 2)}
+    assert analysis.saved_time(times).to_dict() == {"eager, float32, batch 256": pytest.approx((20 / 50 + 50 / 75) / 2)}
 
 
 def test_removal_has_the_medians_at_half_of_the_macs(methods):

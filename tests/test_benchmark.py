@@ -2,12 +2,13 @@ import pandas as pd
 import pytest
 import torch
 
-from resnet_pruning import checkpoints, model
+from resnet_pruning import checkpoints, evaluation, model
+from resnet_pruning.deployment import bounds
 from resnet_pruning.studies import benchmark
 from resnet_pruning.training import Recipe
 
 
-def test_the_first_loop_sees_what_training_sees(small_images):
+def test_the_straightforward_loop_sees_what_training_sees(small_images):
     """Same normalisation and same augmentation: only the way to get there differs."""
     x, label = benchmark.PILImages(small_images)[3]
     assert x.shape == (3, 32, 32) and label == small_images.labels[3]
@@ -20,12 +21,12 @@ def test_the_first_loop_sees_what_training_sees(small_images):
 def test_the_loops_take_turns_and_are_compared_with_the_first(monkeypatch):
     monkeypatch.setattr(benchmark, "STEPS", {"data as one tensor on the device": benchmark.STEPS["data as one tensor on the device"]})
     table = benchmark.benchmark_training("digits", batch_size=8, n_steps=2, rounds=2)
-    assert table.loop.tolist() == [benchmark.FIRST, "data as one tensor on the device"]
+    assert table.loop.tolist() == [benchmark.STRAIGHTFORWARD, "data as one tensor on the device"]
     assert (table.lowest <= table.images_per_second).all() and (table.images_per_second <= table.highest).all()
     assert table.ratio[0] == 1 and table.ratio[1] > 0
 
 
-def test_the_time_to_the_published_accuracy_is_compared_with_the_first_loops():
+def test_the_time_to_the_published_accuracy_is_compared_with_the_straightforward_loops():
     recipe = Recipe(epochs=1, batch_size=256, small_share=1.0, small_size=8, warmup_epochs=0, ema=0)
     table = benchmark.benchmark_accuracy("digits", recipe, seeds=(0, 1), n_steps=2, progress=False)
     first, ours = table.iloc[0], table.iloc[1]
@@ -34,15 +35,39 @@ def test_the_time_to_the_published_accuracy_is_compared_with_the_first_loops():
     assert ours.ratio > 10  # one epoch of small crops, to some thousands of whole images
 
 
-def test_inference_is_timed_next_to_the_share_of_macs(tmp_path):
+def test_inference_is_timed_next_to_what_bounds_it(tmp_path, small_images):
     for name, width in [("resnet20", 64), ("resnet20_compact50", 32), ("resnet20_compact75", 48)]:
         checkpoints.save_checkpoint(tmp_path / f"{name}.pt", model.ResNet(8, (4, 8, 64), {"layer3.0.conv1": width}), {})
     models = benchmark.compact_checkpoints(tmp_path / "resnet20.pt")
     assert list(models) == ["resnet20", "resnet20_compact75", "resnet20_compact50"]
-    table = benchmark.benchmark_inference(models, (1, 4), ["eager"], rounds=2, progress=False)
-    assert list(zip(table.batch_size, table.model, strict=True)) == [(batch, name) for batch in (1, 4) for name in models]
+    settings = [("eager", "float32"), ("openvino", "int8")]
+    table = benchmark.benchmark_inference(
+        models, (1, 4), settings, images=small_images[:40], calibration=small_images[40:48], rounds=2, progress=False
+    )
+    rows = [(batch, runtime, name) for batch in (1, 4) for runtime, _ in settings for name in models]
+    assert list(zip(table.batch_size, table.runtime, table.network, strict=True)) == rows
     assert (table.macs_share.iloc[:3].diff().dropna() < 0).all() and table.macs_share[0] == 1
-    assert (table.speedup[table.model == "resnet20"] == 1).all()
+    first = table[table.network == "resnet20"]
+    assert (first.own_speedup == 1).all() and (first.speedup[first.runtime == "eager"] == 1).all()
+    exact = table[(table.runtime == "eager") & (table.batch_size == 4)]
+    assert exact.accuracy.tolist() == [round(evaluation.accuracy(network, small_images[:40]), 2) for network in models.values()]
+    assert (table.accuracy_change == (table.accuracy - table.accuracy[0]).round(2)).all()
+    costs = table.pivot_table(index="batch_size", columns=["runtime", "network"], values="compute_milliseconds")
+    assert (costs.eager.resnet20 >= costs.eager.resnet20_compact50).all()  # of the same peak
+
+
+def test_a_machines_bounds_are_counted_by_layer():
+    """One convolution of 3×3 from 3 to 4 channels on 8×8 pixels, padded: it reads 192 values and 108 weights, and writes 256 values."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1, bias=False))
+    assert bounds.traffic(network, 1, "float32", 8) == 4 * (192 + 108 + 256)
+    assert bounds.traffic(network, 5, "int8", 8) == 5 * (192 + 256) + 108
+    least = bounds.least_milliseconds(network, 2, "bfloat16", {"bfloat16": 1e6}, 1e6)
+    assert least["compute"] == pytest.approx(2 * 108 * 32 * 32 / 1e3) and least["memory"] == bounds.traffic(network, 2, "bfloat16") / 1e3
+    with pytest.raises(ValueError, match="precision is 'int4', expected one of float32, bfloat16, int8"):
+        bounds.traffic(network, 1, "int4")
+    peaks = bounds.peaks(rounds=1)
+    assert set(peaks) <= set(bounds.BYTES) and all(1e8 < peak < 1e16 for peak in peaks.values())
+    assert 1e8 < bounds.bandwidth(rounds=1) < 1e14
 
 
 def test_a_new_timing_replaces_only_that_of_the_same_machine_and_batch_size(tmp_path):

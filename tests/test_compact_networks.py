@@ -66,6 +66,9 @@ def test_times_are_shares_of_the_whole_block_with_a_row_for_each_shape():
 def test_what_plans_take_away():
     table = tables.removed({0.5: WIDTHS | {"conv1": 4}, 0.25: dict.fromkeys(WIDTHS, 8)}, WIDTHS)
     assert list(table) == ["50", "25"] and table["50"].tolist() == [75, 0, 0] and table["25"].tolist() == [50, 50, 75]
+    of_block = {"conv1": 16, "layer1.0.conv1": 16, "layer1.0.conv2": 16, "layer2.0.conv1": 32, "layer2.0.conv2": 32}
+    assert tables.removed({1: {"layer2.0.conv1": 0}}, of_block)["100"].tolist() == [0, 0, 0, 100, 100]
+    assert tables.removed({1: {"layer1": 12, "layer1.0.conv1": 8}}, of_block)["100"].tolist() == [25, 50, 25, 0, 0]
 
 
 def test_which_choice_matters_and_what_one_gains():

@@ -136,3 +136,10 @@ def test_a_compact_model_is_not_clustered_again():
 def test_sharing_must_fit_the_network(sharing, message):
     with pytest.raises(ValueError, match=message):
         model.ResNet(8, (4, 6, 8), sharing=sharing)
+
+
+def test_blocks_that_are_wider_inside_than_their_stream_stay_so():
+    network = model.ResNet(8, (4, 6, 8), {"layer1.0.conv1": 7, "layer3.0.conv1": 3})
+    small = compaction.compact(network)
+    assert small.config == network.config and cost.macs(small) == cost.macs(network)
+    assert_same_function(small, network)

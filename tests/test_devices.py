@@ -197,7 +197,7 @@ def test_a_row_of_timings_names_what_computed(gpu, monkeypatch):
     """An onnxruntime without CUDA computes on the CPU, whatever it is asked for."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "some GPU")
     for runtime in ("eager", "onnxruntime"):
-        row = timing.latency({"a": NETWORK}, 2, runtime, device=gpu, rounds=1, progress=False).iloc[0]
+        row = timing.latency({"a": NETWORK}, 2, [(runtime, "float32")], device=gpu, rounds=1, progress=False).iloc[0]
         assert row.device == (gpu.type if runtime == "eager" else "cpu") and (row.machine == "some GPU") == (row.device == "cuda")
     for name, seconds in allocation.part_timings(NETWORK, 2, shares=(0.5,), rounds=1, device=gpu, progress=False).groupby("layer").seconds:
         assert (seconds > 0).all(), name

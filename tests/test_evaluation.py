@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -24,3 +26,19 @@ def test_a_model_that_reads_the_label_off_the_image_is_always_right(small_images
 
     reader = Reader()
     assert reader.training and evaluation.accuracy(reader, images) == 100 and reader.training
+
+
+def test_two_networks_are_compared_image_by_image():
+    """McNemar's own kind of table: 30 images only the second gets right, 10 only the first, of 200."""
+    labels = torch.zeros(200, dtype=torch.long)
+    first, second = torch.zeros(200, 2), torch.zeros(200, 2)
+    first[:10, 0], second[:10, 1] = 1, 1
+    first[10:40, 1], second[10:40, 0] = 1, 1
+    found = evaluation.compared(first, second, labels)
+    exact = 2 * sum(math.comb(40, k) for k in range(11)) / 2**40
+    assert found["difference"] == pytest.approx(10) and found["p_value"] == pytest.approx(exact)
+    assert found["highest"] - 10 == pytest.approx(10 - found["lowest"]) and 3.9 < found["lowest"] < 4.1
+    mirrored = evaluation.compared(second, first, labels)
+    assert mirrored["difference"] == -found["difference"] and mirrored["p_value"] == found["p_value"]
+    same = evaluation.compared(first, first, labels)
+    assert same == {"difference": 0, "lowest": 0, "highest": 0, "p_value": 1}

@@ -212,9 +212,9 @@ def test_clusters_of_another_model_are_refused():
             finetuning.tied(NETWORK, clusters | changes)
 
     refused(r"clusters has 'layer4', expected convolutions of the model: conv1, layer1.0.conv1", layer4=layer)
-    refused(r"8 labels for conv1, expected one for each of its 6 filters", conv1=layer)
+    refused(r"clusters of conv1 are of filters of the shape \(8, 6, 3, 3\), expected \(6, 3, 3, 3\)", conv1=layer)
     refused(
-        r"centroids of conv1 have the shape \(6, 3, 3\), expected that of its filters, \(3, 3, 3\)",
+        r"clusters of conv1 are of filters of the shape \(6, 6, 3, 3\), expected \(6, 3, 3, 3\)",
         conv1=dataclasses.replace(clusters["conv1"], centroids=layer.centroids),
     )
     refused(

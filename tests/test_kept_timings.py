@@ -35,14 +35,15 @@ def test_a_table_of_another_network_is_measured_anew(tmp_path):
         assert list(table) == (["base", "n"] if base else ["n"]) and set(table.get("base", [base])) == {base}
 
 
-def test_the_newest_timings_of_all_models_are_found(tmp_path):
-    def table(machine, models, speedup):
-        return pd.DataFrame({"machine": machine, "runtime": "eager", "batch_size": 1, "model": models, "speedup": speedup})
+def test_the_newest_timings_of_all_networks_are_found(tmp_path):
+    def table(machine, networks, speedup):
+        setting = {"machine": machine, "runtime": "eager", "precision": "float32", "batch_size": 1}
+        return pd.DataFrame(setting | {"network": networks, "speedup": speedup})
 
     csv = tmp_path / "t.csv"
     assert benchmark.recorded(csv, ["a"]).empty
-    for machine, models, speedup in [("one", ["a", "b"], 1.0), ("two", ["a", "b"], 2.0), ("three", ["a"], 3.0)]:
-        benchmark.record(table(machine, models, speedup), csv)
+    for machine, networks, speedup in [("one", ["a", "b"], 1.0), ("two", ["a", "b"], 2.0), ("three", ["a"], 3.0)]:
+        benchmark.record(table(machine, networks, speedup), csv)
     assert benchmark.recorded(csv, ["a", "b"]).speedup.tolist() == [2, 2]
     assert benchmark.recorded(csv, ["a"]).speedup.tolist() == [3]
     assert benchmark.recorded(csv, ["a", "c"]).empty

@@ -13,12 +13,13 @@ def runs(small_checkpoint):
     network = model.ResNet(8, (8, 12, 16))
     for norm in model.batch_norms(network).values():
         torch.nn.init.uniform_(norm.weight, 0.5, 1.5)  # of equal units none can be ranked first
+        torch.nn.init.uniform_(norm.bias, -0.5, 0.5)  # and those with equal filters are not equal
     checkpoints.save_checkpoint(small_checkpoint, network, {})
     return MethodRuns(small_checkpoint, "digits", "quick")
 
 
 def test_every_method_has_the_same_macs_and_rows_tell_what_was_done(runs, tmp_path):
-    methods, _ = method_runs.available()
+    methods = [method for method in method_runs.available()[0] if method != "not pruned"]
     points = runs.comparison_points(methods, [0.6], stage=STAGES, epochs=[1], n_images=[192])
     table = sweeps.run_sweep(runs.measure_method, points, tmp_path / "methods.csv", progress=False)
     assert len(table) == 3 * len(methods)
@@ -26,6 +27,14 @@ def test_every_method_has_the_same_macs_and_rows_tell_what_was_done(runs, tmp_pa
     by_stage = table.pivot(index="method", columns="stage", values="accuracy")
     assert (by_stage["fine-tuned"] != by_stage["as pruned"]).any() and table[table.stage != "fine-tuned"].epochs.eq(0).all()
     assert table.groupby("method").macs.nunique().eq(1).all()
+    assert set(table.family) == set(method_runs.FAMILIES) - {"control"} and table.bytes_share.lt(1).all()
+    assert table.teacher.notna().equals(table.stage == "fine-tuned")
+
+
+def test_the_control_is_the_network_itself(runs):
+    (point,) = runs.comparison_points(["not pruned"], [1.0], stage=["as pruned"])
+    row = runs.measure_method(point)
+    assert row["change"] == 0 and row["macs_share"] == row["parameters_share"] == row["bytes_share"] == 1
 
 
 def test_weights_are_pruned_and_fine_tuned_with_their_zeros(runs, tmp_path):
@@ -39,7 +48,7 @@ def test_weights_are_pruned_and_fine_tuned_with_their_zeros(runs, tmp_path):
 
 def test_unknown_settings_are_refused(runs):
     (point,) = runs.comparison_points(["random units"], [0.5], stage=["as pruned"])
-    with pytest.raises(ValueError, match="method is 'magic', expected one of random units"):
+    with pytest.raises(ValueError, match="method is 'magic', expected one of not pruned, random units"):
         runs.measure_method(dataclasses.replace(point, method="magic"))
     with pytest.raises(ValueError, match="stage is 'trained', expected one of as pruned"):
         runs.measure_method(dataclasses.replace(point, stage="trained"))

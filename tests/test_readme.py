@@ -74,5 +74,5 @@ def test_the_guides_lines_run_in_order(digits, tmp_path, monkeypatch):
         lines = lines.replace("n_steps=200", "n_steps=5")
         results: dict = {}
         exec(compile(lines, "docs/guide.md", "exec"), results)
-    assert len(results["table"]) == 3 and results["logits"].shape == (8, 10)
+    assert len(results["table"]) == 3 and results["logits"].shape == (100, 10)
     assert cost.macs(results["theirs"]) <= 0.5 * cost.macs(results["network"])

@@ -71,18 +71,25 @@ def test_each_runtime_is_timed(runtime):
     if runtime == "compiled" and not can_compile("cpu"):
         pytest.skip("torch.compile does not work here")
     models = {"whole": torch.nn.Conv2d(3, 8, 3), "small": torch.nn.Conv2d(3, 4, 3)}
-    table = timing.latency(models, 4, runtime, device="cpu", rounds=3, progress=False)
-    assert list(table.model) == ["whole", "small"] and set(table.runtime) == {runtime}
-    assert table.speedup[0] == 1 and (table.lowest <= table.milliseconds).all() and (table.milliseconds <= table.highest).all()
+    settings = [(runtime, precision) for precision in runtimes.PRECISIONS[runtime] if precision != "bfloat16" or has_fast_bfloat16("cpu")]
+    table = timing.latency(models, 4, settings, device="cpu", rounds=3, progress=False)
+    assert list(table.network) == ["whole", "small"] * len(settings) and set(table.precision) == {precision for _, precision in settings}
+    assert table.speedup[0] == 1 and (table.own_speedup[table.network == "whole"] == 1).all()
+    alone = table[table.precision == "float32"]
+    assert (
+        alone.speedup.tolist() == alone.own_speedup.tolist()
+        and (table.lowest <= table.milliseconds).all()
+        and (table.milliseconds <= table.highest).all()
+    )
 
 
 def test_a_timing_on_the_cpu_of_a_machine_with_a_gpu_names_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "some GPU")
-    row = timing.latency({"a": torch.nn.Conv2d(3, 4, 3)}, 1, "eager", device="cpu", rounds=1, progress=False).iloc[0]
+    row = timing.latency({"a": torch.nn.Conv2d(3, 4, 3)}, 1, device="cpu", rounds=1, progress=False).iloc[0]
     assert row.device == "cpu" and "threads" in row.machine
 
 
 def test_timing_needs_something_to_time():
-    with pytest.raises(ValueError, match="0 models, batch_size 256 and rounds 10, expected at least 1 of each"):
+    with pytest.raises(ValueError, match="0 networks, 1 settings, batch_size 256 and rounds 10, expected at least 1 of each"):
         timing.latency({})

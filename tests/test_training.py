@@ -249,6 +249,11 @@ def test_a_teacher_is_asked_once_about_each_view_and_says_the_same(small_images,
     kept, _ = trained(small_images, recipe, teacher=teacher)
     n_views = 4  # two of small crops, two of whole images
     assert sum(shape[0] for shape in asked) == 1 + n_views * 96  # one image to see that its classes fit
+    asked.clear()
+    again, _ = trained(small_images, recipe, teacher=teacher)  # the next student of a sweep
+    assert sum(shape[0] for shape in asked) == 1 and torch.equal(weights(again), weights(kept))
+    trained(small_images, recipe, teacher=teacher, seed=1)  # who sees other views
+    assert sum(shape[0] for shape in asked) == 2 + n_views * 96
     monkeypatch.setattr(training._Teacher, "outputs", lambda self, epoch, size, inputs, picked: self.network(inputs).detach())
     asked.clear()
     anew, _ = trained(small_images, recipe, teacher=teacher)

@@ -224,6 +224,11 @@ def largest_within(
     return plan
 
 
+def of_channels(errors: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `layer_errors` for plans that drop no block and leave the streams as they are."""
+    return errors[(errors.n_clusters > 0) & ~errors.layer.isin(STAGES)]
+
+
 def check_budget(macs: Real | None, time: Real | None) -> tuple[str, float]:
     """The one of the two that is given, with its name; a ValueError if it is not exactly one, or no share."""
     if (macs is None) == (time is None):

@@ -1,7 +1,8 @@
 """How long networks take, interleaved: each runs in every round, so that a change of the machine's speed meets all of them alike."""
 
+import itertools
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import pandas as pd
 import torch
@@ -14,44 +15,51 @@ from .runtimes import prepared
 
 
 def latency(
-    models: Mapping[str, nn.Module],
+    networks: Mapping[str, nn.Module],
     batch_size: Count = 256,
-    runtime: str = "eager",
-    precision: str = "float32",
+    settings: Sequence[tuple[str, str]] = (("eager", "float32"),),
     *,
     device: torch.device | str | None = None,
     rounds: Integer = 10,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """How long networks take for a batch of 32×32 images, measured interleaved.
+    """How long networks take for a batch of 32×32 images, in one or several runtimes, measured interleaved.
 
     Parameters
     ----------
-    models : by name; the first is the one that the others are compared with
+    networks : by name; the first is the one that the others are compared with
     batch_size : images
-    runtime, precision : from `runtimes.PRECISIONS`. The ranges of int8, which do not matter to time, are those of random inputs
+    settings : runtimes and precisions, from `runtimes.PRECISIONS`. The ranges of int8, which do not matter to time, are those of random
+        inputs
     device : a GPU where there is one, if not given. The table names the one that computed: see `runtimes.prepared`
-    rounds : turns of each model
+    rounds : turns of each network in each setting
     progress : whether to show a bar
 
     Returns
     -------
-    DataFrame with a row per model: milliseconds for the batch, the median over the rounds, and the lowest and the highest; speedup, the
-    median over the rounds of the first model's time divided by this one's in the same round, and the lowest and the highest
+    DataFrame with a row per setting and network: milliseconds for the batch, the median over the rounds, and the lowest and the highest;
+    speedup, the median over the rounds of the first network's time in the first setting divided by this one's in the same round, and the
+    lowest and the highest; own_speedup, likewise, over the first network in the row's own setting
 
     Raises
     ------
-    ValueError : no models, a batch size or a number of rounds below 1, an unknown runtime
+    ValueError : no networks or settings, a batch size or a number of rounds below 1, an unknown runtime or precision
     """
-    if not models or batch_size < 1 or rounds < 1:
-        raise ValueError(f"{len(models)} models, batch_size {batch_size} and rounds {rounds}, expected at least 1 of each")
+    if not networks or not settings or batch_size < 1 or rounds < 1:
+        counts = f"{len(networks)} networks, {len(settings)} settings, batch_size {batch_size} and rounds {rounds}"
+        raise ValueError(f"{counts}, expected at least 1 of each")
     inputs = torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device or default_device())
-    runs = {}
-    for name, model in models.items():
-        runs[name], used = prepared(model, inputs, runtime, precision, inputs)
-    table = compared(runs, rounds, progress)
-    setting = {"machine": machine(used), "device": used.type, "runtime": runtime, "precision": precision, "batch_size": batch_size}
-    return pd.DataFrame(setting, index=table.index).join(table)
+    runs, rows = {}, []
+    for (runtime, precision), (name, network) in itertools.product(settings, networks.items()):
+        runs[len(rows)], used = prepared(network, inputs, runtime, precision, inputs)
+        setting = {"machine": machine(used), "device": used.type, "runtime": runtime, "precision": precision}
+        rows.append(setting | {"batch_size": batch_size, "network": name})
+    times = interleaved(runs, rounds, progress) * 1000
+    own = times[[number - number % len(networks) for number in times]].set_axis(times.columns, axis=1)
+    columns = {"milliseconds": times.median(), "lowest": times.min(), "highest": times.max()}
+    for name, speedups in {"speedup": 1 / times.div(times[0], axis=0), "own_speedup": own / times}.items():
+        columns |= {name: speedups.median(), f"lowest_{name}": speedups.min(), f"highest_{name}": speedups.max()}
+    return pd.DataFrame(rows).join(pd.DataFrame(columns).round(3)).assign(rounds=rounds)
 
 
 def compared(runs: Mapping[Hashable, Callable[[], None]], rounds: Integer, progress: bool = True) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """What others do, to compare with."""
 
 from .centripetal import centripetal, distances_within_clusters, strength_for
+from .folding import compensate_units, fold_units
 from .neuron_merging import merge_neurons
 from .torch_pruning import HAS_TORCH_PRUNING, IMPORTANCES, prune_by_torch_pruning
 from .units import UNIT_CRITERIA, kept_units, mask_units, prune_units
@@ -12,7 +13,9 @@ __all__ = [
     "UNIT_CRITERIA",
     "WEIGHT_CRITERIA",
     "centripetal",
+    "compensate_units",
     "distances_within_clusters",
+    "fold_units",
     "gzip_bytes",
     "kept_units",
     "mask_units",

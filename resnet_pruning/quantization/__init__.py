@@ -1,8 +1,19 @@
-"""Weights and activations in few bits: post-training quantization, its files, and PyTorch's own."""
+"""Weights and activations in few bits: post-training quantization and quantization-aware training, files, and PyTorch's own."""
 
 from .bits import bit_errors, bits_by_sensitivity
 from .files import load_quantized, save_quantized
+from .learned_steps import AwareResNet, aware, integers
 from .post_training import quantize
 from .quantized_model import QuantizedResNet
 
-__all__ = ["QuantizedResNet", "bit_errors", "bits_by_sensitivity", "load_quantized", "quantize", "save_quantized"]
+__all__ = [
+    "AwareResNet",
+    "QuantizedResNet",
+    "aware",
+    "bit_errors",
+    "bits_by_sensitivity",
+    "integers",
+    "load_quantized",
+    "quantize",
+    "save_quantized",
+]

@@ -177,9 +177,9 @@ def grown_mistakes(before: ArrayLike, after: ArrayLike, classes: Collection[str]
 
 def time_by_macs(speed: pd.DataFrame) -> pd.DataFrame:
     """`time (%)` and `MACs (%)` of networks with fewer channels in ``benchmark_inference.csv``, on CPUs, by `how` they are run."""
-    rows = speed[(speed.device == "cpu") & (speed.model != "50 %, sharing too")]
-    how = rows.runtime + ", batch " + rows.batch_size.astype(str)
-    return rows.assign(how=how, **{"time (%)": 100 / rows.speedup, "MACs (%)": 100 * rows.macs_share})
+    rows = speed[(speed.device == "cpu") & (speed.network != "50 %, sharing too")]
+    how = rows.runtime + ", " + rows.precision + ", batch " + rows.batch_size.astype(str)
+    return rows.assign(how=how, **{"time (%)": 100 / rows.own_speedup, "MACs (%)": 100 * rows.macs_share})
 
 
 def saved_time(times: pd.DataFrame) -> pd.Series:

@@ -34,11 +34,22 @@ def time_by_share(timings: pd.DataFrame, widths: Mapping[str, Integer]) -> pd.Da
 
 
 def removed(plans: Mapping[Real, Mapping[str, Integer]], widths: Mapping[str, Integer]) -> pd.DataFrame:
-    """The share of each layer's filters that a plan takes away (%), with a column for each plan, by its budget in %."""
-    table = pd.DataFrame(
-        {f"{100 * budget:g}": {name: 100 * (1 - plan[name] / n) for name, n in widths.items()} for budget, plan in plans.items()}
-    )
-    return table.rename_axis("layer")
+    """The share of each layer's filters that a plan takes away (%), with a column for each plan, by its budget in %.
+
+    All of a dropped block's; and of layers that write a narrower stream, the channels that it lacks.
+    """
+
+    def kept(plan: Mapping[str, Integer], name: str) -> int:
+        block, _, part = name.rpartition(".")
+        if block and plan.get(f"{block}.conv1") == 0:
+            return 0
+        stream = (block or "layer1").split(".")[0] if part == "conv2" or not block else ""
+        return min(plan.get(name, widths[name]), plan.get(stream, widths[name]))
+
+    columns = {
+        f"{100 * budget:g}": {name: 100 * (1 - kept(plan, name) / n) for name, n in widths.items()} for budget, plan in plans.items()
+    }
+    return pd.DataFrame(columns).rename_axis("layer")
 
 
 def spread_of_choices(table: pd.DataFrame, choices: Collection[str], level: Real) -> pd.Series:

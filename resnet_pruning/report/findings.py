@@ -23,7 +23,7 @@ def _training(figures: Path) -> str:
     return (
         "The data, the network, how the recipe was chosen, the training, its mistakes. "
         f"**ResNet-20 ends at {base.test_accuracy:.2f} % after {base.epochs} epochs, {base.minutes:.0f} minutes on {base.machine}**; "
-        f"the training loop is {ratio:.1f} times as fast as the one that one would write first."
+        f"the training loop is {ratio:.1f} times as fast as a straightforward one."
     )
 
 
@@ -110,7 +110,9 @@ def _quantization(figures: Path) -> str:
 def _compact_networks(figures: Path) -> str:
     table = pd.read_csv(figures / "compact_allocation.csv").query("level == 0.5 and repair == 'reconstruction'")
     change = table.groupby("plan").change.median()
-    speed = pd.read_csv(figures / "benchmark_inference.csv").query("model == 'resnet20_compact50' and batch_size == 256").speedup.max()
+    speed = (
+        pd.read_csv(figures / "benchmark_inference.csv").query("network == 'resnet20_compact50' and batch_size == 256").own_speedup.max()
+    )
     return (
         "Networks that are really smaller: exactness, repair, allocation by sensitivity and by time, three runtimes, ONNX. "
         f"**Half of the MACs without labels and without training: {change['by sensitivity']:+.2f} pp; from inside the blocks only "

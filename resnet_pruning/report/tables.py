@@ -27,7 +27,7 @@ def main_result(figures: Path) -> str:
     rows = []
     for row in pd.read_csv(figures / "main_networks.csv").to_dict("records"):
         sizes = (f"{row[name]:,} ({100 * row[f'{name}_share']:.0f} %)" for name in ("macs", "parameters", "bytes"))
-        speedup = "" if pd.isna(row["speedup"]) else f"{row['speedup']:.2f}×"
+        speedup = "" if pd.isna(row["own_speedup"]) else f"{row['own_speedup']:.2f}×"
         rows.append([f"`{row['network']}`", *sizes, f"{row['accuracy']:.2f} %", f"{row['change']:+.2f}", speedup])
     return _table(["network", "MACs", "parameters", "bytes", "test accuracy", "change (pp)", "speed-up, measured"], *rows)
 
@@ -51,10 +51,10 @@ def result(figures: Path) -> str:
 
 
 def speed(figures: Path) -> str:
-    """Training throughput, from the loop that one would write first to `training.train`."""
+    """Training throughput, from a straightforward loop to `training.train`."""
     rows = pd.read_csv(figures / "benchmark_training.csv").itertuples()
     return _table(
-        ["machine", "batch size", "loop", "images/s, median (lowest to highest)", "ratio to the first loop"],
+        ["machine", "batch size", "loop", "images/s, median (lowest to highest)", "ratio to the straightforward loop"],
         *(
             [
                 row.machine,
@@ -101,7 +101,7 @@ def checkpoints(figures: Path) -> str:
     """The compact networks that are committed, next to the trained one: size, accuracy, and time where it was measured."""
     table = pd.read_csv(figures / "compact_checkpoints.csv").set_index("network")
     speed = pd.read_csv(figures / "benchmark_inference.csv").query("batch_size == 256 and device == 'cpu'")
-    speed = speed.groupby(["model", "runtime"]).speedup.median()
+    speed = speed.groupby(["network", "runtime"]).own_speedup.median()
     whole = table.iloc[0]
     rows = []
     for name, row in table.iterrows():
@@ -178,15 +178,16 @@ def ways(figures: Path) -> str:
 def inference(figures: Path) -> str:
     """Speed-up of each compact network over the trained one, by runtime and batch size."""
     table = pd.read_csv(figures / "benchmark_inference.csv")
-    models = list(table.model.unique())[1:]
-    share = table.groupby("model").macs_share.first()
+    networks = list(table.network.unique())
+    share = table.groupby("network").macs_share.first()
     rows = []
-    for (machine, runtime, batch_size), group in table.groupby(["machine", "runtime", "batch_size"], sort=False):
-        row = group.set_index("model")
-        cells = (f"{r.speedup:.2f} ({r.lowest_speedup:.2f} to {r.highest_speedup:.2f})" for r in row.loc[models].itertuples())
-        rows.append([machine, runtime, batch_size, f"{row.milliseconds.iloc[0]:.1f} ms", *cells])
-    limits = ["", "if MACs were time", "", "", *(f"{1 / share[name]:.2f}" for name in models)]
-    return _table(["machine", "runtime", "batch size", "resnet20_first", *models], *rows, limits)
+    for (machine, runtime, precision, batch_size), group in table.groupby(["machine", "runtime", "precision", "batch_size"], sort=False):
+        row = group.set_index("network")
+        columns = row.loc[networks[1:]].itertuples()
+        cells = (f"{r.own_speedup:.2f} ({r.lowest_own_speedup:.2f} to {r.highest_own_speedup:.2f})" for r in columns)
+        rows.append([machine, runtime, precision, batch_size, f"{row.milliseconds.iloc[0]:.1f} ms", *cells])
+    limits = ["", "if MACs were time", "", "", "", *(f"{1 / share[name]:.2f}" for name in networks[1:])]
+    return _table(["machine", "runtime", "precision", "batch size", *networks], *rows, limits)
 
 
 def baselines(figures: Path) -> str:

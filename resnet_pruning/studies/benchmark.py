@@ -1,12 +1,12 @@
 """Timings, turn and turn about: ``python -m resnet_pruning.studies.benchmark training``, ``accuracy`` or ``inference``.
 
-*training* compares the loop that one would write first (a DataLoader with workers, torchvision's transforms on PIL images,
+*training* compares a straightforward loop (a DataLoader with workers, torchvision's transforms on PIL images,
 float32, eager) with `training.train`, step by step of what makes the difference. Each loop lives in a process of its
 own and they take turns, so that a change of the machine's speed meets all of them alike. On a GPU, float32 is here what PyTorch makes of
 it by default: convolutions in TF32.
 
 *accuracy* takes the time to the accuracy that He et al. (2015) published for this network, with the shortest of our trainings that reaches
-it, and says how long the first loop needs for theirs.
+it, and says how long the straightforward loop needs for theirs.
 
 *inference* compares the trained network with the compact ones in ``checkpoints/``, in each runtime and at each batch size.
 """
@@ -38,8 +38,8 @@ from .. import cost, evaluation
 from ..arguments import Count, Integer, Seed
 from ..checkpoints import load_checkpoint
 from ..data import Images, load_images
-from ..deployment import timing
-from ..deployment.runtimes import RUNTIMES, prepared
+from ..deployment import bounds, runtimes, timing
+from ..deployment.runtimes import prepared
 from ..files import DATASETS, ROOT, results_folder, write_table
 from ..hardware import can_compile, default_device, has_fast_bfloat16, machine
 from ..model import ResNet
@@ -48,7 +48,7 @@ from ..training import Execution, Recipe, train
 from .base import base_checkpoint
 from .trials import LONG
 
-FIRST = "first loop: DataLoader, float32, eager"
+STRAIGHTFORWARD = "straightforward loop: DataLoader, float32, eager"
 CROPS = "+ crops of 24×24 pixels"  # which two thirds of the epochs of `trials.LONG` see
 # What `train` is called with, one thing more in each line.
 STEPS = {
@@ -62,7 +62,16 @@ STEPS = {
 
 # He et al. (2015), section 4.2: what ResNet-20 reaches, and in how many steps of 128 images.
 PUBLISHED, PUBLISHED_STEPS = 91.25, 64_000
-SHORTEST = dataclasses.replace(LONG, epochs=30)
+SHORTEST = dataclasses.replace(LONG, epochs=24)
+
+BATCH_SIZES = (1, 16, 256)
+# The first is what the others are compared with: the fastest of PyTorch's own in float32.
+SETTINGS = tuple(
+    sorted(
+        ((runtime, precision) for runtime, precisions in runtimes.PRECISIONS.items() for precision in precisions),
+        key=lambda setting: setting != ("compiled", "float32"),
+    )
+)
 
 
 class PILImages(Dataset):
@@ -86,8 +95,8 @@ class PILImages(Dataset):
         return self.transform(Image.fromarray(self.arrays[index])), self.labels[index]
 
 
-def first_loop(images: Images, batch_size: Count, device: torch.device):
-    """The loop that one would write first; each call of what is returned trains an epoch, and returns images/s."""
+def straightforward_loop(images: Images, batch_size: Count, device: torch.device):
+    """A straightforward loop; each call of what is returned trains an epoch, and returns images/s."""
     model = ResNet(n_classes=len(images.classes)).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     loader = DataLoader(
@@ -128,7 +137,7 @@ def _serve(pipe: Connection, name: str, dataset: str, batch_size: Count, n_steps
     """In a child process: an epoch of `n_steps` steps at each request, answered with its images/s."""
     device = default_device()
     images = load_images(dataset)[0][: n_steps * batch_size]
-    epoch = first_loop(images, batch_size, device) if name == FIRST else this_loop(images, batch_size, device, name)
+    epoch = straightforward_loop(images, batch_size, device) if name == STRAIGHTFORWARD else this_loop(images, batch_size, device, name)
     epoch()
     pipe.send("ready")
     while pipe.recv():
@@ -162,23 +171,23 @@ def _loops(
 def benchmark_training(
     dataset: str, batch_size: Count = 128, n_steps: Count = 40, rounds: Integer = 5, progress: bool = True
 ) -> pd.DataFrame:
-    """Time the first loop and each step from it to `train`.
+    """Time the straightforward loop and each step from it to `train`.
 
     Returns
     -------
     DataFrame with a row per loop: median, lowest and highest images/s over the rounds, and the median over the rounds of
-    its ratio to the first loop in the same round. Loops that the machine cannot run are left out, with a sentence.
+    its ratio to the straightforward loop in the same round. Loops that the machine cannot run are left out, with a sentence.
     """
     device = default_device()
-    names = [FIRST, *STEPS]
+    names = [STRAIGHTFORWARD, *STEPS]
     if not has_fast_bfloat16(device):
         print("This machine has no bfloat16 instructions: the loops that use it are left out.")
-        names = [name for name in names if name == FIRST or not STEPS[name].amp]
+        names = [name for name in names if name == STRAIGHTFORWARD or not STEPS[name].amp]
     elif not can_compile(device.type):
-        names = [name for name in names if name == FIRST or not STEPS[name].compile]
+        names = [name for name in names if name == STRAIGHTFORWARD or not STEPS[name].compile]
     with _loops(names, dataset, batch_size, n_steps, progress) as loops:
         speeds = pd.DataFrame([{name: epoch() for name, epoch in loops.items()} for _ in tqdm(range(rounds), disable=not progress)])
-    ratios = speeds.div(speeds[FIRST], axis=0)
+    ratios = speeds.div(speeds[STRAIGHTFORWARD], axis=0)
     return pd.DataFrame(
         {
             "machine": machine(device),
@@ -204,15 +213,16 @@ def benchmark_accuracy(
 
     Returns
     -------
-    DataFrame with a row for the first loop, whose accuracy is the published one and whose minutes are an estimate: the steps that were
-    published, at the speed that the loop has in epochs of `n_steps` steps before each of the trainings (median); and a row for `recipe`:
-    minutes (median over seeds), mean, lowest and highest test accuracy in %, and the ratio of the first loop's minutes to these.
+    DataFrame with a row for the straightforward loop, whose accuracy is the published one and whose minutes are an estimate: the steps
+    that were published, at the speed that the loop has in epochs of `n_steps` steps before each of the trainings (median); and a row for
+    `recipe`: minutes (median over seeds), mean, lowest and highest test accuracy in %, and the ratio of the straightforward loop's minutes
+    to these.
     """
     images, test_images = load_images(dataset, device=default_device())
     speeds, minutes, accuracies = [], [], []
-    with _loops([FIRST], dataset, 128, n_steps, progress) as loops:
+    with _loops([STRAIGHTFORWARD], dataset, 128, n_steps, progress) as loops:
         for seed in seeds:
-            speeds.append(loops[FIRST]())
+            speeds.append(loops[STRAIGHTFORWARD]())
             torch.manual_seed(int(seed))
             network = ResNet(n_classes=len(images.classes))
             torch.compiler.reset()
@@ -221,7 +231,7 @@ def benchmark_accuracy(
             minutes.append((time.perf_counter() - start) / 60)
             accuracies.append(evaluation.accuracy(network, test_images))
     estimate = PUBLISHED_STEPS * 128 / float(np.median(speeds)) / 60
-    published = {"recipe": f"{FIRST}; He et al. (2015), time estimated", "epochs": round(PUBLISHED_STEPS * 128 / len(images))}
+    published = {"recipe": f"{STRAIGHTFORWARD}; He et al. (2015), time estimated", "epochs": round(PUBLISHED_STEPS * 128 / len(images))}
     ours = {"recipe": f"{recipe.optimizer}, {recipe.learning_rate:g}", "epochs": recipe.epochs}
     found = {"accuracy": np.mean(accuracies), "lowest": min(accuracies), "highest": max(accuracies), "seeds": len(seeds)}
     rows = [
@@ -233,27 +243,74 @@ def benchmark_accuracy(
     return pd.DataFrame(rows)[columns].round(digits).astype({"seeds": "Int64"}).assign(machine=machine(), torch=torch.__version__)
 
 
+def working_settings(settings: Sequence[tuple[str, str]] = SETTINGS) -> list[tuple[str, str]]:
+    """Those of `settings`, runtimes and precisions, that this machine can run; a sentence says what is left out, and why."""
+    device = default_device().type
+    lacking = {
+        "no compiler works here": [runtime == "compiled" and not can_compile(device) for runtime, _ in settings],
+        "pip install -e '.[export,openvino]' brings it": [
+            runtime in ("onnxruntime", "openvino") and importlib.util.find_spec(runtime) is None for runtime, _ in settings
+        ],
+        "this processor has no instructions for bfloat16": [
+            precision == "bfloat16" and not has_fast_bfloat16("cpu" if runtime == "openvino" else device) for runtime, precision in settings
+        ],
+    }
+    for reason, lacks in lacking.items():
+        if left_out := [" in ".join(setting) for setting, missing in zip(settings, lacks, strict=True) if missing]:
+            print(f"Left out: {', '.join(left_out)}: {reason}.")
+    return [setting for setting, *reasons in zip(settings, *lacking.values(), strict=True) if not any(reasons)]
+
+
 def benchmark_inference(
-    models: Mapping[str, nn.Module],
-    batch_sizes: Sequence[Integer] = (1, 256),
-    runtimes: Sequence[str] = RUNTIMES,
+    networks: Mapping[str, nn.Module],
+    batch_sizes: Sequence[Integer] = BATCH_SIZES,
+    settings: Sequence[tuple[str, str]] = SETTINGS,
+    *,
+    images: Images | None = None,
+    calibration: Images | None = None,
+    bounded: bool = True,
     rounds: Integer = 15,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """`timing.latency` of all models in every runtime that works here, with their MACs as a share of the first model's: its inverse is
-    what the speed-up would be if MACs were all that takes time."""
-    if "compiled" in runtimes and not can_compile(default_device().type):
-        runtimes = [name for name in runtimes if name != "compiled"]
-    if missing := [name for name in runtimes if name in ("onnxruntime", "openvino") and importlib.util.find_spec(name) is None]:
-        print(f"{' and '.join(missing)} are left out, since they are not installed: pip install -e '.[export,openvino]' brings them.")
-        runtimes = [name for name in runtimes if name not in missing]
-    tables = []
-    for runtime, batch_size in itertools.product(runtimes, batch_sizes):
-        table = timing.latency(models, batch_size, runtime, rounds=rounds, progress=progress)
-        macs = [cost.macs(model) for model in models.values()]
-        table.insert(table.columns.get_loc("milliseconds"), "macs_share", [round(count / macs[0], 4) for count in macs])
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True).assign(torch=torch.__version__)
+    """Time networks in every runtime and precision that works here, next to what they could take at best.
+
+    Parameters
+    ----------
+    networks : by name, the one that the others are compared with first
+    batch_sizes : images at once
+    settings : runtimes and precisions; in the first, the first network is what `speedup` is measured against
+    images : to measure each network's accuracy in each setting on, test images; without them there is none
+    calibration : training images for the ranges of int8
+    bounded : whether to measure what bounds them, too
+    rounds, progress : see `deployment.timing.latency`
+
+    Returns
+    -------
+    The rows of `deployment.timing.latency`, with macs_share (of the first network), threads, what a batch takes at least by MACs and by
+    memory, if `bounded` and on a CPU (compute_milliseconds, memory_milliseconds, see `deployment.bounds`), and with `images` accuracy and
+    accuracy_change, in pp, from the first row's
+    """
+    settings = working_settings(settings)
+    tables = [timing.latency(networks, size, settings, rounds=rounds, progress=progress) for size in batch_sizes]
+    table = pd.concat(tables, ignore_index=True)
+    counts = {name: cost.macs(network) for name, network in networks.items()}
+    whole = next(iter(counts.values()))
+    table.insert(table.columns.get_loc("milliseconds"), "macs_share", table.network.map(lambda name: round(counts[name] / whole, 4)))
+    if bounded and (table.device == "cpu").all():
+        peaks, bandwidth = bounds.peaks(), bounds.bandwidth()
+        least = [
+            bounds.least_milliseconds(networks[row.network], row.batch_size, row.precision, peaks, bandwidth) for row in table.itertuples()
+        ]
+        table = table.assign(**pd.DataFrame(least).round(3).add_suffix("_milliseconds"))
+    if images is not None:
+        cells = tqdm(list(itertools.product(settings, networks)), desc="accuracy", disable=not progress)
+        accuracies = {
+            (*setting, name): evaluation.accuracy_of(runtimes.predict(networks[name], images, *setting, calibration), images.labels.cpu())
+            for setting, name in cells
+        }
+        table["accuracy"] = [round(accuracies[row.runtime, row.precision, row.network], 2) for row in table.itertuples()]
+        table["accuracy_change"] = (table.accuracy - table.accuracy[0]).round(2)
+    return table.assign(threads=torch.get_num_threads(), torch=torch.__version__)
 
 
 def benchmark_numbers(
@@ -298,23 +355,23 @@ def record(table: pd.DataFrame, csv: Path) -> None:
     write_table(table, csv)
 
 
-def recorded(csv: Path, models: Sequence[str]) -> pd.DataFrame:
-    """The newest rows that `benchmark_inference` and `record` left for these models: of one machine for each runtime and batch size, where
-    that one has timed all of them. Empty if there are none."""
+def recorded(csv: Path, networks: Sequence[str]) -> pd.DataFrame:
+    """The newest rows that `benchmark_inference` and `record` left for these networks: of one machine for each setting and batch size,
+    where that one has timed all of them. Empty if there are none."""
     if not csv.exists():
         return pd.DataFrame()
     table = pd.read_csv(csv)
-    setting = ["runtime", "batch_size"]
-    whole = table.groupby([*setting, "machine"]).filter(lambda rows: set(models) <= set(rows.model))
+    setting = ["runtime", "precision", "batch_size"]
+    whole = table.groupby([*setting, "machine"]).filter(lambda rows: set(networks) <= set(rows.network))
     newest = whole.groupby(setting).machine.transform("last")
-    return whole[(whole.machine == newest) & whole.model.isin(models)]
+    return whole[(whole.machine == newest) & whole.network.isin(networks)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("what", choices=["training", "accuracy", "inference"])
     parser.add_argument("--dataset", choices=DATASETS, default="cifar10", help="of the training loops")
-    parser.add_argument("--batch-size", type=int, help="128 for training, 1 and 256 for inference, if not given")
+    parser.add_argument("--batch-size", type=int, help="128 for training, 1, 16 and 256 for inference, if not given")
     parser.add_argument("--steps", type=int, default=40, help="steps of training per turn")
     parser.add_argument("--rounds", type=int, help="turns of each: 5 for training, 15 for inference, if not given")
     arguments = parser.parse_args()
@@ -327,8 +384,9 @@ def main() -> None:
         write_table(table, results_folder(arguments.dataset, "full") / "figures" / "benchmark_accuracy.csv")
         print(table.to_string(index=False))
     else:
-        batch_sizes = (arguments.batch_size,) if arguments.batch_size else (1, 256)
-        table = benchmark_inference(compact_checkpoints(base_checkpoint("cifar10", "full")), batch_sizes, rounds=arguments.rounds or 15)
+        batch_sizes = (arguments.batch_size,) if arguments.batch_size else BATCH_SIZES
+        networks, (training, test) = compact_checkpoints(base_checkpoint("cifar10", "full")), load_images("cifar10")
+        table = benchmark_inference(networks, batch_sizes, images=test, calibration=training, rounds=arguments.rounds or 15)
         record(table, ROOT / "figures" / "benchmark_inference.csv")
         print(table.drop(columns=["torch", "rounds"]).to_string(index=False))
 

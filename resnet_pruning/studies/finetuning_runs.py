@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from .. import calibration, compaction, cost, evaluation, finetuning, peers
 from ..arguments import Integer, PositiveReal, Seed
-from ..checkpoints import save_checkpoint
+from ..checkpoints import load_checkpoint, save_checkpoint
 from ..clustering import Clusters, cluster_layers
 from ..compression.by_plan import compress_by_plan, rescale_like
 from ..data import Images
@@ -71,7 +71,13 @@ class FineTuningRuns(PruningRuns):
 
     The constrained ways start from clusters by `distance`, "compact" from the network that `compression.compress_by_plan` makes of the
     plan, and "from scratch" from random weights of that network's shape. All see the same batches.
+
+    Attributes
+    ----------
+    taught_by : path of the checkpoint that is imitated; the base network's own if ""
     """
+
+    taught_by: str = ""
 
     def fine_tuning_points(self, plans: Plans, images: str = "test", **choices: Sequence) -> list[FineTuningPoint]:
         """Points for `measure_fine_tuned`: each plan with each combination of choices for fields of `FineTuningPoint`.
@@ -97,15 +103,15 @@ class FineTuningRuns(PruningRuns):
         training = training[: point.n_images or len(training)]
         recipe = self.recipe(point.epochs, point.learning_rate)
         network = self._start(point, recipe, len(training))
-        before = evaluation.accuracy(calibration.reestimate_batch_norm(_plain(network), self.material.calibration), judged)
+        before = evaluation.accuracy(calibration.reestimate_batch_norm(plain(network), self.material.calibration), judged)
         amp = has_fast_bfloat16(judged.device)
 
         def watch(averaged: nn.Module) -> dict[str, Any]:
-            return {"accuracy": evaluation.accuracy(_plain(averaged), judged, amp=amp), **_clusters(averaged)}
+            return {"accuracy": evaluation.accuracy(plain(averaged), judged, amp=amp), **_clusters(averaged)}
 
         start = {"accuracy": before, **_clusters(network)}
         history = self.fine_tune(network, training, recipe, point, watch=watch)
-        small = compaction.compact(_plain(network))
+        small = compaction.compact(plain(network))
         row = self.judged(small, point.images, {"parameters": cost.parameters(small), "macs": cost.macs(small)})
         if point.checkpoint:
             facts = {name: value for name, value in dataclasses.asdict(point).items() if name != "clusters"} | {"plan": plan}
@@ -142,11 +148,15 @@ class FineTuningRuns(PruningRuns):
             images,
             recipe,
             seed=point.seed,
-            teacher=copy.deepcopy(self.material.network) if getattr(point, "teacher", True) else None,
+            teacher=self._teacher() if getattr(point, "teacher", True) else None,
             folder=build / "fine_tuning" / hashlib.sha256(repr((self, point)).encode()).hexdigest()[:16],
             watch=watch,
             progress=self.profile == "full",
         )
+
+    def _teacher(self) -> ResNet:
+        network = self.material.network
+        return load_checkpoint(self.taught_by)[0].to(network.fc.weight.device) if self.taught_by else copy.deepcopy(network)
 
     def recipe(self, epochs: Integer, learning_rate: PositiveReal) -> Recipe:
         """`finetuning.RECIPE` with these, and in profile "quick" with smaller batches."""
@@ -162,7 +172,7 @@ class FineTuningRuns(PruningRuns):
             shape = compress_by_plan(network, plan, material.fitted_to, "none", statistics=statistics, seed=seed, progress=False).config
             torch.manual_seed(seed)
             return ResNet(**shape).to(material.calibration.device)
-        clusters = _first_clusters(self, tuple(plan.items()), point.distance, seed)
+        clusters = first_clusters(self, tuple(plan.items()), point.distance, seed)
         if point.way == "tied":
             return finetuning.tied(network, clusters)
         if point.way == "centripetal":
@@ -181,23 +191,23 @@ def _merged(experiment: FineTuningRuns, plan: tuple[tuple[str, Integer], ...], s
 
 
 @functools.lru_cache(maxsize=4)
-def _first_clusters(experiment: FineTuningRuns, plan: tuple[tuple[str, Integer], ...], distance: str, seed: Seed) -> dict[str, Clusters]:
+def first_clusters(experiment: FineTuningRuns, plan: tuple[tuple[str, Integer], ...], distance: str, seed: Seed) -> dict[str, Clusters]:
     """What the constrained ways start from. Not to be changed."""
     material, weighting = experiment.material, 0.5 if distance == "correlation" else 0.0
     return cluster_layers(material.network, dict(plan), distance, statistics=material.statistics, weighting=weighting, seed=seed)
 
 
-def _is_constrained(network: nn.Module) -> bool:
+def is_constrained(network: nn.Module) -> bool:
     return any(map(parametrize.is_parametrized, convolutions(network).values()))
 
 
-def _plain(network: nn.Module) -> nn.Module:
-    return finetuning.released(network) if _is_constrained(network) else network
+def plain(network: nn.Module) -> nn.Module:
+    return finetuning.released(network) if is_constrained(network) else network
 
 
 def _clusters(network: nn.Module) -> dict[str, Any]:
     """The cluster of every filter, and the largest distance within clusters; nothing where filters are not constrained."""
-    if not _is_constrained(network):
+    if not is_constrained(network):
         return {}
     labels = itertools.chain(*finetuning.assignments(network).values())
     return {"labels": list(labels), "apart": max(peers.distances_within_clusters(network).values())}

@@ -15,10 +15,10 @@ from ..data import Images
 from ..files import write_table
 from .benchmark import benchmark_inference
 
-TIMES = ["speedup", "lowest_speedup", "highest_speedup", "runtime", "machine"]
+TIMES = ["own_speedup", "lowest_own_speedup", "highest_own_speedup", "runtime", "precision", "machine"]
 COLUMNS = [
-    *("network", "macs", "parameters", "bytes", "accuracy", "change", "speedup", "lowest_speedup", "highest_speedup", "runtime"),
-    *("macs_share", "parameters_share", "bytes_share", "machine"),
+    *("network", "macs", "parameters", "bytes", "accuracy", "change", "own_speedup", "lowest_own_speedup", "highest_own_speedup"),
+    *("runtime", "precision", "macs_share", "parameters_share", "bytes_share", "machine"),
 ]
 
 
@@ -43,7 +43,7 @@ def measure_networks(
     *,
     measure_time: bool = False,
     batch_size: Count = 256,
-    runtimes: Sequence[str] = ("eager", "compiled"),
+    settings: Sequence[tuple[str, str]] = (("eager", "float32"), ("compiled", "float32")),
     rounds: Integer = 15,
 ) -> pd.DataFrame:
     """Size and accuracy of networks, and how many times as fast as the first they are; all of it goes to `csv`.
@@ -56,7 +56,7 @@ def measure_networks(
     images : to measure accuracy on
     csv : where times are taken from, if it has them for these networks
     measure_time : measure times anyway, which needs an idle machine
-    batch_size, runtimes, rounds : see `deployment.timing.latency`; of the runtimes that work here, the one that gains most is taken
+    batch_size, settings, rounds : see `deployment.timing.latency`; of the settings that work here, the one that gains most is taken
 
     Returns
     -------
@@ -66,7 +66,7 @@ def measure_networks(
     timed = [name for name in networks if name not in made_of]
     times = None if measure_time else _recorded_times(csv, table.set_index("network").macs[timed])
     if times is None:
-        times = _measured_times({name: networks[name] for name in timed}, batch_size, runtimes, rounds)
+        times = _measured_times({name: networks[name] for name in timed}, batch_size, settings, rounds)
     table = table.join(times, on="network")
     table = table.assign(machine=times.machine.iloc[0])[COLUMNS].round(4)
     write_table(table, csv)
@@ -90,12 +90,14 @@ def _recorded_times(csv: Path, macs: pd.Series) -> pd.DataFrame | None:
     """The times in a CSV, by network; None where one of the networks has none, or had other MACs."""
     if not csv.exists():
         return None
-    rows = pd.read_csv(csv).dropna(subset="speedup").set_index("network")
+    rows = pd.read_csv(csv).dropna(subset="own_speedup").set_index("network")
     return rows.loc[macs.index, TIMES] if rows.macs.reindex(macs.index).eq(macs).all() else None
 
 
-def _measured_times(networks: Mapping[str, nn.Module], batch_size: Count, runtimes: Sequence[str], rounds: Integer) -> pd.DataFrame:
+def _measured_times(
+    networks: Mapping[str, nn.Module], batch_size: Count, settings: Sequence[tuple[str, str]], rounds: Integer
+) -> pd.DataFrame:
     """The times of each network in the runtime that gains most, by network."""
-    table = benchmark_inference(networks, [batch_size], runtimes, rounds, progress=False)
-    best = table.sort_values("speedup", kind="stable").groupby("model").tail(1)
-    return best.set_index("model")[TIMES].loc[list(networks)]
+    table = benchmark_inference(networks, [batch_size], settings, bounded=False, rounds=rounds, progress=False)
+    best = table.sort_values("own_speedup", kind="stable").groupby("network").tail(1)
+    return best.set_index("network")[TIMES].loc[list(networks)]

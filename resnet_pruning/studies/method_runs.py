@@ -1,19 +1,22 @@
 """Ways to prune side by side, as points of a sweep: every one at the same MACs, and then fine-tuned in the same way."""
 
+import copy
 import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from .. import calibration, compaction, cost, finetuning, peers, pruning
+from .. import calibration, compaction, cost, finetuning, peers, plans, pruning
 from ..arguments import Integer, Real, Seed
 from ..compression import allocation
 from ..compression.by_plan import compress_by_plan, rescale_like
+from ..compression.plan_cost import cost_of_plan
 from ..model import ResNet
-from .finetuning_runs import FineTuningRuns
+from .finetuning_runs import FineTuningRuns, first_clusters, is_constrained, plain
 from .sweeps import expanded
 
 STAGES = ("as pruned", "new batch-norm statistics", "fine-tuned")
@@ -90,14 +93,28 @@ class MethodRuns(FineTuningRuns):
         start = time.perf_counter()
         network = METHODS[point.method](self, point.level, point.seed)
         seconds = time.perf_counter() - start
-        if point.stage == "new batch-norm statistics":
-            network = calibration.reestimate_batch_norm(network, self.material.calibration)
         if point.stage == "fine-tuned":
             if point.method in SOLVED:
                 network = rescale_like(network, self.material.network)
             self._fine_tuned(network, point, point.n_images)
-        row = self.judged(network, point.images, {"parameters": cost.parameters(network), "macs": cost.macs(network)})
-        return {**row, "seconds_pruning": round(seconds, 2), "seconds": round(time.perf_counter() - start, 1)}
+        shares = is_constrained(network)
+        network = plain(network)
+        if point.stage == "new batch-norm statistics":
+            network = calibration.reestimate_batch_norm(network, self.material.calibration)
+        if shares:
+            network = compaction.compact(network)
+        size = {name: getattr(cost, name)(network) for name in ("parameters", "macs", "size_in_bytes")}
+        row = self.judged(network, point.images, size)
+        whole = cost.size_in_bytes(self.material.network)
+        return {
+            "family": FAMILY_OF[point.method],
+            **row,
+            "bytes_share": round(size["size_in_bytes"] / whole, 4),
+            "teacher": Path(self.taught_by or self.checkpoint).stem if point.stage == "fine-tuned" else None,
+            "chosen_on": "held-out training images",
+            "seconds_pruning": round(seconds, 2),
+            "seconds": round(time.perf_counter() - start, 1),
+        }
 
     def weight_points(
         self, sparsities: Sequence[Real], criteria: Sequence[str], images: str = "test", **choices: Sequence
@@ -130,7 +147,10 @@ class MethodRuns(FineTuningRuns):
         self.fine_tune(network, training[: n_images or len(training)], recipe, point)
 
 
-def _unit_pruning(criterion: str) -> Callable[[MethodRuns, float, int], ResNet]:
+Method = Callable[[MethodRuns, float, int], nn.Module]  # from a budget of MACs and a seed
+
+
+def _unit_pruning(criterion: str) -> Method:
     def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
         network = experiment.material.network
         return peers.prune_units(network, allocation.uniform_inside_blocks(network, level), criterion, seed=seed)
@@ -138,7 +158,7 @@ def _unit_pruning(criterion: str) -> Callable[[MethodRuns, float, int], ResNet]:
     return pruned
 
 
-def _neuron_merging(threshold: Real) -> Callable[[MethodRuns, float, int], ResNet]:
+def _neuron_merging(threshold: Real) -> Method:
     def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
         network = experiment.material.network
         return peers.merge_neurons(network, allocation.uniform_inside_blocks(network, level), threshold=threshold)
@@ -146,7 +166,7 @@ def _neuron_merging(threshold: Real) -> Callable[[MethodRuns, float, int], ResNe
     return pruned
 
 
-def _torch_pruning(importance: str, ranked_together: bool) -> Callable[[MethodRuns, float, int], ResNet]:
+def _torch_pruning(importance: str, ranked_together: bool) -> Method:
     def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
         network = experiment.material.network
         size = {"macs": level} if ranked_together else {"plan": allocation.uniform_inside_blocks(network, level)}
@@ -155,7 +175,7 @@ def _torch_pruning(importance: str, ranked_together: bool) -> Callable[[MethodRu
     return pruned
 
 
-def _clusters(distance: str, representative: str) -> Callable[[MethodRuns, float, int], ResNet]:
+def _clusters(distance: str, representative: str) -> Method:
     """Clustering alone, with batch norms that let channels of a cluster be merged: then `compaction.compact` loses nothing more."""
 
     def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
@@ -178,42 +198,100 @@ def _reconstruction(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
     return experiment.merged(allocation.uniform_inside_blocks(experiment.material.network, level), seed)
 
 
-def _by_sensitivity(sharing: bool) -> Callable[[MethodRuns, float, int], ResNet]:
+def _by_sensitivity(sharing: bool, others: bool = True) -> Method:
+    """Allocation by sensitivity; without `others`, of channels inside blocks alone."""
+
     def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
-        network = experiment.material.network
         errors = experiment.material.errors
-        return experiment.merged(allocation.by_sensitivity(network, macs=level, sharing=sharing, errors=errors), seed)
+        if not others:
+            errors = allocation.of_channels(errors)
+        return experiment.merged(allocation.by_sensitivity(experiment.material.network, macs=level, sharing=sharing, errors=errors), seed)
 
     return pruned
 
 
+def _folded(repaired: bool) -> Method:
+    def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
+        network = experiment.material.network
+        return peers.fold_units(network, allocation.uniform_inside_blocks(network, level), repaired=repaired, seed=seed)
+
+    return pruned
+
+
+def _grail(selection: str) -> Method:
+    def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
+        network, images = experiment.material.network, experiment.material.fitted_to
+        return peers.compensate_units(network, allocation.uniform_inside_blocks(network, level), images, selection, seed=seed)
+
+    return pruned
+
+
+def _constrained(constraint: Callable[..., nn.Module], distance: str) -> Method:
+    """The same share of the filters of every layer, the residual stream's too, which stay clustered while they are trained."""
+
+    def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> nn.Module:
+        network = experiment.material.network
+        plan = allocation.largest_within(
+            lambda share: plans.uniform_fraction(network, share),
+            lambda plan: cost_of_plan(network, plan)[1],
+            level * cost.macs(network),
+        )
+        return constraint(network, first_clusters(experiment, tuple(plan.items()), distance, seed))
+
+    return pruned
+
+
+def _as_it_is(experiment: MethodRuns, level: Real, seed: Seed) -> nn.Module:
+    return copy.deepcopy(experiment.material.network)
+
+
 TOGETHER = "all layers ranked together"
-FAMILIES: dict[str, dict[str, Callable[[MethodRuns, float, int], ResNet]]] = {
+FAMILIES: dict[str, dict[str, Method]] = {
+    "control": {"not pruned": _as_it_is},
     "units removed": {
         "random units": _unit_pruning("random"),
         "smallest L1 norm": _unit_pruning("L1 norm"),
         "smallest L2 norm": _unit_pruning("L2 norm"),
         "geometric median": _unit_pruning("geometric median"),
+    },
+    "units merged": {
         "Neuron Merging": _neuron_merging(0.1),  # the paper's threshold
         "Neuron Merging, similarity from 0.45": _neuron_merging(0.45),
+        "Model Folding": _folded(repaired=False),
+        "Model Folding, repaired": _folded(repaired=True),
+        "GRAIL after folding": _grail("folding"),
+        "GRAIL after removal": _grail("L2 norm"),
     },
     "Torch-Pruning": {
         f"Torch-Pruning, {importance}{f', {TOGETHER}' if together else ''}": _torch_pruning(importance, together)
         for together in (False, True)
         for importance in peers.IMPORTANCES
     },
-    "this project": {
+    "clustering alone": {
         "k-means, centroids": _clusters("raw", "centroid"),
         "k-means of unit filters, centroids": _clusters("unit", "centroid"),
         "k-means of unit filters, medoids": _clusters("unit", "medoid"),
+    },
+    "filters stay clustered": {
+        "tied": _constrained(finetuning.tied, "correlation"),
+        "tied, clustered by raw weights": _constrained(finetuning.tied, "raw"),
+        "projected": _constrained(finetuning.projected, "correlation"),
+    },
+    "clustering, repaired": {
         "merged, least squares": _least_squares,
         "merged, reconstruction": _reconstruction,
-        "by sensitivity, inside blocks": _by_sensitivity(sharing=False),
+    },
+    "clustering, repaired, allocated by sensitivity": {
+        "by sensitivity, inside blocks": _by_sensitivity(sharing=False, others=False),
         "by sensitivity": _by_sensitivity(sharing=True),
+        "by sensitivity, without sharing": _by_sensitivity(sharing=False),
     },
 }
 METHODS = {name: method for family in FAMILIES.values() for name, method in family.items()}
-SOLVED = ("merged, least squares", "merged, reconstruction", "by sensitivity, inside blocks", "by sensitivity")  # see rescale_like
+FAMILY_OF = {name: family for family, methods in FAMILIES.items() for name in methods}
+OWN = tuple(name for family, methods in FAMILIES.items() if "cluster" in family for name in methods)
+# See rescale_like.
+SOLVED = tuple(name for family, methods in FAMILIES.items() if family.startswith("clustering, repaired") for name in methods)
 
 
 def available(methods: Sequence[str] = tuple(METHODS)) -> tuple[list[str], str]:

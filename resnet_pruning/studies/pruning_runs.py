@@ -13,12 +13,13 @@ from .. import calibration, checkpoints, cost, data, evaluation, model, pruning
 from ..arguments import Integer
 from ..calibration import LayerStatistics
 from ..compression.allocation import SHARES, layer_errors
-from ..compression.by_plan import compress_by_plan
+from ..compression.by_plan import check_compression_plan, compress_by_plan
 from ..compression.plan_cost import cost_of_plan
+from ..compression.streams import STAGES
 from ..data import Images
 from ..files import PROFILES, fingerprint
 from ..hardware import default_device, keep_freed_memory
-from ..plans import Plan, check_plan
+from ..plans import Plan
 from .sweeps import Point, expanded
 
 Plans = Mapping[tuple[str, str, int | float], Plan]
@@ -33,7 +34,7 @@ class PlanPoint:
     base : the checkpoint, by `files.fingerprint`
     images : what accuracy is measured on, "test" or "training" (a tenth of the training images)
     plan, measure, level : its family, and where in the family it is: "uniform fraction", "filters", 0.5
-    clusters : numbers of clusters of all convolutions, front to back
+    clusters : numbers of clusters of all convolutions, front to back, and if streams are narrower the channels of the three
     """
 
     base: str
@@ -116,14 +117,16 @@ class PruningRuns:
         network, base, points = self.material.network, self.base, []
         widths = {layer: conv.out_channels for layer, conv in model.convolutions(network).items()}
         for (name, measure, level), plan in plans.items():
-            check_plan(network, plan)
+            check_compression_plan(network, plan)
             clusters = tuple(min(plan.get(layer, width), width) for layer, width in widths.items())
+            if not plan.keys().isdisjoint(STAGES):
+                clusters += tuple(plan.get(stage, width) for stage, width in zip(STAGES, network.config["stage_widths"], strict=True))
             points += expanded(kind(base, images, name, measure, float(level), clusters), **choices)
         return points
 
     def plan(self, point: PlanPoint) -> dict[str, int]:
-        """A point's plan: its numbers of clusters by layer."""
-        return dict(zip(model.convolutions(self.material.network), point.clusters, strict=True))
+        """A point's plan: its numbers of clusters by layer, and the channels of the streams if it narrows any."""
+        return dict(zip([*model.convolutions(self.material.network), *STAGES], point.clusters, strict=False))
 
     def measure(self, point: ReplacementPoint) -> dict[str, int | float]:
         """Accuracy in %, its change in pp, cost, accuracy per class, and the seconds that each step took."""
@@ -217,7 +220,8 @@ class Material:
     @functools.cached_property
     def errors(self) -> pd.DataFrame:
         """What `allocation.by_sensitivity` needs to know."""
-        return layer_errors(self.network, self._measured_on, statistics=self.statistics, shares=self._shares, progress=False)
+        choices = {"shares": self._shares, "drops": True, "stream_shares": [share for share in self._shares if share >= 0.5]}
+        return layer_errors(self.network, self._measured_on, statistics=self.statistics, progress=False, **choices)
 
 
 @functools.lru_cache(maxsize=2)  # a notebook goes back and forth between its network and the one that choices are made with

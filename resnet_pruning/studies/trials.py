@@ -59,10 +59,13 @@ TRIALS = (
     # These two were run after the training of the first base, for the one that comes after it.
     TrialPoint("label smoothing 0.1", recipe=dataclasses.replace(BASE, label_smoothing=0.1)),
     TrialPoint("batch size 256, learning rate 0.4", recipe=dataclasses.replace(BASE, batch_size=256, learning_rate=0.4, ema=0.99)),
+    # Longer ones, long enough to tell: in six epochs a network that is pulled harder always leads.
     _long("Muon, untaught"),
     _long("Muon, doubled widths, untaught", width=2),
-    _long("Muon, taught by an earlier copy", "resnet20_choosing"),
+    _long("Muon, taught by an earlier copy", "resnet20_first_choosing"),
     _long("Muon, taught by doubled widths, 10 views", "resnet20_wide", views=10),
+    _long("Muon, taught by doubled widths, 10 views, learning rate 0.06", "resnet20_wide", views=10, learning_rate=0.06),
+    _long("Muon, taught by doubled widths, 10 views, temperature 2", "resnet20_wide", views=10, temperature=2.0),
 )
 
 

@@ -1,0 +1,159 @@
+"""Model Folding (Wang et al., ICLR 2025) inside blocks, and GRAIL's ridge (Tang et al., CPAL 2026), which makes up for it or for removal.
+
+Both narrow the channels between the two convolutions of a block. What becomes of them is a matrix R (K, C), as in GRAIL: row k says how
+much of each of the C channels there were is in channel k of those that are left. Folding averages the channels of a cluster, so its rows
+have 1/n at the n members; removal keeps K channels, so its rows have a single 1. The convolution behind, W (O, C, 3, 3), then reads
+W·B: for folding alone B (C, K) has a 1 where a channel is a member, for removal where it is the same channel.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..arguments import PositiveReal, Seed
+from ..clustering import cluster_points
+from ..compaction import expanded
+from ..data import Images
+from ..model import Block, OwnNetwork, ResNet, blocks, with_tensors
+from ..plans import Plan
+from .units import check_inside_blocks, kept_units
+
+
+def fold_units(model: OwnNetwork, plan: Plan, *, repaired: bool = False, seed: Seed = 0) -> ResNet:
+    """A compact network by Model Folding, without data: k-means of channels, whose producers are averaged and whose consumers are summed.
+
+    Channels are compared by all that belongs to them: the filter divided by the standard deviation of its output, the weight and the bias
+    of its batch norm, and the slice of the convolution behind that reads it.
+
+    Parameters
+    ----------
+    plan : how many channels stay, for first convolutions of blocks
+    repaired : as in the paper's *Fold-AR*: the average of n channels varies less than each of them does, so that batch norm's weight is
+        multiplied by √(n / (1 + (n - 1)·ρ)), where ρ is the mean cosine between the members
+    seed : of k-means
+
+    Raises
+    ------
+    ValueError : a plan for other layers
+    """
+    model = expanded(model)
+    reducers, gains = {}, {}
+    for name, labels in _clusters(model, plan, seed).items():
+        members = F.one_hot(labels).double().T
+        counts = members.sum(1)
+        reducers[name] = members / counts.unsqueeze(1)
+        # The mean of n unit vectors has the squared length (1 + (n - 1)·ρ) / n.
+        means = reducers[name] @ F.normalize(_described(blocks(model)[_block(name)]))
+        gains[name] = means.norm(dim=1).clamp(min=1e-6).reciprocal() if repaired else torch.ones_like(counts)
+    return _narrowed(model, reducers, lambda name, reducer: (reducer > 0).double().T, gains)
+
+
+def compensate_units(
+    model: OwnNetwork, plan: Plan, images: Images, selection: str = "folding", *, ridge: PositiveReal = 1e-3, seed: Seed = 0
+) -> ResNet:
+    """A compact network by GRAIL: channels are folded or removed, and the convolution behind them reads what a ridge regression finds.
+
+    With the Gram matrix G (C, C) of the activations that the convolution reads in the whole network, B = G Rᵀ (R G Rᵀ + λ)⁻¹, where λ is
+    `ridge` times the mean of the diagonal of R G Rᵀ. As in the authors' code, what is left of the channels counts as R times the
+    activations, although ReLU of an average is not the average of ReLU.
+
+    Parameters
+    ----------
+    plan : how many channels stay, for first convolutions of blocks
+    images : a few hundred training images, without labels
+    selection : "folding", or one of `UNIT_CRITERIA` for removal
+    ridge : 1e-3 in the authors' code
+    seed : of k-means, or of chance
+
+    Raises
+    ------
+    ValueError : a plan for other layers, an unknown selection
+    """
+    model = expanded(model)
+    reducers = {}
+    if selection == "folding":
+        for name, labels in _clusters(model, plan, seed).items():
+            members = F.one_hot(labels).double().T
+            reducers[name] = members / members.sum(1, keepdim=True)
+    else:
+        for name, kept in kept_units(model, plan, selection, seed=seed).items():
+            reducers[name] = F.one_hot(kept.cpu(), blocks(model)[_block(name)].conv1.out_channels).double()
+    grams = gram_matrices(model, list(plan), images)
+
+    def regressed(name: str, reducer: Tensor) -> Tensor:
+        left = reducer @ grams[name] @ reducer.T
+        penalty = ridge * left.diagonal().mean().clamp(min=1e-12) * torch.eye(len(left), dtype=left.dtype)
+        return torch.linalg.solve(left + penalty, reducer @ grams[name]).T
+
+    return _narrowed(model, reducers, regressed, {name: torch.ones(len(reducer)) for name, reducer in reducers.items()})
+
+
+@torch.no_grad()
+def gram_matrices(model: OwnNetwork, names: list[str], images: Images) -> dict[str, Tensor]:
+    """For first convolutions of blocks the products of the channels that their second ones read, summed over images and positions:
+    (C, C), float64."""
+    grams: dict[str, Tensor] = {}
+
+    def observer(name: str) -> Callable[..., None]:
+        def observe(layer: torch.nn.Module, inputs: tuple[Tensor]) -> None:
+            channels = inputs[0].double().transpose(0, 1).flatten(1)
+            grams[name] = grams.get(name, 0) + (channels @ channels.T).cpu()
+
+        return observe
+
+    hooks = [blocks(model)[_block(name)].conv2.register_forward_pre_hook(observer(name)) for name in names]
+    for inputs, _ in images.batches(100):
+        model.eval()(inputs)
+    for hook in hooks:
+        hook.remove()
+    return grams
+
+
+def _block(name: str) -> str:
+    return name.removesuffix(".conv1")
+
+
+def _clusters(model: ResNet, plan: Plan, seed: Seed) -> dict[str, Tensor]:
+    check_inside_blocks(model, plan)
+    points = {name: _described(blocks(model)[_block(name)]) for name in plan}
+    return {
+        name: cluster_points(points[name], min(plan[name], len(points[name])), torch.ones(len(points[name])), seed=seed) for name in plan
+    }
+
+
+def _described(block: Block) -> Tensor:
+    """What k-means sees of the channels inside a block: (C, values), float64 on the CPU."""
+    filters, norm = _normalised(block)
+    return torch.cat([filters.flatten(1), norm, block.conv2.weight.detach().double().cpu().transpose(0, 1).flatten(1)], 1)
+
+
+def _normalised(block: Block) -> tuple[Tensor, Tensor]:
+    """The first convolution's filters (C, …) in units of their outputs' standard deviation, and batch norm's weights and biases (C, 2)."""
+    filters, weight, bias = (tensor.detach().double().cpu() for tensor in (block.conv1.weight, block.bn1.weight, block.bn1.bias))
+    deviation = (block.bn1.running_var.double().cpu() + block.bn1.eps).sqrt()
+    return filters / deviation.view(-1, 1, 1, 1), torch.stack([weight, bias], 1)
+
+
+def _narrowed(model: ResNet, reducers: Mapping[str, Tensor], reads: Callable[[str, Tensor], Tensor], gains: Mapping[str, Tensor]) -> ResNet:
+    """The network with R times the channels of each block, and second convolutions that read them by B = `reads` (name, R)."""
+    state, config = dict(model.state_dict()), model.config
+    inner = dict(config.get("inner_widths") or {})
+    for name, reducer in reducers.items():
+        prefix = _block(name)
+        block = blocks(model)[prefix]
+        filters, norm = _normalised(block)
+        deviation = (block.bn1.running_var.double().cpu() + block.bn1.eps).sqrt()
+        kept = {
+            "conv1.weight": torch.einsum("kc,cihw->kihw", reducer, filters),
+            "conv2.weight": torch.einsum("ochw,ck->okhw", block.conv2.weight.double().cpu(), reads(name, reducer)),
+            "bn1.weight": reducer @ norm[:, 0] * gains[name],
+            "bn1.bias": reducer @ norm[:, 1],
+            "bn1.running_mean": reducer @ (block.bn1.running_mean.double().cpu() / deviation),
+            "bn1.running_var": torch.full((len(reducer),), 1.0 - block.bn1.eps),  # the filters are in these units
+        }
+        state |= {f"{prefix}.{key}": value.to(state[f"{prefix}.{key}"]) for key, value in kept.items()}
+        inner[name] = len(reducer)
+    small = with_tensors(config | {"inner_widths": inner}, state)
+    return small.to(next(model.parameters()).device, memory_format=torch.channels_last)

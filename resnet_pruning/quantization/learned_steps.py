@@ -1,0 +1,210 @@
+"""Quantization-aware training: rounding is part of the forward pass, and the sizes of its steps are trained with the weights.
+
+*Learned step size quantization* (Esser et al., ICLR 2020): a weight w becomes round(w / s), cut off at the ends of the integers, times s;
+gradients pass the rounding as if it were not there, to w and to s. Batch norm stays as it is while the network is trained, and is folded
+into the scales of the integers behind it, which changes nothing: a filter's factor and its step make one number::
+
+    aware = quantization.aware(network, images, weight_bits=2, activation_bits=2)
+    train(aware, images, recipe, teacher=network)
+    small = quantization.integers(aware)  # a QuantizedResNet, for save_quantized
+"""
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..arguments import Integer, Natural
+from ..data import Images
+from ..hardware import full_float32
+from ..model import OwnNetwork, ResNet, blocks, convolutions
+from .post_training import observe
+from .quantized_model import ENDS, ActivationQuantizer, QuantizedResNet, activations, check_bits, layers, normalised_batches
+
+
+class LearnedSteps(nn.Module):
+    """A weight (N, …) on a grid of signed integers, with a step for each filter that is trained.
+
+    Steps start at twice the mean magnitude over √(highest integer), and their gradients are divided by √(weights of a filter · highest
+    integer), both as in the paper.
+    """
+
+    def __init__(self, weight: Tensor, bits: Integer):
+        super().__init__()
+        self.lowest, self.highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        self.gradient_scale = 1 / math.sqrt(weight[0].numel() * self.highest)
+        magnitude = weight.detach().flatten(1).abs().mean(1)
+        self.steps = nn.Parameter((2 * magnitude / math.sqrt(self.highest)).clamp(min=1e-8))
+
+    def extra_repr(self) -> str:  # a training is known by what is printed of its network, see `training.train`
+        return f"{self.lowest} to {self.highest}"
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """The integers (N, …) that a weight becomes, in its own type."""
+        return (weight / self.in_shape_of(weight)).round().clamp(self.lowest, self.highest)
+
+    def in_shape_of(self, weight: Tensor) -> Tensor:
+        return self.steps.view(-1, *[1] * (weight.ndim - 1))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return _on_grid(weight, _slowed(self.in_shape_of(weight), self.gradient_scale), self.lowest, self.highest)
+
+
+class LearnedActivations(nn.Module):
+    """Activations, none below zero, on a grid of `bits`-bit integers whose step is trained."""
+
+    def __init__(self, bits: Integer):
+        super().__init__()
+        self.bits, self.highest = bits, 2**bits - 1
+        self.step = nn.Parameter(torch.ones(()))
+
+    def extra_repr(self) -> str:
+        return f"{self.bits} bits"
+
+    def forward(self, x: Tensor) -> Tensor:
+        gradient_scale = 1 / math.sqrt(x[0].numel() * self.highest)
+        return _on_grid(x, _slowed(self.step, gradient_scale), 0, self.highest)
+
+
+class AwareResNet(nn.Module):
+    """A `ResNet` that is trained with rounded weights and activations; made by `aware`."""
+
+    def __init__(self, model: ResNet, weight_bits: Integer, activation_bits: Integer, end_bits: Integer):
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        self.bits = {"weights": weight_bits, "activations": activation_bits, "ends": end_bits}
+        for name, layer in {**convolutions(self.model), "fc": self.model.fc}.items():
+            steps = LearnedSteps(layer.weight, end_bits if name in ENDS else weight_bits)
+            parametrize.register_parametrization(layer, "weight", steps, unsafe=True)
+        self.input = ActivationQuantizer(end_bits)
+        self.act1 = LearnedActivations(activation_bits)
+        self.acts = nn.ModuleDict()
+        for name, block in blocks(self.model).items():
+            if not block.dropped:
+                pair = {"act1": LearnedActivations(activation_bits), "act2": LearnedActivations(activation_bits)}
+                self.acts[name.replace(".", "_")] = nn.ModuleDict(pair)
+        self.pooled = LearnedActivations(end_bits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inputs (B, 3, 32, 32) to logits (B, n_classes)."""
+        model = self.model
+        x = self.act1(F.relu(model.bn1(model.conv1(self.input(x)))))
+        for name, block in blocks(model).items():
+            shortcut = block.shortcut(x)
+            if block.dropped:
+                x = shortcut
+                continue
+            acts = self.acts[name.replace(".", "_")]
+            inner = acts["act1"](F.relu(block.bn1(block.conv1(x))))
+            x = acts["act2"](F.relu(shortcut + block.bn2(block.conv2(inner))))
+        return model.fc(self.pooled(x.mean((2, 3))))
+
+
+@full_float32()
+@torch.no_grad()
+def aware(model: OwnNetwork, images: Images, weight_bits: Integer, activation_bits: Integer, *, end_bits: Natural = 8) -> AwareResNet:
+    """A copy of `model` that rounds its weights and activations, ready to be trained by `training.train`.
+
+    Parameters
+    ----------
+    model : trained; compact ones, with shared filters, too
+    images : some hundred training images, on which the activations' steps start: at twice their mean over √(highest integer)
+    weight_bits, activation_bits : 2 to 16
+    end_bits : of the first and the last layer's weights, of the input, whose range is that of `images`, and of what enters the last layer
+
+    Raises
+    ------
+    ValueError : bits that are no integer from 2 to 16, no images or of another shape
+    """
+    for name, bits in {"weight_bits": weight_bits, "activation_bits": activation_bits, "end_bits": end_bits}.items():
+        check_bits(bits, name)
+    images = images.beside(model)
+    plain = _with_ranges(model, images, weight_bits, activation_bits, end_bits)
+    network = AwareResNet(model, weight_bits, activation_bits, end_bits).to(images.device).eval()
+    network.input.set_grid(float(plain.input.scale), int(plain.input.offset))
+    means: dict[str, Tensor] = {}
+
+    def observer(name: str):
+        def see(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+            means[name] = means.get(name, 0) + inputs[0].mean() * len(inputs[0]) / len(images)
+
+        return see
+
+    hooks = [layer.register_forward_pre_hook(observer(name)) for name, layer in activations(plain).items()]
+    for inputs in normalised_batches(images):
+        plain(inputs)
+    for hook in hooks:
+        hook.remove()
+    for name, layer in _learned(network).items():
+        layer.step.copy_((2 * means[name] / math.sqrt(layer.highest)).clamp(min=1e-8))
+    return network
+
+
+@torch.no_grad()
+def integers(network: AwareResNet) -> QuantizedResNet:
+    """The quantized network that computes what a trained one does in evaluation mode, batch norm folded into its scales.
+
+    Raises
+    ------
+    ValueError : another network
+    """
+    if not isinstance(network, AwareResNet):
+        raise ValueError(f"the network is a {type(network).__name__}, expected one from quantization.aware")
+    bits = network.bits
+    names = [*convolutions(network.model), "fc"]
+    by_layer = {name: bits["ends"] if name in ENDS else bits["weights"] for name in names}
+    plain = _released(network.model)
+    small = QuantizedResNet(plain, by_layer, bits["activations"], bits["ends"]).to(network.act1.step.device).eval()
+    for name, layer in layers(small).items():
+        trained = network.model.get_submodule(name)
+        weight, steps = trained.parametrizations.weight.original, trained.parametrizations.weight[0]
+        # What batch norm multiplies a filter by belongs to its scale; where filters are shared, the layer keeps the factors.
+        slope = (layer.float_weight.flatten(1).double() * steps.codes(weight).flatten(1)).sum(1)
+        scale = slope / steps.codes(weight).flatten(1).double().square().sum(1).clamp(min=1)
+        layer.set_codes(steps.codes(weight), torch.where(scale == 0, 1.0, scale))
+    small.input.set_grid(float(network.input.scale), int(network.input.offset))
+    for name, layer in _learned(network).items():
+        activations(small)[name].set_grid(float(layer.step), 0)
+    return small
+
+
+def _learned(network: AwareResNet) -> dict[str, LearnedActivations]:
+    """The trained activations by the names that they have in a `QuantizedResNet`."""
+    found = {"act1": network.act1, "pooled": network.pooled}
+    for block, pair in network.acts.items():
+        found |= {f"{block.replace('_', '.')}.{name}": layer for name, layer in pair.items()}
+    return found
+
+
+def _with_ranges(model: OwnNetwork, images: Images, weight_bits: Integer, activation_bits: Integer, end_bits: Integer) -> QuantizedResNet:
+    """The network with ranges for activations and weights as they are, whose activations are not rounded."""
+    names = [*convolutions(model), "fc"]
+    network = QuantizedResNet(copy.deepcopy(model).eval(), dict.fromkeys(names, 16), activation_bits, end_bits).to(images.device).eval()
+    observe(network, images, "min-max")
+    for quantizer in activations(network).values():
+        quantizer.enabled = False
+    return network
+
+
+def _released(model: nn.Module) -> ResNet:
+    """The network with the weights that its parametrizations make."""
+    plain = ResNet(**model.config)
+    state = {name: tensor for name, tensor in model.state_dict().items() if ".parametrizations." not in name}
+    for name, layer in {**convolutions(model), "fc": model.fc}.items():
+        state[f"{name}.weight"] = layer.weight
+    plain.load_state_dict({name: tensor.detach().cpu() for name, tensor in state.items()})
+    return plain.eval()
+
+
+def _on_grid(x: Tensor, step: Tensor, lowest: Integer, highest: Integer) -> Tensor:
+    scaled = x / step
+    rounded = scaled + (scaled.round() - scaled).detach()
+    return rounded.clamp(lowest, highest) * step
+
+
+def _slowed(value: Tensor, factor: float) -> Tensor:
+    """The value, with a gradient that is `factor` times its own."""
+    return value * factor + (value - value * factor).detach()

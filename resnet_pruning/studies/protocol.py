@@ -1,0 +1,92 @@
+"""How everything that is compared is fine-tuned, and how that was chosen: ``python -m resnet_pruning.studies.protocol``.
+
+Each trial changes one thing in the recipe before it. It fine-tunes a network with half of the MACs, made of one that has never seen the
+held-out tenth of the training images, and is judged on these. A trial that has its row in the CSV is skipped, an interrupted one goes on.
+"""
+
+import argparse
+import dataclasses
+from typing import Any
+
+import pandas as pd
+
+from .. import evaluation
+from ..arguments import Seed
+from ..compression.by_plan import rescale_like
+from ..files import ROOT, results_folder
+from ..training import Recipe
+from .base import choosing_checkpoint
+from .method_runs import METHODS, MethodRuns
+from .sweeps import run_sweep
+
+SGD = Recipe(epochs=10, learning_rate=0.05, warmup_epochs=0.5, ema=0.995, small_share=0.0, views=5)
+MUON = dataclasses.replace(SGD, optimizer="Muon", learning_rate=0.01, weight_decay=0.05)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProtocolPoint:
+    """A fine-tuning of one network, by the name of what is tried.
+
+    Attributes
+    ----------
+    base : the checkpoint that it is made of, by `files.fingerprint`
+    method, level : of `method_runs.METHODS`, and its share of the MACs
+    teacher : name of the network in ``checkpoints/`` that is imitated, or "" for the base
+    """
+
+    base: str
+    trial: str
+    method: str = "by sensitivity, inside blocks"
+    level: float = 0.5
+    seed: int = 0
+    teacher: str = ""
+    recipe: Recipe = SGD
+
+
+def _changed(recipe: Recipe, **changes: Any) -> Recipe:
+    return dataclasses.replace(recipe, **changes)
+
+
+TRIALS: dict[str, tuple[Recipe, str]] = {
+    **{f"SGD {rate:g}": (_changed(SGD, learning_rate=rate), "") for rate in (0.02, 0.05, 0.1)},
+    **{f"Muon {rate:g}": (_changed(MUON, learning_rate=rate), "") for rate in (0.003, 0.01, 0.02)},
+    "Muon 0.01, small crops first": (_changed(MUON, small_share=0.5), ""),
+    "Muon 0.01, taught by doubled widths": (MUON, "resnet20_wide"),
+    "Muon 0.01, averaged over longer": (_changed(MUON, ema=0.999), ""),
+    "Muon 0.01, weight decay 0.01": (_changed(MUON, weight_decay=0.01), ""),
+}
+
+
+def run_trials(runs: MethodRuns, points: list[ProtocolPoint], csv: Any, progress: bool = True) -> pd.DataFrame:
+    """The trials' rows, the best first: the point, held-out accuracy (%), training accuracy of the last epoch, and seconds."""
+
+    def run(point: ProtocolPoint) -> dict[str, Any]:
+        material = runs.material
+        network = rescale_like(_pruned(runs, point.method, point.level, point.seed), material.network)
+        taught = dataclasses.replace(runs, taught_by=str(ROOT / "checkpoints" / f"{point.teacher}.pt") if point.teacher else "")
+        history = taught.fine_tune(network, material.trained_on("training"), point.recipe, point)
+        accuracy = evaluation.accuracy(network, material.images("training"))
+        change = accuracy - evaluation.accuracy(material.network, material.images("training"))
+        row = {"held_out_accuracy": round(accuracy, 2), "change": round(change, 2)}
+        return row | {"train_accuracy": round(history.train_accuracy.iloc[-1], 2), "seconds": round(history.seconds.sum(), 1)}
+
+    return run_sweep(run, points, csv, progress).sort_values("held_out_accuracy", ascending=False, ignore_index=True)
+
+
+def _pruned(runs: MethodRuns, method: str, level: float, seed: Seed) -> Any:
+    return METHODS[method](runs, level, seed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument(
+        "--only", nargs="+", choices=list(TRIALS), default=list(TRIALS), metavar="TRIAL", help="some of: " + "; ".join(TRIALS)
+    )
+    chosen = parser.parse_args().only
+    runs = MethodRuns(str(choosing_checkpoint("cifar10", "full")), "cifar10")
+    points = [ProtocolPoint(runs.base, name, recipe=TRIALS[name][0], teacher=TRIALS[name][1]) for name in chosen]
+    print(run_trials(runs, points, results_folder("cifar10", "full") / "figures" / "protocol_trials.csv").to_string())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_pruning import IMAGES, NETWORK, replaced
+
+from resnet_pruning import compaction, evaluation, model, plans, quantization
+from resnet_pruning.quantization import learned_steps as learned
+from resnet_pruning.quantization.quantized_model import layers
+from resnet_pruning.training import Recipe, train
+
+COMPACT = compaction.compact(replaced(plans.uniform(NETWORK, 4), distance="correlation", mergeable=True))
+
+
+@given(st.integers(2, 8), st.integers(0, 3))
+@settings(deadline=None, max_examples=20)
+def test_weights_lie_on_the_grid_and_are_the_nearest_of_it(bits, seed):
+    weight = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
+    steps = learned.LearnedSteps(weight, bits)
+    codes, step = steps.codes(weight), steps.in_shape_of(weight)
+    torch.testing.assert_close(steps(weight), codes * step)
+    assert codes.min() >= -(2 ** (bits - 1)) and codes.max() <= 2 ** (bits - 1) - 1
+    inside = (weight / step > steps.lowest) & (weight / step < steps.highest)
+    assert ((codes * step - weight).abs()[inside] <= step.expand_as(weight)[inside] / 2 * (1 + 1e-5)).all()
+
+
+def test_gradients_are_those_of_the_paper():
+    """Esser et al., equation 3: round(w/s) - w/s between the ends, and the ends themselves outside; and equation 5 for the weight."""
+    weight = torch.tensor([[0.3, -0.9, 5.0, -7.0]], requires_grad=True)
+    steps = learned.LearnedSteps(weight, 3)  # -4 to 3
+    with torch.no_grad():
+        steps.steps.fill_(1.0)
+    steps(weight).sum().backward()
+    assert weight.grad.tolist() == [[1, 1, 0, 0]]
+    expected = (0 - 0.3) + (-1 + 0.9) + 3 - 4
+    assert steps.steps.grad.item() == pytest.approx(expected / (4 * 3) ** 0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("network", [NETWORK, COMPACT], ids=["whole", "compact"])
+@pytest.mark.parametrize(("weight_bits", "activation_bits"), [(8, 8), (4, 4), (2, 2)])
+def test_integers_predict_what_was_trained(network, weight_bits, activation_bits, tmp_path):
+    aware = quantization.aware(network, IMAGES[:64], weight_bits, activation_bits)
+    before = copy.deepcopy(aware.state_dict())
+    train(aware, IMAGES[:96], Recipe(epochs=2, batch_size=32, learning_rate=0.01, warmup_epochs=0, ema=0, small_share=0), progress=False)
+    changed = [name for name, tensor in aware.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert (
+        any("steps" in name for name in changed) and any(name.endswith("step") for name in changed) and "model.bn1.running_mean" in changed
+    )
+    small = quantization.integers(aware)
+    expected = evaluation.predict(aware, IMAGES)
+    # Where a sum falls on the border between two integers, rounding decides; few do.
+    assert ((evaluation.predict(small, IMAGES) - expected).abs().amax(1) < 1e-3 * expected.abs().max()).double().mean() > 0.9
+    quantization.save_quantized(tmp_path / "small.pt", small, {})
+    again, _ = quantization.load_quantized(tmp_path / "small.pt")
+    torch.testing.assert_close(evaluation.predict(again, IMAGES), evaluation.predict(small, IMAGES))
+    inputs = IMAGES.normalised(IMAGES[:40].pixels)
+    close = (small.integer_logits(inputs) - small(inputs)).abs().amax(1) < 1e-3 * expected.abs().max()
+    assert close.double().mean() > 0.9
+
+
+def test_many_bits_change_little():
+    """Steps start where few bits need them; with many, some hundred of them span the weights."""
+    expected = evaluation.predict(NETWORK, IMAGES)
+    found = evaluation.predict(quantization.aware(NETWORK, IMAGES[:64], 16, 16, end_bits=16), IMAGES)
+    assert (found - expected).norm() < 0.2 * (expected - expected.mean(0)).norm()
+
+
+def test_each_layer_has_its_bits():
+    small = quantization.integers(quantization.aware(NETWORK, IMAGES[:64], 3, 4, end_bits=6))
+    bits = {name: layer.bits for name, layer in layers(small).items()}
+    assert bits["conv1"] == bits["fc"] == 6 and set(bits.values()) == {3, 6} and small.blocks["layer1_0"].act1.bits == 4
+    assert small.input.bits == small.pooled.bits == 6
+
+
+def test_dropped_blocks_are_known():
+    network = model.ResNet(8, (4, 6, 8), {"layer2.0.conv1": 0}).eval()
+    aware = quantization.aware(network, IMAGES[:32], 4, 4)
+    torch.testing.assert_close(
+        evaluation.predict(quantization.integers(aware), IMAGES[:20]), evaluation.predict(aware, IMAGES[:20]), rtol=1e-2, atol=1e-2
+    )
+
+
+def test_bad_bits_and_other_networks_are_refused():
+    with pytest.raises(ValueError, match="weight_bits is 1, expected an integer from 2 to 16"):
+        quantization.aware(NETWORK, IMAGES[:10], 1, 4)
+    with pytest.raises(ValueError, match="activation_bits is 17, expected an integer from 2 to 16"):
+        quantization.aware(NETWORK, IMAGES[:10], 4, 17)
+    with pytest.raises((ValueError, TypeError), match="ResNet"):
+        quantization.integers(NETWORK)

@@ -1,0 +1,40 @@
+import dataclasses
+
+import pytest
+import torch
+
+from resnet_pruning import checkpoints, evaluation, model
+from resnet_pruning.studies import protocol
+from resnet_pruning.studies.method_runs import MethodRuns
+
+
+@pytest.fixture
+def runs(small_checkpoint):
+    torch.manual_seed(0)
+    checkpoints.save_checkpoint(small_checkpoint, model.ResNet(8, (8, 12, 16)), {})
+    return MethodRuns(small_checkpoint, "digits", "quick")
+
+
+def test_trials_are_judged_on_images_that_they_were_not_trained_on(runs, tmp_path, monkeypatch):
+    seen = []
+    fine_tune = MethodRuns.fine_tune
+    monkeypatch.setattr(
+        MethodRuns, "fine_tune", lambda self, network, images, *rest: seen.append(images) or fine_tune(self, network, images, *rest)
+    )
+    short = dataclasses.replace(protocol.SGD, epochs=1, batch_size=64, ema=0.5)
+    points = [
+        protocol.ProtocolPoint(runs.base, trial, "smallest L2 norm", recipe=dataclasses.replace(short, learning_rate=rate))
+        for trial, rate in (("slow", 1e-4), ("fast", 0.1))
+    ]
+    table = protocol.run_trials(runs, points, tmp_path / "trials.csv", progress=False)
+    assert table.held_out_accuracy.is_monotonic_decreasing and set(table.trial) == {"slow", "fast"}
+    whole = evaluation.accuracy(runs.material.network, runs.material.images("training"))
+    assert (table.held_out_accuracy - table.change).tolist() == pytest.approx([whole, whole], abs=0.02)
+    assert all(len(images) == len(runs.material.trained_on("training")) for images in seen) and len(seen) == 2
+    assert protocol.run_trials(runs, points, tmp_path / "trials.csv", progress=False).equals(table) and len(seen) == 2
+
+
+def test_each_trial_names_what_it_changes():
+    for name, (recipe, teacher) in protocol.TRIALS.items():
+        assert recipe.epochs == 10 and name.startswith(recipe.optimizer)
+        assert ("taught" in name) == bool(teacher)
