@@ -31,6 +31,8 @@ from .plan_cost import cost_of_plan
 from .streams import STAGES, read_by, stage_of
 from .timings import SHARES, numbers, part_timings
 
+N_JUDGED = 256  # images on which errors are measured
+
 
 @full_float32()
 @torch.no_grad()
@@ -50,7 +52,7 @@ def layer_errors(
     Parameters
     ----------
     model : is not changed
-    images : training images; the first 512 are fitted to, and judged on are as many of those behind them as there are, up to 512
+    images : training images; the first 512 are fitted to, and judged on are as many of those behind them as there are, up to 256
     shares : of a layer's filters, to measure
     drops : whether to measure what it costs to drop each block, as 0 clusters in its first convolution
     stream_shares : of the channels of each stage's stream, to measure, as those of ``layer1``, ``layer2`` and ``layer3``
@@ -73,7 +75,7 @@ def layer_errors(
     model, images = expanded(model).eval(), images.beside(model)
     statistics = statistics or layer_statistics(model, images[:N_STATISTICS], seed=seed)
     n_fitted = min(N_FITTED, len(images) // 2)
-    start = inputs = augmented(images[: n_fitted + N_FITTED], seed)
+    start = inputs = augmented(images[: n_fitted + N_JUDGED], seed)
     parts = parts_of(model)
     names = list(parts)
     logits = _logits(model, parts.values(), inputs[n_fitted:])
@@ -88,7 +90,7 @@ def layer_errors(
                 for n_clusters in numbers(whole, shares):
                     error = 0.0
                     if n_clusters < whole:
-                        small = fit.solve({layer: n_clusters}, "least squares", seed=seed)
+                        small = fit.solve({layer: n_clusters}, "least squares", seed=seed, stated=False)
                         error = change_of_logits(_logits(model, [small, *list(parts.values())[i + 1 :]], inputs[n_fitted:]), logits)
                     rows.append({"layer": layer, "n_clusters": n_clusters, "error": error})
                 bar.update()
@@ -98,7 +100,7 @@ def layer_errors(
                 behind = list(parts.values())[i + 1 :]
                 if behind and not behind[0].dropped:
                     fit = PartFit(names[i + 1], behind[0], inputs[:n_fitted], without[:n_fitted], statistics)
-                    behind[0] = fit.solve({}, "least squares")
+                    behind[0] = fit.solve({}, "least squares", stated=False)
                 error = change_of_logits(_logits(model, behind, without[n_fitted:]), logits)
                 rows.append({"layer": f"{name}.conv1", "n_clusters": 0, "error": error})
             else:

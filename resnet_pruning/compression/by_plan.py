@@ -80,7 +80,7 @@ def compress_by_plan(
         "elimination" takes out one channel after the other, each time the one whose loss least squares in ``conv2`` repairs
         best (Frantar & Alistarh, *Optimal Brain Compression*, NeurIPS 2022, for groups of weights)
     statistics : from `calibration.layer_statistics` for this model, computed here if not given
-    n_steps, learning_rate : of the reconstruction of each part: Adam on batches of 64, with a cosine to 0
+    n_steps, learning_rate : of the reconstruction of each part: Adam on batches of 32, with a cosine to 0
     seed : of augmentation, k-means and the reconstruction's batches
     progress : whether to show a bar
 

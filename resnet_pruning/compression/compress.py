@@ -13,6 +13,7 @@ from .streams import STAGES
 from .timings import part_timings
 
 N_IMAGES = 2048
+SHARES = tuple(k / 8 for k in range(1, 9))  # of filters; twice as many choices take twice as long and gain nothing that can be told
 STREAM_SHARES = (0.5, 0.75)  # multiples of eight channels, of which processors compute as many at once
 
 
@@ -60,7 +61,8 @@ def compress(
     statistics = layer_statistics(model, images[:N_STATISTICS], seed=seed)
     # Under a budget of MACs, sharing filters on a stream always costs less than a narrower one.
     narrower = STREAM_SHARES if time is not None or not sharing else ()
-    errors = layer_errors(model, images, drops=True, stream_shares=narrower, statistics=statistics, seed=seed, progress=progress)
+    choices = {"shares": SHARES, "drops": True, "stream_shares": narrower}
+    errors = layer_errors(model, images, **choices, statistics=statistics, seed=seed, progress=progress)
     timings = None
     if time is not None:
         widths = {stage: rows.n_clusters.tolist() for stage, rows in errors.groupby("layer") if stage in STAGES}

@@ -13,6 +13,7 @@ from ..arguments import Count, Integer, PositiveReal, Seed
 from ..calibration import LayerStatistics
 from ..clustering import cluster_filters, distinct_filters
 from ..data import Batches, Images
+from ..hardware import has_fast_bfloat16
 from ..model import Block, OwnNetwork, SharedConv2d, affine, blocks
 from ..plans import Plan
 from .least_squares import Moments, eliminate
@@ -139,8 +140,11 @@ class PartFit:
         labels[kept] = torch.arange(len(kept))
         return kept, labels
 
-    def solve(self, plan: Plan, repair: str, *, selection: str = "elimination", seed: Seed = 0) -> nn.Module:
-        """The smaller part for a plan, by one of `REPAIRS`. For "reconstruction" it is the start, from least squares."""
+    def solve(self, plan: Plan, repair: str, *, selection: str = "elimination", seed: Seed = 0, stated: bool = True) -> nn.Module:
+        """The smaller part for a plan, by one of `REPAIRS`. For "reconstruction" it is the start, from least squares.
+
+        Unless `stated`, batch norms do not hold the statistics of what they see, which takes time and changes nothing of what is computed.
+        """
         if self.is_block and plan.get(self.first) == 0:
             return self.bridge
         kept = labels = torch.arange(self.conv.in_channels)
@@ -167,7 +171,8 @@ class PartFit:
             small.conv1, small.bn1 = last
         small = small.to(self.inputs.device, memory_format=torch.channels_last).eval()
         if fitted:
-            self._state_measured(small)
+            if stated:
+                self._state_measured(small)
         elif self.is_block:
             _state_believed(small.bn1, self.part.bn1, kept)
             _state_believed(small.bn2, self.part.bn2, self.written)
@@ -175,17 +180,20 @@ class PartFit:
             _state_believed(small.bn1, self.part.bn1, self.written)
         return small
 
-    def reconstruct(self, small: nn.Module, *, n_steps: Count, learning_rate: PositiveReal, seed: Seed = 0, batch_size: Count = 64) -> None:
+    def reconstruct(self, small: nn.Module, *, n_steps: Count, learning_rate: PositiveReal, seed: Seed = 0, batch_size: Count = 32) -> None:
         """Train a part from `solve` to give what the original part gives, each channel weighted by what the logits make of it."""
         targets = apply(self.part, self.original)[:, self.written]
         weights = (self.importance / self.importance.mean()).to(targets).view(-1, 1, 1)
         small.requires_grad_()
+        amp = has_fast_bfloat16(targets.device)
         optimizer = torch.optim.Adam(small.parameters(), lr=learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(n_steps, 1))
         generator = torch.Generator().manual_seed(seed)
         for _ in range(n_steps):
             batch = torch.randint(len(targets), (batch_size,), generator=generator).to(targets.device)
-            loss = ((small(self.inputs[batch]) - targets[batch]).square() * weights).mean()
+            with torch.autocast(targets.device.type, torch.bfloat16, enabled=amp):
+                outputs = small(self.inputs[batch])
+            loss = ((outputs.float() - targets[batch]).square() * weights).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

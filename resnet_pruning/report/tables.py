@@ -33,20 +33,25 @@ def main_result(figures: Path) -> str:
 
 
 def result(figures: Path) -> str:
-    """The trained network: accuracy, cost, and what its training took."""
-    base = pd.read_csv(figures / "resnet20_first.csv").iloc[0]
+    """The trained networks: accuracy, cost, and what their training took."""
+    rows = pd.concat([pd.read_csv(figures / f"{name}.csv") for name in ("base_seeds", "other_networks")])
     return _table(
-        ["network", "test accuracy", "parameters", "MACs", "trained on", "epochs", "time", "machine"],
-        [
-            "ResNet-20",
-            f"**{base.test_accuracy:.2f} %**",
-            f"{base.parameters:,}",
-            f"{base.macs:,}",
-            f"{base.n_train_images:,} images",
-            base.epochs,
-            f"{base.minutes:.0f} min",
-            base.machine,
-        ],
+        ["network", "seed", "test accuracy", "parameters", "MACs", "trained on", "epochs", "teacher", "time", "machine"],
+        *(
+            [
+                row.network,
+                row.seed,
+                f"{row.accuracy:.2f} %",
+                f"{row.parameters:,}",
+                f"{row.macs:,}",
+                f"{row.n_train_images:,} images",
+                row.epochs,
+                row.teacher if isinstance(row.teacher, str) else "",
+                f"{row.minutes:.0f} min",
+                row.machine,
+            ]
+            for row in rows.itertuples()
+        ),
     )
 
 
