@@ -1,6 +1,7 @@
 """Weights and activations in few bits: post-training quantization and quantization-aware training, files, and PyTorch's own."""
 
 from .bits import bit_errors, bits_by_sensitivity
+from .codebooks import coded
 from .files import load_quantized, save_quantized
 from .learned_steps import AwareResNet, aware, integers
 from .post_training import quantize
@@ -12,6 +13,7 @@ __all__ = [
     "aware",
     "bit_errors",
     "bits_by_sensitivity",
+    "coded",
     "integers",
     "load_quantized",
     "quantize",

@@ -23,8 +23,8 @@ def _training(figures: Path) -> str:
     ratio = pd.read_csv(figures / "benchmark_training.csv").ratio.max()
     return (
         "The data, the network, how the recipe was chosen, the training, its mistakes. "
-        f"**ResNet-20 ends at {seeds.accuracy.mean():.2f} % (seeds: {len(seeds)}) after {base.epochs} epochs, {base.minutes:.0f} minutes on "
-        f"{base.machine}**; the results below are still those of the first network, with 92.03 %; "
+        f"**ResNet-20 ends at {seeds.accuracy.mean():.2f} % (seeds: {len(seeds)}) after {base.epochs} epochs, "
+        f"{base.minutes:.0f} minutes on {base.machine}**; the results below are still those of the first network, with 92.03 %; "
         f"the training loop is {ratio:.1f} times as fast as a straightforward one."
     )
 
