@@ -78,7 +78,7 @@ def test_an_unknown_optimizer_is_refused():
         optimizers.optimizer_for(ResNet(8), "SGDW", 0.1)
     with pytest.raises(ValueError, match="optimizer is 'sgd', expected one of SGD, Adam"):
         Recipe(optimizer="sgd")
-    with pytest.raises(ValueError, match="schedule is 'linear', expected one of cosine, constant"):
+    with pytest.raises(ValueError, match="schedule is 'linear', expected cosine or constant"):
         Recipe(schedule="linear")
 
 
