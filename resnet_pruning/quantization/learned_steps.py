@@ -145,14 +145,7 @@ def aware(model: OwnNetwork, images: Images, weight_bits: Integer, activation_bi
 
 @torch.no_grad()
 def integers(network: AwareResNet) -> QuantizedResNet:
-    """The quantized network that computes what a trained one does in evaluation mode, batch norm folded into its scales.
-
-    Raises
-    ------
-    ValueError : another network
-    """
-    if not isinstance(network, AwareResNet):
-        raise ValueError(f"the network is a {type(network).__name__}, expected one from quantization.aware")
+    """The quantized network that computes what a trained one does in evaluation mode, batch norm folded into its scales."""
     bits = network.bits
     names = [*convolutions(network.model), "fc"]
     by_layer = {name: bits["ends"] if name in ENDS else bits["weights"] for name in names}
