@@ -1,7 +1,5 @@
 """What a network answers on images, and how often it is right."""
 
-import math
-
 import torch
 from scipy.stats import binomtest
 from torch import Tensor
@@ -58,6 +56,6 @@ def compared(first: Tensor, second: Tensor, labels: Tensor) -> dict[str, float]:
     right, also = (logits.argmax(1) == labels for logits in (first, second))
     lost, won = int((right & ~also).sum()), int((also & ~right).sum())
     difference = (won - lost) / len(labels)
-    half = 1.96 * math.sqrt(((won + lost) / len(labels) - difference**2) / len(labels))
+    half = 1.96 * (((won + lost) / len(labels) - difference**2) / len(labels)) ** 0.5
     p_value = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
     return {"difference": 100 * difference, "lowest": 100 * (difference - half), "highest": 100 * (difference + half), "p_value": p_value}

@@ -188,8 +188,10 @@ def train(
         predict(teacher, images[:1], role="teacher")
 
     run, path = _Run(model, recipe), None if folder is None else Path(folder) / "state.pt"
-    identity = {"recipe": dataclasses.asdict(recipe), "seed": operator.index(seed), "images": _digest_of_images(images)}
-    identity |= {"held-out images": _digest_of_images(held_out), "network": _digest_of(model), "teacher": _digest_of(teacher)}
+    identity = {"recipe": dataclasses.asdict(recipe), "seed": operator.index(seed)}
+    if path is not None or (teacher is not None and recipe.views):
+        identity |= {"images": _digest_of_images(images), "teacher": _digest_of(teacher)}
+        identity |= {"held-out images": _digest_of_images(held_out), "network": _digest_of(model)}
     with contextlib.nullcontext() if folder is None else locked(folder):
         if path is not None and path.exists():
             run.load(_state_of(path, identity))
@@ -199,7 +201,7 @@ def train(
         if compiled is None:  # it takes up to a minute and saves a tenth or more of each step
             compiled = n_steps - n_done >= 2000 and can_compile(device.type)
         forward, imitate = (torch.compile(net, dynamic=False) if compiled and net is not None else net for net in (model, teacher))
-        taught = (*(identity[name] for name in ("teacher", "images", "seed")), recipe.padding, recipe.alternating, amp)
+        taught = identity.get("teacher"), identity.get("images"), identity["seed"], recipe.padding, recipe.alternating, amp
         teaching = None if teacher is None else _Teacher(imitate, batches, taught)
         with tqdm(total=n_steps, initial=n_done, unit="step", disable=not progress, mininterval=1) as bar:
             try:

@@ -1,5 +1,6 @@
 """How fast a network could be at best: its multiply-accumulates at the machine's peak, its tensors at the memory's bandwidth."""
 
+import functools
 import math
 
 import torch
@@ -14,42 +15,26 @@ BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 SIZE = 2048  # of square matrices: 2048³ MACs take long enough to reach the peak, and their operands fit the last cache
 
 
-def peaks(device: torch.device | str = "cpu", rounds: Count = 10) -> dict[str, float]:
-    """Multiply-accumulates per second of a large matrix product, by precision, the best of `rounds`: those of `BYTES` that the machine has
-    instructions for."""
-    device = torch.device(device)
+def peaks(rounds: Count = 10) -> dict[str, float]:
+    """Multiply-accumulates per second of a large matrix product on the CPU, by precision, the best of `rounds`: those of `BYTES` that it
+    has instructions for."""
     random = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(SIZE, SIZE, generator=random).to(device) for _ in range(2))
-    products = {"float32": lambda: left @ right}
-    if has_fast_bfloat16(device.type):
-        low = left.bfloat16(), right.bfloat16()
-        products["bfloat16"] = lambda: low[0] @ low[1]
-    integers = tuple((16 * matrix).round().clamp(-127, 127).to(torch.int8) for matrix in (left, right))
-    products["int8"] = lambda: torch._int_mm(*integers)  # what torchao multiplies with, too; there is no public one
-
-    def finished(product):
-        def run() -> None:
-            product()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-
-        return run
-
-    seconds = interleaved({name: finished(product) for name, product in products.items()}, rounds, progress=False, least=0.2)
-    return (SIZE**3 / seconds.min()).to_dict()
+    left, right = (torch.randn(SIZE, SIZE, generator=random) for _ in range(2))
+    operands = {"float32": (left, right)}
+    if has_fast_bfloat16("cpu"):
+        operands["bfloat16"] = left.bfloat16(), right.bfloat16()
+    operands["int8"] = tuple((16 * matrix).round().clamp(-127, 127).to(torch.int8) for matrix in (left, right))
+    # _int_mm is what torchao multiplies with, too; there is no public one
+    products = {name: functools.partial(torch._int_mm if name == "int8" else torch.mm, *pair) for name, pair in operands.items()}
+    return (SIZE**3 / interleaved(products, rounds, progress=False, least=0.2).min()).to_dict()
 
 
-def bandwidth(device: torch.device | str = "cpu", rounds: Count = 10) -> float:
-    """Bytes per second that are read and written when a tensor of 256 MiB, larger than any cache, is copied: the best of `rounds`."""
-    source = torch.zeros(2**28, dtype=torch.uint8, device=device)
+def bandwidth(rounds: Count = 10) -> float:
+    """Bytes per second that the CPU reads and writes when it copies a tensor of 256 MiB, larger than any cache: the best of `rounds`."""
+    source = torch.zeros(2**28, dtype=torch.uint8)
     target = torch.ones_like(source)
-
-    def run() -> None:
-        target.copy_(source)
-        if source.is_cuda:
-            torch.cuda.synchronize()
-
-    return 2 * source.numel() / interleaved({"copied": run}, rounds, progress=False).copied.min()
+    seconds = interleaved({"copied": lambda: target.copy_(source)}, rounds, progress=False)
+    return 2 * source.numel() / seconds.copied.min()
 
 
 def traffic(model: AnyNetwork, batch_size: Count, precision: str = "float32", image_size: Count = 32) -> int:

@@ -56,10 +56,8 @@ def latency(
         rows.append(setting | {"batch_size": batch_size, "network": name})
     times = interleaved(runs, rounds, progress) * 1000
     own = times[[number - number % len(networks) for number in times]].set_axis(times.columns, axis=1)
-    columns = {"milliseconds": times.median(), "lowest": times.min(), "highest": times.max()}
-    for name, speedups in {"speedup": 1 / times.div(times[0], axis=0), "own_speedup": own / times}.items():
-        columns |= {name: speedups.median(), f"lowest_{name}": speedups.min(), f"highest_{name}": speedups.max()}
-    return pd.DataFrame(rows).join(pd.DataFrame(columns).round(3)).assign(rounds=rounds)
+    columns = _with_ranges(times, {"speedup": 1 / times.div(times[0], axis=0), "own_speedup": own / times})
+    return pd.DataFrame(rows).join(columns).assign(rounds=rounds)
 
 
 def compared(runs: Mapping[Hashable, Callable[[], None]], rounds: Integer, progress: bool = True) -> pd.DataFrame:
@@ -71,10 +69,16 @@ def compared(runs: Mapping[Hashable, Callable[[], None]], rounds: Integer, progr
     speedup, the median over the rounds of the first one's time divided by this one's, with the lowest and the highest; rounds
     """
     times = interleaved(runs, rounds, progress) * 1000
-    speedups = 1 / times.div(times.iloc[:, 0], axis=0)
+    columns = _with_ranges(times, {"speedup": 1 / times.div(times.iloc[:, 0], axis=0)})
+    return columns.rename_axis("model").reset_index().assign(rounds=rounds)
+
+
+def _with_ranges(times: pd.DataFrame, ratios: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Median, lowest and highest over the rounds: of times in milliseconds, and of named ratios of them."""
     columns = {"milliseconds": times.median(), "lowest": times.min(), "highest": times.max()}
-    columns |= {"speedup": speedups.median(), "lowest_speedup": speedups.min(), "highest_speedup": speedups.max()}
-    return pd.DataFrame(columns).round(3).rename_axis("model").reset_index().assign(rounds=rounds)
+    for name, ratio in ratios.items():
+        columns |= {name: ratio.median(), f"lowest_{name}": ratio.min(), f"highest_{name}": ratio.max()}
+    return pd.DataFrame(columns).round(3)
 
 
 @full_float32()

@@ -16,7 +16,7 @@ from ..arguments import PositiveReal, Seed
 from ..clustering import cluster_points
 from ..compaction import expanded
 from ..data import Images
-from ..model import Block, OwnNetwork, ResNet, blocks, with_tensors
+from ..model import Block, OwnNetwork, ResNet, blocks, convolutions, with_tensors
 from ..plans import Plan
 from .units import check_inside_blocks, kept_units
 
@@ -39,15 +39,14 @@ def fold_units(model: OwnNetwork, plan: Plan, *, repaired: bool = False, seed: S
     ValueError : a plan for other layers
     """
     model = expanded(model)
-    reducers, gains = {}, {}
-    for name, labels in _clusters(model, plan, seed).items():
-        members = F.one_hot(labels).double().T
-        counts = members.sum(1)
-        reducers[name] = members / counts.unsqueeze(1)
-        # The mean of n unit vectors has the squared length (1 + (n - 1)·ρ) / n.
-        means = reducers[name] @ F.normalize(_described(blocks(model)[_block(name)]))
-        gains[name] = means.norm(dim=1).clamp(min=1e-6).reciprocal() if repaired else torch.ones_like(counts)
-    return _narrowed(model, reducers, lambda name, reducer: (reducer > 0).double().T, gains)
+    reducers = _averages(model, plan, seed)
+    gains = {}
+    if repaired:
+        for name, reducer in reducers.items():
+            # The mean of n unit vectors has the squared length (1 + (n - 1)·ρ) / n.
+            means = reducer @ F.normalize(_described(blocks(model)[_block(name)]))
+            gains[name] = means.norm(dim=1).clamp(min=1e-6).reciprocal()
+    return _narrowed(model, reducers, {name: (reducer > 0).double().T for name, reducer in reducers.items()}, gains)
 
 
 def compensate_units(
@@ -72,22 +71,19 @@ def compensate_units(
     ValueError : a plan for other layers, an unknown selection
     """
     model = expanded(model)
-    reducers = {}
     if selection == "folding":
-        for name, labels in _clusters(model, plan, seed).items():
-            members = F.one_hot(labels).double().T
-            reducers[name] = members / members.sum(1, keepdim=True)
+        reducers = _averages(model, plan, seed)
     else:
-        for name, kept in kept_units(model, plan, selection, seed=seed).items():
-            reducers[name] = F.one_hot(kept.cpu(), blocks(model)[_block(name)].conv1.out_channels).double()
-    grams = gram_matrices(model, list(plan), images)
-
-    def regressed(name: str, reducer: Tensor) -> Tensor:
-        left = reducer @ grams[name] @ reducer.T
+        widths = {name: conv.out_channels for name, conv in convolutions(model).items()}
+        kept = kept_units(model, plan, selection, seed=seed)
+        reducers = {name: F.one_hot(channels.cpu(), widths[name]).double() for name, channels in kept.items()}
+    reads = {}
+    for name, gram in gram_matrices(model, list(plan), images).items():
+        seen = reducers[name] @ gram
+        left = seen @ reducers[name].T
         penalty = ridge * left.diagonal().mean().clamp(min=1e-12) * torch.eye(len(left), dtype=left.dtype)
-        return torch.linalg.solve(left + penalty, reducer @ grams[name]).T
-
-    return _narrowed(model, reducers, regressed, {name: torch.ones(len(reducer)) for name, reducer in reducers.items()})
+        reads[name] = torch.linalg.solve(left + penalty, seen).T
+    return _narrowed(model, reducers, reads)
 
 
 @torch.no_grad()
@@ -115,45 +111,51 @@ def _block(name: str) -> str:
     return name.removesuffix(".conv1")
 
 
-def _clusters(model: ResNet, plan: Plan, seed: Seed) -> dict[str, Tensor]:
+def _averages(model: ResNet, plan: Plan, seed: Seed) -> dict[str, Tensor]:
+    """R of folding, by layer: the mean of each cluster's channels."""
     check_inside_blocks(model, plan)
-    points = {name: _described(blocks(model)[_block(name)]) for name in plan}
-    return {
-        name: cluster_points(points[name], min(plan[name], len(points[name])), torch.ones(len(points[name])), seed=seed) for name in plan
-    }
+    reducers = {}
+    for name, n_channels in plan.items():
+        points = _described(blocks(model)[_block(name)])
+        members = F.one_hot(cluster_points(points, min(n_channels, len(points)), torch.ones(len(points)), seed=seed)).double().T
+        reducers[name] = members / members.sum(1, keepdim=True)
+    return reducers
 
 
 def _described(block: Block) -> Tensor:
     """What k-means sees of the channels inside a block: (C, values), float64 on the CPU."""
-    filters, norm = _normalised(block)
-    return torch.cat([filters.flatten(1), norm, block.conv2.weight.detach().double().cpu().transpose(0, 1).flatten(1)], 1)
+    slices = block.conv2.weight.detach().double().cpu().transpose(0, 1)
+    return torch.cat([values.reshape(len(slices), -1) for values in (*_normalised(block)[:3], slices)], 1)
 
 
-def _normalised(block: Block) -> tuple[Tensor, Tensor]:
-    """The first convolution's filters (C, …) in units of their outputs' standard deviation, and batch norm's weights and biases (C, 2)."""
-    filters, weight, bias = (tensor.detach().double().cpu() for tensor in (block.conv1.weight, block.bn1.weight, block.bn1.bias))
-    deviation = (block.bn1.running_var.double().cpu() + block.bn1.eps).sqrt()
-    return filters / deviation.view(-1, 1, 1, 1), torch.stack([weight, bias], 1)
+def _normalised(block: Block) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The first convolution's filters (C, …) in units of their outputs' standard deviation; and batch norm's weights, biases and means,
+    these in the same units, (C,)."""
+    norm = block.bn1
+    values = (block.conv1.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    filters, weight, bias, mean, variance = (tensor.detach().double().cpu() for tensor in values)
+    deviation = (variance + norm.eps).sqrt()
+    return filters / deviation.view(-1, 1, 1, 1), weight, bias, mean / deviation
 
 
-def _narrowed(model: ResNet, reducers: Mapping[str, Tensor], reads: Callable[[str, Tensor], Tensor], gains: Mapping[str, Tensor]) -> ResNet:
-    """The network with R times the channels of each block, and second convolutions that read them by B = `reads` (name, R)."""
-    state, config = dict(model.state_dict()), model.config
-    inner = dict(config.get("inner_widths") or {})
+def _narrowed(
+    model: ResNet, reducers: Mapping[str, Tensor], reads: Mapping[str, Tensor], gains: Mapping[str, Tensor] | None = None
+) -> ResNet:
+    """The network with R times the channels of each block, second convolutions that read them by B (`reads`), and batch norms' weights
+    times `gains`."""
+    state, inner = dict(model.state_dict()), dict(model.config["inner_widths"])
     for name, reducer in reducers.items():
-        prefix = _block(name)
-        block = blocks(model)[prefix]
-        filters, norm = _normalised(block)
-        deviation = (block.bn1.running_var.double().cpu() + block.bn1.eps).sqrt()
+        block = blocks(model)[_block(name)]
+        filters, weight, bias, mean = _normalised(block)
         kept = {
             "conv1.weight": torch.einsum("kc,cihw->kihw", reducer, filters),
-            "conv2.weight": torch.einsum("ochw,ck->okhw", block.conv2.weight.double().cpu(), reads(name, reducer)),
-            "bn1.weight": reducer @ norm[:, 0] * gains[name],
-            "bn1.bias": reducer @ norm[:, 1],
-            "bn1.running_mean": reducer @ (block.bn1.running_mean.double().cpu() / deviation),
+            "conv2.weight": torch.einsum("ochw,ck->okhw", block.conv2.weight.double().cpu(), reads[name]),
+            "bn1.weight": reducer @ weight * (gains or {}).get(name, 1.0),
+            "bn1.bias": reducer @ bias,
+            "bn1.running_mean": reducer @ mean,
             "bn1.running_var": torch.full((len(reducer),), 1.0 - block.bn1.eps),  # the filters are in these units
         }
-        state |= {f"{prefix}.{key}": value.to(state[f"{prefix}.{key}"]) for key, value in kept.items()}
+        state |= {f"{_block(name)}.{key}": value.to(state[f"{_block(name)}.{key}"]) for key, value in kept.items()}
         inner[name] = len(reducer)
-    small = with_tensors(config | {"inner_widths": inner}, state)
+    small = with_tensors(model.config | {"inner_widths": inner}, state)
     return small.to(next(model.parameters()).device, memory_format=torch.channels_last)

@@ -12,21 +12,19 @@ The result is trained like any other network, while pieces keep their representa
 import copy
 from collections.abc import Mapping
 
-import numpy as np
 import torch
-from sklearn.cluster import KMeans, MiniBatchKMeans
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..arguments import Count, Integer, Seed
 from ..calibration import LayerStatistics
+from ..clustering import cluster_points, usable_weights
 from ..model import OwnNetwork, convolutions
 from .learned_steps import LearnedSteps
 from .quantized_model import ENDS
 
 PIECES = ("filter", "kernel", "row", "weight")
 SCOPES = ("layer", "stage", "network")
-MANY = 50_000  # pieces, from which on k-means goes by batches
 
 
 class Codebook(nn.Module):
@@ -54,21 +52,6 @@ class Coded(nn.Module):
         return pieces.view(weight.shape) * self.scale.view(-1, *[1] * (weight.ndim - 1))
 
 
-def piece_length(name: str, pieces: str, weight: Tensor) -> int:
-    """Weights of a piece of a layer.
-
-    Raises
-    ------
-    ValueError : pieces are none of `PIECES`, or do not divide the layer's filters
-    """
-    if pieces not in PIECES:
-        raise ValueError(f"pieces is {pieces!r}, expected one of {', '.join(PIECES)}")
-    length = {"filter": weight[0].numel(), "kernel": 9, "row": 3, "weight": 1}[pieces]
-    if weight[0].numel() % length:
-        raise ValueError(f"pieces of {length} weights do not divide the filters of {name}, which have {weight[0].numel()}")
-    return length
-
-
 @torch.no_grad()
 def coded(
     model: OwnNetwork,
@@ -92,8 +75,10 @@ def coded(
 
     Raises
     ------
-    ValueError : an unknown piece or scope, pieces that do not divide a filter, more representatives than pieces
+    ValueError : an unknown piece or scope, more representatives than pieces
     """
+    if pieces not in PIECES:
+        raise ValueError(f"pieces is {pieces!r}, expected one of {', '.join(PIECES)}")
     if scope not in SCOPES:
         raise ValueError(f"scope is {scope!r}, expected one of {', '.join(SCOPES)}")
     model = copy.deepcopy(model)
@@ -101,12 +86,13 @@ def coded(
     layers = convolutions(model)
     for name, conv in layers.items():
         if name not in ENDS:
-            length = piece_length(name, pieces, conv.weight)
+            length = {"filter": conv.weight[0].numel(), "kernel": 9, "row": 3, "weight": 1}[pieces]
             place = {"layer": name, "stage": name.split(".")[0], "network": ""}[scope]
             groups.setdefault((place, length), []).append(name)
     for (_, length), names in groups.items():
-        scales = {name: layers[name].weight.flatten(1).double().cpu().square().mean(1).sqrt().clamp(min=1e-12) for name in names}
-        points = {name: (layers[name].weight.flatten(1).double().cpu() / scales[name].unsqueeze(1)).reshape(-1, length) for name in names}
+        weights = {name: layers[name].weight.flatten(1).double().cpu() for name in names}
+        scales = {name: weight.square().mean(1).sqrt().clamp(min=1e-12) for name, weight in weights.items()}
+        points = {name: (weight / scales[name].unsqueeze(1)).reshape(-1, length) for name, weight in weights.items()}
         costs = {name: _costs(statistics, name, scales[name], len(points[name])) for name in names}
         labels, centres = _clustered(torch.cat([*points.values()]), torch.cat([*costs.values()]), n_representatives, seed)
         codebook = Codebook(centres.float())
@@ -130,8 +116,11 @@ def _costs(statistics: Mapping[str, LayerStatistics] | None, name: str, scale: T
 
 
 def _clustered(points: Tensor, costs: Tensor, n_clusters: Integer, seed: Seed) -> tuple[Tensor, Tensor]:
+    """The cluster of each point (N, P), and the clusters' weighted means (k, P)."""
     if n_clusters > len(points):
         raise ValueError(f"n_representatives is {n_clusters}, expected at most the number of pieces, {len(points)}")
-    kind = KMeans if len(points) <= MANY else MiniBatchKMeans
-    kmeans = kind(n_clusters, n_init=1, random_state=seed).fit(points.numpy(), sample_weight=costs.numpy())
-    return torch.from_numpy(kmeans.labels_.astype(np.int64)), torch.from_numpy(kmeans.cluster_centers_)
+    weights = usable_weights(costs)
+    labels = cluster_points(points, n_clusters, weights, seed=seed, n_init=1)
+    zeros = torch.zeros(int(labels.max()) + 1, points.shape[1], dtype=points.dtype)
+    sums = zeros.index_add(0, labels, points * weights.unsqueeze(1))
+    return labels, sums / zeros[:, :1].index_add(0, labels, weights.unsqueeze(1))

@@ -11,6 +11,7 @@ into the scales of the integers behind it, which changes nothing: a filter's fac
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +21,18 @@ from torch.nn.utils import parametrize
 from ..arguments import Integer, Natural
 from ..data import Images
 from ..hardware import full_float32
-from ..model import OwnNetwork, ResNet, blocks, convolutions
-from .post_training import observe
-from .quantized_model import ENDS, ActivationQuantizer, QuantizedResNet, activations, check_bits, layers, normalised_batches
+from ..model import OwnNetwork, ResNet, blocks, convolutions, with_tensors
+from .quantized_model import (
+    BATCH,
+    ENDS,
+    ActivationQuantizer,
+    QuantizedResNet,
+    activations,
+    check_bits,
+    layers,
+    normalised_batches,
+    rounded,
+)
 
 
 class LearnedSteps(nn.Module):
@@ -122,22 +132,23 @@ def aware(model: OwnNetwork, images: Images, weight_bits: Integer, activation_bi
     for name, bits in {"weight_bits": weight_bits, "activation_bits": activation_bits, "end_bits": end_bits}.items():
         check_bits(bits, name)
     images = images.beside(model)
-    plain = _with_ranges(model, images, weight_bits, activation_bits, end_bits)
     network = AwareResNet(model, weight_bits, activation_bits, end_bits).to(images.device).eval()
-    network.input.set_grid(float(plain.input.scale), int(plain.input.offset))
-    means: dict[str, Tensor] = {}
+    inputs = torch.cat(list(normalised_batches(images)))
+    network.input.set_range(float(inputs.min()), float(inputs.max()))
+    names = [*convolutions(model), "fc"]
+    exact = QuantizedResNet(model, dict.fromkeys(names, 16), activation_bits, end_bits).to(images.device).eval()
+    means = dict.fromkeys(activations(exact), 0.0)
 
-    def observer(name: str):
-        def see(layer: nn.Module, inputs: tuple[Tensor]) -> None:
-            means[name] = means.get(name, 0) + inputs[0].mean() * len(inputs[0]) / len(images)
+    def observer(name: str) -> Callable[[Tensor], None]:
+        def see(x: Tensor) -> None:
+            means[name] += x.mean() * len(x) / len(images)
 
         return see
 
-    hooks = [layer.register_forward_pre_hook(observer(name)) for name, layer in activations(plain).items()]
-    for inputs in normalised_batches(images):
-        plain(inputs)
-    for hook in hooks:
-        hook.remove()
+    for name, quantizer in activations(exact).items():  # which have no ranges, so that nothing is rounded
+        quantizer.see = observer(name)
+    for batch in inputs.split(BATCH):
+        exact(batch)
     for name, layer in _learned(network).items():
         layer.step.copy_((2 * means[name] / math.sqrt(layer.highest)).clamp(min=1e-8))
     return network
@@ -149,15 +160,19 @@ def integers(network: AwareResNet) -> QuantizedResNet:
     bits = network.bits
     names = [*convolutions(network.model), "fc"]
     by_layer = {name: bits["ends"] if name in ENDS else bits["weights"] for name in names}
-    plain = _released(network.model)
+    # Under the names of an ordinary network's tensors, with the weights that the steps make.
+    state = {name: tensor for name, tensor in network.model.state_dict().items() if ".parametrizations." not in name}
+    state |= {f"{name}.weight": network.model.get_submodule(name).weight for name in names}
+    plain = with_tensors(network.model.config, {name: tensor.cpu() for name, tensor in state.items()})
     small = QuantizedResNet(plain, by_layer, bits["activations"], bits["ends"]).to(network.act1.step.device).eval()
     for name, layer in layers(small).items():
         trained = network.model.get_submodule(name)
         weight, steps = trained.parametrizations.weight.original, trained.parametrizations.weight[0]
+        codes = steps.codes(weight)
         # What batch norm multiplies a filter by belongs to its scale; where filters are shared, the layer keeps the factors.
-        slope = (layer.float_weight.flatten(1).double() * steps.codes(weight).flatten(1)).sum(1)
-        scale = slope / steps.codes(weight).flatten(1).double().square().sum(1).clamp(min=1)
-        layer.set_codes(steps.codes(weight), torch.where(scale == 0, 1.0, scale))
+        products = (layer.float_weight.double() * codes).flatten(1).sum(1)
+        scale = products / codes.double().square().flatten(1).sum(1).clamp(min=1)
+        layer.set_codes(codes, torch.where(scale == 0, 1.0, scale))
     small.input.set_grid(float(network.input.scale), int(network.input.offset))
     for name, layer in _learned(network).items():
         activations(small)[name].set_grid(float(layer.step), 0)
@@ -172,30 +187,8 @@ def _learned(network: AwareResNet) -> dict[str, LearnedActivations]:
     return found
 
 
-def _with_ranges(model: OwnNetwork, images: Images, weight_bits: Integer, activation_bits: Integer, end_bits: Integer) -> QuantizedResNet:
-    """The network with ranges for activations and weights as they are, whose activations are not rounded."""
-    names = [*convolutions(model), "fc"]
-    network = QuantizedResNet(copy.deepcopy(model).eval(), dict.fromkeys(names, 16), activation_bits, end_bits).to(images.device).eval()
-    observe(network, images, "min-max")
-    for quantizer in activations(network).values():
-        quantizer.enabled = False
-    return network
-
-
-def _released(model: nn.Module) -> ResNet:
-    """The network with the weights that its parametrizations make."""
-    plain = ResNet(**model.config)
-    state = {name: tensor for name, tensor in model.state_dict().items() if ".parametrizations." not in name}
-    for name, layer in {**convolutions(model), "fc": model.fc}.items():
-        state[f"{name}.weight"] = layer.weight
-    plain.load_state_dict({name: tensor.detach().cpu() for name, tensor in state.items()})
-    return plain.eval()
-
-
 def _on_grid(x: Tensor, step: Tensor, lowest: Integer, highest: Integer) -> Tensor:
-    scaled = x / step
-    rounded = scaled + (scaled.round() - scaled).detach()
-    return rounded.clamp(lowest, highest) * step
+    return rounded(x / step).clamp(lowest, highest) * step
 
 
 def _slowed(value: Tensor, factor: float) -> Tensor:

@@ -49,6 +49,11 @@ def quantized(x: Tensor, scale: Tensor | Real, offset: Tensor | Integer, lowest:
     return (x / scale).round().add(offset).clamp(lowest, highest)
 
 
+def rounded(x: Tensor) -> Tensor:
+    """`x` rounded, with the gradient of `x`."""
+    return x + (x.round() - x).detach()
+
+
 class ActivationQuantizer(nn.Module):
     """Rounds a tensor to a grid of `bits`-bit integers; passes it on as it is until it has a range.
 
@@ -86,10 +91,8 @@ class ActivationQuantizer(nn.Module):
         if not self.enabled:
             return x
         scale = self.scale if self.learnt_scale is None else self.learnt_scale
-        steps = x / scale
         # round and clamp with the gradient of clamp, for x and for the scale (Esser et al., *Learned Step Size Quantization*, 2020)
-        rounded = steps + (steps.round() - steps).detach()
-        return ((rounded + self.offset).clamp(0, self.highest) - self.offset) * scale
+        return ((rounded(x / scale) + self.offset).clamp(0, self.highest) - self.offset) * scale
 
 
 class QuantizedLayer(nn.Module):

@@ -245,20 +245,22 @@ def benchmark_accuracy(
 
 def working_settings(settings: Sequence[tuple[str, str]] = SETTINGS) -> list[tuple[str, str]]:
     """Those of `settings`, runtimes and precisions, that this machine can run; a sentence says what is left out, and why."""
+    reasons = {setting: _lacking(*setting) for setting in settings}
+    for reason in dict.fromkeys(filter(None, reasons.values())):
+        print(f"Left out: {', '.join(' in '.join(setting) for setting in settings if reasons[setting] == reason)}: {reason}.")
+    return [setting for setting in settings if not reasons[setting]]
+
+
+def _lacking(runtime: str, precision: str) -> str:
+    """What this machine lacks for a runtime and a precision, or ""."""
     device = default_device().type
-    lacking = {
-        "no compiler works here": [runtime == "compiled" and not can_compile(device) for runtime, _ in settings],
-        "pip install -e '.[export,openvino]' brings it": [
-            runtime in ("onnxruntime", "openvino") and importlib.util.find_spec(runtime) is None for runtime, _ in settings
-        ],
-        "this processor has no instructions for bfloat16": [
-            precision == "bfloat16" and not has_fast_bfloat16("cpu" if runtime == "openvino" else device) for runtime, precision in settings
-        ],
-    }
-    for reason, lacks in lacking.items():
-        if left_out := [" in ".join(setting) for setting, missing in zip(settings, lacks, strict=True) if missing]:
-            print(f"Left out: {', '.join(left_out)}: {reason}.")
-    return [setting for setting, *reasons in zip(settings, *lacking.values(), strict=True) if not any(reasons)]
+    if runtime == "compiled" and not can_compile(device):
+        return "no compiler works here"
+    if runtime in ("onnxruntime", "openvino") and importlib.util.find_spec(runtime) is None:
+        return "pip install -e '.[export,openvino]' brings it"
+    if precision == "bfloat16" and not has_fast_bfloat16("cpu" if runtime == "openvino" else device):
+        return "this processor has no instructions for bfloat16"
+    return ""
 
 
 def benchmark_inference(

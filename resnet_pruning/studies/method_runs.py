@@ -94,8 +94,7 @@ class MethodRuns(FineTuningRuns):
         network = METHODS[point.method](self, point.level, point.seed)
         seconds = time.perf_counter() - start
         if point.stage == "fine-tuned":
-            if point.method in SOLVED:
-                network = rescale_like(network, self.material.network)
+            network = self.ready_to_train(network, point.method)
             self._fine_tuned(network, point, point.n_images)
         shares = is_constrained(network)
         network = plain(network)
@@ -103,18 +102,21 @@ class MethodRuns(FineTuningRuns):
             network = calibration.reestimate_batch_norm(network, self.material.calibration)
         if shares:
             network = compaction.compact(network)
-        size = {name: getattr(cost, name)(network) for name in ("parameters", "macs", "size_in_bytes")}
+        size = {"parameters": cost.parameters(network), "macs": cost.macs(network), "bytes": cost.size_in_bytes(network)}
         row = self.judged(network, point.images, size)
-        whole = cost.size_in_bytes(self.material.network)
         return {
             "family": FAMILY_OF[point.method],
             **row,
-            "bytes_share": round(size["size_in_bytes"] / whole, 4),
+            "bytes_share": round(size["bytes"] / cost.size_in_bytes(self.material.network), 4),
             "teacher": Path(self.taught_by or self.checkpoint).stem if point.stage == "fine-tuned" else None,
             "chosen_on": "held-out training images",
             "seconds_pruning": round(seconds, 2),
             "seconds": round(time.perf_counter() - start, 1),
         }
+
+    def ready_to_train(self, network: nn.Module, method: str) -> nn.Module:
+        """What a method made, as fine-tuning starts from it: those that are solved for have the base's scales again."""
+        return rescale_like(network, self.material.network) if method in SOLVED else network
 
     def weight_points(
         self, sparsities: Sequence[Real], criteria: Sequence[str], images: str = "test", **choices: Sequence

@@ -11,8 +11,6 @@ from typing import Any
 import pandas as pd
 
 from .. import evaluation
-from ..arguments import Seed
-from ..compression.by_plan import rescale_like
 from ..files import ROOT, results_folder
 from ..training import Recipe
 from .base import choosing_checkpoint
@@ -43,17 +41,13 @@ class ProtocolPoint:
     recipe: Recipe = SGD
 
 
-def _changed(recipe: Recipe, **changes: Any) -> Recipe:
-    return dataclasses.replace(recipe, **changes)
-
-
 TRIALS: dict[str, tuple[Recipe, str]] = {
-    **{f"SGD {rate:g}": (_changed(SGD, learning_rate=rate), "") for rate in (0.02, 0.05, 0.1)},
-    **{f"Muon {rate:g}": (_changed(MUON, learning_rate=rate), "") for rate in (0.003, 0.01, 0.02)},
-    "Muon 0.01, small crops first": (_changed(MUON, small_share=0.5), ""),
+    **{f"SGD {rate:g}": (dataclasses.replace(SGD, learning_rate=rate), "") for rate in (0.02, 0.05, 0.1)},
+    **{f"Muon {rate:g}": (dataclasses.replace(MUON, learning_rate=rate), "") for rate in (0.003, 0.01, 0.02)},
+    "Muon 0.01, small crops first": (dataclasses.replace(MUON, small_share=0.5), ""),
     "Muon 0.01, taught by doubled widths": (MUON, "resnet20_wide"),
-    "Muon 0.01, averaged over longer": (_changed(MUON, ema=0.999), ""),
-    "Muon 0.01, weight decay 0.01": (_changed(MUON, weight_decay=0.01), ""),
+    "Muon 0.01, averaged over longer": (dataclasses.replace(MUON, ema=0.999), ""),
+    "Muon 0.01, weight decay 0.01": (dataclasses.replace(MUON, weight_decay=0.01), ""),
 }
 
 
@@ -62,7 +56,7 @@ def run_trials(runs: MethodRuns, points: list[ProtocolPoint], csv: Any, progress
 
     def run(point: ProtocolPoint) -> dict[str, Any]:
         material = runs.material
-        network = rescale_like(_pruned(runs, point.method, point.level, point.seed), material.network)
+        network = runs.ready_to_train(METHODS[point.method](runs, point.level, point.seed), point.method)
         taught = dataclasses.replace(runs, taught_by=str(ROOT / "checkpoints" / f"{point.teacher}.pt") if point.teacher else "")
         history = taught.fine_tune(network, material.trained_on("training"), point.recipe, point)
         accuracy = evaluation.accuracy(network, material.images("training"))
@@ -71,10 +65,6 @@ def run_trials(runs: MethodRuns, points: list[ProtocolPoint], csv: Any, progress
         return row | {"train_accuracy": round(history.train_accuracy.iloc[-1], 2), "seconds": round(history.seconds.sum(), 1)}
 
     return run_sweep(run, points, csv, progress).sort_values("held_out_accuracy", ascending=False, ignore_index=True)
-
-
-def _pruned(runs: MethodRuns, method: str, level: float, seed: Seed) -> Any:
-    return METHODS[method](runs, level, seed)
 
 
 def main() -> None:
