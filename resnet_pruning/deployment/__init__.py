@@ -1,1 +1,1 @@
-"""Networks outside of training: runtimes, export, and time."""
+"""Networks outside of training: runtimes, export, time, and what bounds it."""
