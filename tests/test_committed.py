@@ -14,7 +14,7 @@ from resnet_pruning.studies import base, method_runs, quantization_runs
 from resnet_pruning.studies.pruning_runs import PruningRuns
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MEASURED = base.base_checkpoint("cifar10", "full")  # the network that the sweeps were made on
+MEASURED = base.base_checkpoint("cifar10", "full", first=True)  # the network that the sweeps were made on
 CHECKPOINT = str(MEASURED)
 FIGURES = sorted((ROOT / "figures").glob("*.png"))
 
@@ -75,7 +75,7 @@ def test_compact_checkpoints_have_the_size_and_the_accuracy_that_they_claim(cifa
 
 def test_the_checkpoint_for_choices_has_not_seen_the_images_that_it_is_judged_on(cifar10):
     """A network that had would know more than 95 % of them."""
-    network, facts = checkpoints.load_checkpoint(base.choosing_checkpoint("cifar10", "full"))
+    network, facts = checkpoints.load_checkpoint(base.choosing_checkpoint("cifar10", "full", first=True))
     _, held_out = data.hold_out(cifar10[0], 5000)
     assert facts["n_train_images"] == 45_000
     assert evaluation.accuracy(network, held_out) == pytest.approx(facts["held_out_accuracy"], abs=0.1) and facts["held_out_accuracy"] < 92

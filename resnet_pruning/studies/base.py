@@ -124,22 +124,22 @@ def checkpoint(name: str, dataset: str, profile: str, anew: bool = False) -> Pat
     return path
 
 
-def base_checkpoint(dataset: str, profile: str) -> Path:
-    """Path of the checkpoint of the network that is pruned, see `checkpoint`."""
-    return checkpoint(_measured("resnet20", dataset), dataset, profile)
+def base_checkpoint(dataset: str, profile: str, first: bool = False) -> Path:
+    """Path of the checkpoint of the network that is pruned, see `checkpoint`.
+
+    Parameters
+    ----------
+    first : the network of the first training, whose results are in the notebooks that have not been run on the present one yet
+    """
+    return checkpoint("resnet20_first" if first and dataset == "cifar10" else "resnet20", dataset, profile)
 
 
-def choosing_checkpoint(dataset: str, profile: str) -> Path:
+def choosing_checkpoint(dataset: str, profile: str, first: bool = False) -> Path:
     """Path of the checkpoint that settings of fine-tuning are chosen with: it has never seen the held-out tenth of the training images.
 
     A network remembers the images that it was trained on, so on these the gentlest fine-tuning would look best.
     """
-    return checkpoint(_measured("resnet20_choosing", dataset), dataset, profile)
-
-
-def _measured(name: str, dataset: str) -> str:
-    """The network that the committed results were measured on: its first training, until they are measured on the present one."""
-    return name.replace("resnet20", "resnet20_first") if dataset == "cifar10" else name
+    return checkpoint("resnet20_first_choosing" if first and dataset == "cifar10" else "resnet20_choosing", dataset, profile)
 
 
 def histories(dataset: str, profile: str) -> pd.DataFrame:

@@ -387,7 +387,7 @@ def main() -> None:
         print(table.to_string(index=False))
     else:
         batch_sizes = (arguments.batch_size,) if arguments.batch_size else BATCH_SIZES
-        networks, (training, test) = compact_checkpoints(base_checkpoint("cifar10", "full")), load_images("cifar10")
+        networks, (training, test) = compact_checkpoints(base_checkpoint("cifar10", "full", first=True)), load_images("cifar10")
         table = benchmark_inference(networks, batch_sizes, images=test, calibration=training, rounds=arguments.rounds or 15)
         record(table, ROOT / "figures" / "benchmark_inference.csv")
         print(table.drop(columns=["torch", "rounds"]).to_string(index=False))

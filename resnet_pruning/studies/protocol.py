@@ -11,12 +11,13 @@ from typing import Any
 import pandas as pd
 
 from .. import evaluation
-from ..files import ROOT, results_folder
+from ..files import ROOT, required, results_folder
 from ..training import Recipe
 from .base import choosing_checkpoint
 from .method_runs import METHODS, MethodRuns
 from .sweeps import run_sweep
 
+FIRST = "by sensitivity, inside blocks"  # what all trials are run on; learning rates are chosen for a method of each family
 SGD = Recipe(epochs=10, learning_rate=0.05, warmup_epochs=0.5, ema=0.995, small_share=0.0, views=5)
 MUON = dataclasses.replace(SGD, optimizer="Muon", learning_rate=0.01, weight_decay=0.05)
 
@@ -34,7 +35,7 @@ class ProtocolPoint:
 
     base: str
     trial: str
-    method: str = "by sensitivity, inside blocks"
+    method: str = FIRST
     level: float = 0.5
     seed: int = 0
     teacher: str = ""
@@ -72,10 +73,19 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", choices=list(TRIALS), default=list(TRIALS), metavar="TRIAL", help="some of: " + "; ".join(TRIALS)
     )
-    chosen = parser.parse_args().only
+    parser.add_argument(
+        "--methods", nargs="+", choices=list(METHODS), default=[FIRST], metavar="METHOD", help="some of method_runs.METHODS"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    arguments = parser.parse_args()
     runs = MethodRuns(str(choosing_checkpoint("cifar10", "full")), "cifar10")
-    points = [ProtocolPoint(runs.base, name, recipe=TRIALS[name][0], teacher=TRIALS[name][1]) for name in chosen]
-    print(run_trials(runs, points, results_folder("cifar10", "full") / "figures" / "protocol_trials.csv").to_string())
+    points = [
+        ProtocolPoint(runs.base, name, method, teacher=TRIALS[name][1], recipe=TRIALS[name][0])
+        for method in arguments.methods
+        for name in arguments.only
+    ]
+    with required("joblib", "studies").parallel_config(n_jobs=arguments.jobs):
+        print(run_trials(runs, points, results_folder("cifar10", "full") / "figures" / "protocol_trials.csv").to_string())
 
 
 if __name__ == "__main__":
