@@ -4,13 +4,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_pruning import IMAGES, NETWORK
+from test_pruning import IMAGES, NETWORK, replaced
 
-from resnet_pruning import calibration, model, quantization
-from resnet_pruning.quantization import codebooks
+from resnet_pruning import calibration, checkpoints, compaction, model, plans, quantization
+from resnet_pruning.quantization import codebooks, coded_files
 from resnet_pruning.training import Recipe, train
 
-LENGTHS = {"kernel": 9, "row": 3, "weight": 1}
+LENGTHS = {"pair of kernels": 18, "kernel": 9, "row": 3, "weight": 1}
+EVEN = model.ResNet(8, (4, 8, 8))  # channels come in pairs
+COMPACT = compaction.compact(replaced(plans.uniform(NETWORK, 4), distance="correlation", mergeable=True))
 STATISTICS = calibration.layer_statistics(NETWORK, IMAGES[:60])
 
 
@@ -18,10 +20,14 @@ def inner(network):
     return {name: conv for name, conv in model.convolutions(network).items() if name != "conv1"}
 
 
-@given(st.sampled_from(codebooks.PIECES), st.sampled_from(codebooks.SCOPES), st.integers(1, 6), st.booleans())
+@given(
+    st.sampled_from(codebooks.PIECES), st.sampled_from(codebooks.SCOPES), st.integers(1, 6), st.booleans(),
+    st.sampled_from(codebooks.REPRESENTATIVES),
+)  # fmt: skip
 @settings(deadline=None, max_examples=20)
-def test_each_piece_is_a_representative_times_its_filters_scale(pieces, scope, n, weighted):
-    coded = quantization.coded(NETWORK, n, pieces=pieces, scope=scope, statistics=STATISTICS if weighted else None)
+def test_each_piece_is_a_representative_times_its_filters_scale(pieces, scope, n, weighted, representatives):
+    statistics = STATISTICS if weighted else None
+    coded = quantization.coded(NETWORK, n, pieces=pieces, scope=scope, representatives=representatives, statistics=statistics)
     books = {}
     for name, conv in inner(coded).items():
         length = LENGTHS.get(pieces, conv.weight[0].numel())
@@ -70,10 +76,132 @@ def test_training_moves_representatives_and_keeps_labels(digits):
     assert coded.layer2[0].conv1.parametrizations.weight[0].codebook is code.codebook
 
 
+def test_renewed_pieces_go_to_the_nearest_representative(digits):
+    coded = quantization.coded(EVEN, 8, renew_every=1)
+    code = coded.layer1[0].conv1.parametrizations.weight[0]
+    recipe = Recipe(epochs=2, batch_size=32, warmup_epochs=0, ema=0, small_share=0, learning_rate=0.05)
+    before = torch.cat([each.labels for each in codes(coded)])
+    train(coded, digits[0][:96], recipe, progress=False)
+    assert not torch.equal(torch.cat([each.labels for each in codes(coded)]), before) and code.n_passes == 6
+    conv = coded.train().layer1[0].conv1
+    weight, labels = conv.weight, code.labels  # a forward pass renews them
+    points = (conv.parametrizations.weight.original / code.scale.view(-1, 1, 1, 1)).reshape(-1, 9)
+    assert torch.equal(labels, torch.cdist(points, code.codebook.representatives).argmin(1))
+    weight.sum().backward()
+    assert (conv.parametrizations.weight.original.grad == 1).all() and code.codebook.representatives.grad.abs().sum() > 0
+
+
+def test_random_representatives_are_pieces_and_fit_worse():
+    clustered, drawn = (quantization.coded(NETWORK, 6, representatives=kind) for kind in codebooks.REPRESENTATIVES)
+    (representatives,) = {code.codebook.representatives for code in codes(drawn)}
+    pieces = torch.cat([(conv.weight / conv.weight.flatten(1).square().mean(1).sqrt().view(-1, 1, 1, 1)).reshape(-1, 9)
+                        for conv in inner(NETWORK).values()])  # fmt: skip
+    assert torch.cdist(representatives, pieces).min(1).values.max() < 1e-3
+    error = {
+        kind: sum((inner(network)[name].weight - conv.weight).square().sum() for name, conv in inner(NETWORK).items())
+        for kind, network in {"k-means": clustered, "random": drawn}.items()
+    }
+    assert error["k-means"] < error["random"]
+
+
+def codes(network):
+    return [conv.parametrizations.weight[0] for conv in inner(network).values()]
+
+
+@pytest.mark.parametrize("network", [EVEN, COMPACT], ids=["whole", "compact"])
+@pytest.mark.parametrize(
+    ("pieces", "scope", "n"), [("kernel", "network", 5), ("row", "layer", 3), ("weight", "stage", 2), ("filter", "layer", 4)]
+)
+def test_files_give_back_the_network(network, pieces, scope, n, tmp_path):
+    coded = quantization.coded(network, n, pieces=pieces, scope=scope).eval()
+    quantization.save_coded(tmp_path / "a.pt", coded, {"seed": 1})
+    read, facts = quantization.load_coded(tmp_path / "a.pt")
+    inputs = IMAGES.normalised(IMAGES[:8].pixels)
+    expected = coded(inputs)
+    assert facts == {"seed": 1} and (read(inputs) - expected).abs().max() < 5e-3 * expected.abs().max()
+    assert sorted(read.state_dict()) == sorted(network.state_dict())
+    if pieces == "weight":
+        assert len(read.layer3[0].conv2.weight.unique()) <= n
+
+
+def test_sixteen_bit_networks_come_back_exactly(tmp_path):
+    """Rounding is all that a file changes: a network that needs none is the same."""
+    coded = quantization.coded(EVEN, 4, pieces="kernel").eval()
+    with torch.no_grad():
+        for code in {code.codebook: code for code in codes(coded)}.values():
+            code.codebook.representatives.copy_(code.codebook.representatives.half())
+        for name, norm in model.batch_norms(coded).items():
+            norm.running_mean.zero_(), norm.running_var.fill_(1 - norm.eps)
+            code = coded.get_submodule(name).parametrizations.weight[0]
+            (code.scale if name != "conv1" else code.steps).fill_(0.25)
+        coded.fc.parametrizations.weight[0].steps.fill_(0.5)
+        coded.fc.bias.zero_()
+    quantization.save_coded(tmp_path / "a.pt", coded, {})
+    inputs = IMAGES.normalised(IMAGES[:8].pixels)
+    torch.testing.assert_close(quantization.load_coded(tmp_path / "a.pt")[0](inputs), coded(inputs), rtol=1e-5, atol=1e-5)
+
+
+def test_indices_take_about_their_entropy():
+    generator = torch.Generator().manual_seed(0)
+    for shares in (torch.ones(64), torch.rand(100, generator=generator) ** 3, torch.tensor([0.7, 0.1, 0.1, 0.1])):
+        shares = shares / shares.sum()
+        indices = torch.multinomial(shares, 30_000, replacement=True, generator=generator)
+        _, packed = coded_files._entropy_coded(indices, len(shares))
+        entropy = -(shares * shares.log2()).sum().item() * len(indices) / 8
+        assert entropy < len(packed) < 1.06 * entropy
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": lambda data: data[:-1]}, "bytes of tensors, expected"),
+        ({"sizes": lambda sizes: [3]}, "bytes of tensors, expected|has the index"),
+        ({"n_bytes": lambda n: n - 9}, "do not fill"),
+        ({"coding": lambda coding: {"pieces": "filters", "scope": "network"}}, "KeyError"),
+        ({"bits": lambda bits: 1}, "do not fill"),
+        ({"config": lambda config: config | {"depth": 14}}, "do not fill"),
+    ],
+)
+def test_damaged_files_are_refused(change, message, tmp_path):
+    quantization.save_coded(tmp_path / "a.pt", quantization.coded(EVEN, 4), {})
+    content = checkpoints.read_tensors(tmp_path / "a.pt")
+    checkpoints.write_tensors(content | {name: altered(content[name]) for name, altered in change.items()}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=f"is damaged: .*({message})"):
+        quantization.load_coded(tmp_path / "a.pt")
+
+
+def test_an_index_beyond_its_codebook_is_refused(tmp_path):
+    coded = quantization.coded(EVEN, 4)
+    codes(coded)[0].labels[0] = 4
+    with pytest.raises(ValueError, match=r"layer1.0.conv1 has the index 4, expected at most 3"):
+        quantization.save_coded(tmp_path / "a.pt", coded, {})
+    assert not (tmp_path / "a.pt").exists()
+    quantization.save_coded(tmp_path / "a.pt", quantization.coded(EVEN, 5), {})
+    content = checkpoints.read_tensors(tmp_path / "a.pt")
+    n, data = content["n_bytes"], content["data"]
+    checkpoints.write_tensors(content | {"sizes": [4], "data": torch.cat([data[:n], data[n + 18 :]])}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"is damaged: .* has the index 4, expected at most 3"):
+        quantization.load_coded(tmp_path / "a.pt")
+
+
+def test_other_networks_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="ResNet has no codebooks, expected a network from quantization.coded"):
+        quantization.save_coded(tmp_path / "a.pt", EVEN, {})
+    checkpoints.save_checkpoint(tmp_path / "b.pt", EVEN, {})
+    with pytest.raises(ValueError, match="holds no network of codebooks"):
+        quantization.load_coded(tmp_path / "b.pt")
+
+
 def test_what_makes_no_sense_is_refused():
-    with pytest.raises(ValueError, match="pieces is 'pair', expected one of filter, kernel, row, weight"):
+    with pytest.raises(ValueError, match="pieces is 'pair', expected one of filter, pair of kernels, kernel, row, weight"):
         quantization.coded(NETWORK, 4, pieces="pair")
     with pytest.raises(ValueError, match="scope is 'block', expected one of layer, stage, network"):
         quantization.coded(NETWORK, 4, scope="block")
     with pytest.raises(ValueError, match="n_representatives is 99999, expected at most the number of pieces, "):
         quantization.coded(NETWORK, 99999)
+    with pytest.raises(ValueError, match="representatives is 'best', expected one of k-means, random"):
+        quantization.coded(NETWORK, 4, representatives="best")
+    with pytest.raises(
+        ValueError, match="pieces is 'pair of kernels', of 18 weights, expected a divisor of the 45 of a filter of layer1.0.conv1"
+    ):
+        quantization.coded(model.ResNet(8, (5, 8, 8)), 4, pieces="pair of kernels")

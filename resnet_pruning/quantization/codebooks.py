@@ -1,9 +1,11 @@
 """Codebooks: pieces of the convolutions' weights are clustered, and each piece is stored as the number of its representative.
 
-A piece is a filter, a kernel of 3×3, a row of a kernel, or a single weight; a codebook serves a layer, a stage or the network. Each
-filter has a scale, by which its pieces are divided before they are compared (Han et al., *Deep Compression*, ICLR 2016, for weights; Gong
-et al., *Compressing Deep Convolutional Networks using Vector Quantization*, 2014, for vectors). The first and the last layer have 8 bits.
-The result is trained like any other network, while pieces keep their representatives, whose gradients are the sums of their members'::
+A piece is a filter, a pair of kernels, a kernel of 3×3, a row of a kernel, or a single weight; a codebook serves a layer, a stage or the
+network. Each filter has a scale, by which its pieces are divided before they are compared (Han et al., *Deep Compression*, ICLR 2016, for
+weights; Gong et al., *Compressing Deep Convolutional Networks using Vector Quantization*, 2014, for vectors). The first and the last layer
+have 8 bits.
+The result is trained like any other network, while representatives get the sum of their members' gradients, and pieces keep their
+representatives or go to the nearest one from time to time::
 
     coded = quantization.coded(network, 64, pieces="kernel", scope="network")
     train(coded, images, recipe, teacher=network)
@@ -16,15 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..arguments import Count, Integer, Seed
+from ..arguments import Count, Integer, Natural, Seed
 from ..calibration import LayerStatistics
 from ..clustering import cluster_points, usable_weights
 from ..model import OwnNetwork, convolutions
 from .learned_steps import LearnedSteps
 from .quantized_model import ENDS
 
-PIECES = ("filter", "kernel", "row", "weight")
+LENGTHS = {"filter": 0, "pair of kernels": 18, "kernel": 9, "row": 3, "weight": 1}  # in weights; a filter has its own
+PIECES = tuple(LENGTHS)
 SCOPES = ("layer", "stage", "network")
+REPRESENTATIVES = ("k-means", "random")
 
 
 class Codebook(nn.Module):
@@ -36,20 +40,41 @@ class Codebook(nn.Module):
 
 
 class Coded(nn.Module):
-    """A weight (N, …) whose pieces are representatives, times a scale for each filter."""
+    """A weight (N, …) whose pieces are representatives, times a scale for each filter.
 
-    def __init__(self, codebook: Codebook, labels: Tensor, scale: Tensor):
+    Where assignments are renewed, the weight is trained with the gradient of what stands for it, and in the first forward pass in training
+    mode and every `renew_every`-th one after it each piece goes to the nearest representative. With 0 they remain as they are.
+    """
+
+    def __init__(self, codebook: Codebook, labels: Tensor, scale: Tensor, renew_every: Integer = 0):
         super().__init__()
         self.codebook = codebook
+        self.renew_every = renew_every
         self.register_buffer("labels", labels)
+        self.register_buffer("n_passes", torch.zeros((), dtype=torch.long))
         self.scale = nn.Parameter(scale)
 
     def extra_repr(self) -> str:  # a training is known by what is printed of its network, see `training.train`
-        return f"{len(self.labels)} pieces of {self.codebook.representatives.shape[1]} weights"
+        return f"{len(self.labels)} pieces of {self.codebook.representatives.shape[1]} weights, renew_every={self.renew_every}"
 
     def forward(self, weight: Tensor) -> Tensor:
-        pieces = self.codebook.representatives[self.labels]
-        return pieces.view(weight.shape) * self.scale.view(-1, *[1] * (weight.ndim - 1))
+        labels = self.labels
+        if self.training and self.renew_every:
+            self.n_passes.add_(1)
+            due = self.n_passes % self.renew_every == 1 % self.renew_every  # a choice between tensors, as in `finetuning.Projected`
+            labels = torch.where(due, self._nearest(weight.detach()), self.labels)
+            self.labels.copy_(labels)
+        pieces = self.codebook.representatives[labels]
+        value = pieces.view(weight.shape) * self.scale.view(-1, *[1] * (weight.ndim - 1))
+        return value + (weight - weight.detach()) if self.renew_every else value
+
+    def _nearest(self, weight: Tensor) -> Tensor:
+        """The representative of each piece with the smallest squared error, but for what is the same for all of them."""
+        representatives, n_each = self.codebook.representatives.detach(), len(self.labels) // len(weight)
+        scale = self.scale.detach().repeat_interleave(n_each).unsqueeze(1)
+        with torch.autocast(weight.device.type, enabled=False):
+            products = weight.reshape(len(self.labels), -1) @ representatives.T
+            return (scale.square() * representatives.square().sum(1) - 2 * scale * products).argmin(1)
 
 
 @torch.no_grad()
@@ -59,6 +84,8 @@ def coded(
     *,
     pieces: str = "kernel",
     scope: str = "network",
+    representatives: str = "k-means",
+    renew_every: Natural = 0,
     statistics: Mapping[str, LayerStatistics] | None = None,
     seed: Seed = 0,
 ) -> nn.Module:
@@ -69,41 +96,59 @@ def coded(
     n_representatives : in each codebook
     pieces : one of `PIECES`
     scope : one of `SCOPES`: how many layers share a codebook. Filters of other lengths are never in one
+    representatives : "k-means", or "random": pieces drawn by chance, which are a control
+    renew_every : training steps between two assignments of pieces to representatives; 0 keeps the first
     statistics : from `calibration.layer_statistics`; with them, k-means weights a piece by what its error costs the logits: how much they
         depend on the filter's output, times the mean square of what the piece is multiplied by
-    seed : of k-means
+    seed : of k-means, or of what is drawn
 
     Raises
     ------
-    ValueError : an unknown piece or scope, more representatives than pieces
+    ValueError : an unknown piece, scope or kind of representatives, pieces that do not divide a filter, more representatives than pieces
     """
     if pieces not in PIECES:
         raise ValueError(f"pieces is {pieces!r}, expected one of {', '.join(PIECES)}")
     if scope not in SCOPES:
         raise ValueError(f"scope is {scope!r}, expected one of {', '.join(SCOPES)}")
+    if representatives not in REPRESENTATIVES:
+        raise ValueError(f"representatives is {representatives!r}, expected one of {', '.join(REPRESENTATIVES)}")
     model = copy.deepcopy(model)
-    groups: dict[tuple, list[str]] = {}
     layers = convolutions(model)
-    for name, conv in layers.items():
-        if name not in ENDS:
-            length = {"filter": conv.weight[0].numel(), "kernel": 9, "row": 3, "weight": 1}[pieces]
-            place = {"layer": name, "stage": name.split(".")[0], "network": ""}[scope]
-            groups.setdefault((place, length), []).append(name)
-    for (_, length), names in groups.items():
+    for (_, length), names in groups(model, pieces, scope).items():
         weights = {name: layers[name].weight.flatten(1).double().cpu() for name in names}
         scales = {name: weight.square().mean(1).sqrt().clamp(min=1e-12) for name, weight in weights.items()}
         points = {name: (weight / scales[name].unsqueeze(1)).reshape(-1, length) for name, weight in weights.items()}
         costs = {name: _costs(statistics, name, scales[name], len(points[name])) for name in names}
-        labels, centres = _clustered(torch.cat([*points.values()]), torch.cat([*costs.values()]), n_representatives, seed)
+        find = _clustered if representatives == "k-means" else _drawn
+        labels, centres = find(torch.cat([*points.values()]), torch.cat([*costs.values()]), n_representatives, seed)
         codebook = Codebook(centres.float())
         for name, part in zip(names, labels.split([len(own) for own in points.values()]), strict=True):
-            code = Coded(codebook, part, scales[name].float()).to(layers[name].weight.device)
+            code = Coded(codebook, part, scales[name].float(), int(renew_every)).to(layers[name].weight.device)
             parametrize.register_parametrization(layers[name], "weight", code, unsafe=True)
-            layers[name].parametrizations.weight.original.requires_grad_(False)
+            layers[name].parametrizations.weight.original.requires_grad_(renew_every > 0)
     for name in ENDS:
         layer = model.get_submodule(name)
         parametrize.register_parametrization(layer, "weight", LearnedSteps(layer.weight, 8).to(layer.weight.device), unsafe=True)
+    model.coding = {"pieces": pieces, "scope": scope}  # for `save_coded`
     return model
+
+
+def groups(model: nn.Module, pieces: str, scope: str) -> dict[tuple[str, int], list[str]]:
+    """The layers that share a codebook, front to back, by its place in the network and the length of its representatives.
+
+    Raises
+    ------
+    ValueError : pieces that do not divide a filter
+    """
+    found: dict[tuple[str, int], list[str]] = {}
+    for name, conv in convolutions(model).items():
+        if name not in ENDS:
+            n_weights = conv.in_channels * 9
+            length = LENGTHS[pieces] or n_weights
+            if n_weights % length:
+                raise ValueError(f"pieces is {pieces!r}, of {length} weights, expected a divisor of the {n_weights} of a filter of {name}")
+            found.setdefault(({"layer": name, "stage": name.split(".")[0], "network": ""}[scope], length), []).append(name)
+    return found
 
 
 def _costs(statistics: Mapping[str, LayerStatistics] | None, name: str, scale: Tensor, n_pieces: Integer) -> Tensor:
@@ -117,10 +162,21 @@ def _costs(statistics: Mapping[str, LayerStatistics] | None, name: str, scale: T
 
 def _clustered(points: Tensor, costs: Tensor, n_clusters: Integer, seed: Seed) -> tuple[Tensor, Tensor]:
     """The cluster of each point (N, P), and the clusters' weighted means (k, P)."""
-    if n_clusters > len(points):
-        raise ValueError(f"n_representatives is {n_clusters}, expected at most the number of pieces, {len(points)}")
+    _check_number(n_clusters, points)
     weights = usable_weights(costs)
     labels = cluster_points(points, n_clusters, weights, seed=seed, n_init=1)
     zeros = torch.zeros(int(labels.max()) + 1, points.shape[1], dtype=points.dtype)
     sums = zeros.index_add(0, labels, points * weights.unsqueeze(1))
     return labels, sums / zeros[:, :1].index_add(0, labels, weights.unsqueeze(1))
+
+
+def _drawn(points: Tensor, costs: Tensor, n_clusters: Integer, seed: Seed) -> tuple[Tensor, Tensor]:
+    """The nearest of some of the points, drawn by chance, for each point (N, P), and these (k, P)."""
+    _check_number(n_clusters, points)
+    drawn = points[torch.randperm(len(points), generator=torch.Generator().manual_seed(int(seed)))[:n_clusters]]
+    return (drawn.square().sum(1) - 2 * points @ drawn.T).argmin(1), drawn
+
+
+def _check_number(n_clusters: Integer, points: Tensor) -> None:
+    if n_clusters > len(points):
+        raise ValueError(f"n_representatives is {n_clusters}, expected at most the number of pieces, {len(points)}")

@@ -75,7 +75,8 @@ def _rebuilt(content: Mapping[str, Any]) -> QuantizedResNet:
     for name in content["layers_with_levels"]:
         layer = layers(network)[name]
         layer.levels = torch.zeros(2**layer.bits, dtype=torch.int32)
-    tensors = _split(content["data"], _stored(network))
+    stored = _stored(network)
+    tensors = split_bytes(inflated(content["data"], sum(tensor.nbytes for tensor in stored.values())), stored)
     for name, layer in layers(network).items():
         codes = unpack(tensors[f"{name}.codes"], layer.bits, layer.codes.shape) + layer.ends[0]
         levels = tensors.get(f"{name}.levels")
@@ -99,14 +100,23 @@ def _stored(network: QuantizedResNet) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _split(deflated: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the types and shapes of `like` from deflated bytes, none of which are read beyond what these need."""
+def inflated(deflated: Tensor, n_bytes: Integer) -> Tensor:
+    """Deflated bytes as they were, a uint8 tensor; no more than `n_bytes` are made, and a ValueError says where they are not as many."""
+    data = zlib.decompressobj().decompress(deflated.numpy().tobytes(), n_bytes + 1)
+    if len(data) != n_bytes:
+        raise ValueError(f"its weights do not fill {n_bytes} bytes")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def split_bytes(data: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the types and shapes of `like` from bytes, a uint8 tensor."""
     sizes = [tensor.nbytes for tensor in like.values()]
-    data = zlib.decompressobj().decompress(deflated.numpy().tobytes(), sum(sizes) + 1)
     if len(data) != sum(sizes):
-        raise ValueError(f"its weights do not fill {sum(sizes)} bytes")
-    parts = torch.frombuffer(bytearray(data), dtype=torch.uint8).split(sizes)
-    return {name: part.clone().view(tensor.dtype).view(tensor.shape) for (name, tensor), part in zip(like.items(), parts, strict=True)}
+        raise ValueError(f"it has {len(data)} bytes of tensors, expected {sum(sizes)}")
+    return {
+        name: part.clone().view(tensor.dtype).view(tensor.shape)
+        for (name, tensor), part in zip(like.items(), data.split(sizes), strict=True)
+    }
 
 
 def pack(codes: Tensor, bits: Integer) -> Tensor:

@@ -33,7 +33,7 @@ class Training:
     Attributes
     ----------
     recipe : hyper-parameters
-    stage_widths : of the network, see `model.ResNet`
+    stage_widths, depth : of the network, see `model.ResNet`
     teacher : name of the network that is imitated, or ""
     holds_out : whether a tenth of the training images (always the same) is left out and judged on
     dtype : of the weights in the file
@@ -41,16 +41,21 @@ class Training:
 
     recipe: Recipe
     stage_widths: tuple[int, int, int] = (16, 32, 64)
+    depth: int = 20
     teacher: str = ""
     holds_out: bool = False
     dtype: torch.dtype = torch.float32
 
 
 TAUGHT = Training(dataclasses.replace(LONG, epochs=120, views=10), teacher="resnet20_wide")
+SMALLER = dataclasses.replace(TAUGHT, recipe=dataclasses.replace(TAUGHT.recipe, epochs=130))
 TRAININGS = {
     "resnet20_wide": Training(LONG, stage_widths=(32, 64, 128), holds_out=True, dtype=torch.float16),
     "resnet20": TAUGHT,
     "resnet20_choosing": dataclasses.replace(TAUGHT, holds_out=True),
+    # Controls of pruning: half of the MACs from the start, for as many epochs as the base and its fine-tuning have together.
+    "resnet20_half": dataclasses.replace(SMALLER, stage_widths=(11, 23, 45)),
+    "resnet14_half": dataclasses.replace(SMALLER, stage_widths=(14, 28, 56), depth=14),
 }
 # On digits, where they take seconds.
 QUICK = Recipe(epochs=4, warmup_epochs=1, small_share=0.25, ema=0.9, batch_size=64)
@@ -77,7 +82,7 @@ def train_network(name: str, dataset: str, folder: Path, seed: Seed = 0, progres
         path = folder / "checkpoints" / f"{training.teacher}.pt"
         teacher, _ = load_checkpoint(path if path.exists() else train_network(training.teacher, dataset, folder, progress=progress)[0])
     torch.manual_seed(int(seed))
-    network = ResNet(stage_widths=training.stage_widths, n_classes=len(images.classes))
+    network = ResNet(training.depth, training.stage_widths, n_classes=len(images.classes))
     path = folder / "checkpoints" / f"{name}{f'_seed{seed}' if seed else ''}.pt"
     state = folder / "build" / "training" / path.stem
     history = train(
