@@ -1,0 +1,165 @@
+"""Networks in few bytes, as points of a sweep: learned steps and codebooks, trained, and what post-training methods make of the same.
+
+``python -m resnet_pruning.studies.size_runs`` measures what ``figures/bytes.csv`` has. Bytes are those of the file, as it lies on the disk:
+numbers in few bits, deflated, and everything else that the network needs.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .. import calibration, checkpoints, cost, evaluation, finetuning, quantization
+from ..files import ROOT, fingerprint, required, results_folder
+from ..model import ResNet
+from .base import base_checkpoint
+from .finetuning_runs import FineTuningRuns
+from .sweeps import expanded, run_sweep
+
+METHODS = ("rounded to nearest", "rounding learned", "learned steps", "codebook")
+
+
+@dataclasses.dataclass(frozen=True)
+class SizePoint:
+    """A network in a file of few bytes.
+
+    Attributes
+    ----------
+    base : the network's checkpoint, by `files.fingerprint`
+    images : what accuracy is measured on, see `FineTuningRuns.fine_tuning_points`
+    method : one of `METHODS`
+    pruned : the name of the checkpoint in ``checkpoints/`` that it is made of, or "" for the experiment's own
+    weight_bits, activation_bits : of `quantization.quantize` and `quantization.aware`; 0 for codebooks, whose activations are floats
+    granularity, n_representatives, scope, representatives : of `quantization.coded`; "weight" and 0 for the other methods
+    renewed : whether assignments are renewed in every epoch
+    epochs, learning_rate : of the training, 0 for none
+    seed : of k-means, rounding and batches
+    checkpoint : a name under which the result is kept, or ""
+    """
+
+    base: str
+    images: str
+    method: str
+    pruned: str = ""
+    weight_bits: int = 0
+    activation_bits: int = 0
+    granularity: str = "weight"
+    n_representatives: int = 0
+    scope: str = "network"
+    representatives: str = "k-means"
+    renewed: bool = False
+    epochs: int = 0
+    learning_rate: float = 0.0
+    seed: int = 0
+    checkpoint: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class SizeRuns(FineTuningRuns):
+    """Networks made of one checkpoint, or of those that were pruned from it, in few bytes."""
+
+    def size_points(self, method: str, images: str = "test", pruned: Sequence[str] = ("",), **choices: Sequence) -> list[SizePoint]:
+        """Points for `measure_size`: each combination of choices for fields of `SizePoint`."""
+        start = [SizePoint(fingerprint(self.path(name)), images, method, name) for name in pruned]
+        return [point for each in start for point in expanded(each, **choices)]
+
+    def measure_size(self, point: SizePoint) -> dict[str, Any]:
+        """Accuracy in %, its change from the experiment's own network in floats in pp, bytes on disk, and bits for each weight.
+
+        Of a codebook, what is judged is what was read from the file. An interrupted training goes on where it stopped.
+        """
+        if point.method not in METHODS:
+            raise ValueError(f"method is {point.method!r}, expected one of {', '.join(METHODS)}")
+        whole, training = self.whole(point), self.material.trained_on(point.images)
+        network = self._coarse(point, whole, len(training))
+        if point.epochs:
+            self.fine_tune(network, training, self.recipe(point.epochs, point.learning_rate), point)
+        elif point.method == "codebook":
+            network = calibration.reestimate_batch_norm(network, self.material.calibration)
+        judged, base = self.material.images(point.images), self.material.network
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "small.pt"
+            small = self._written(path, network, point, {})
+            accuracy = round(evaluation.accuracy(small.to(judged.device), judged), 2)
+            kept = "test_accuracy" if point.images == "test" else "held_out_accuracy"
+            facts = dataclasses.asdict(point) | {kept: accuracy, "dataset": self.dataset}
+            self._written(path, network, point, facts)
+            n_bytes = path.stat().st_size
+            if point.checkpoint:
+                target = results_folder(self.dataset, self.profile) / "checkpoints" / f"{point.checkpoint}.pt"
+                self._written(target, network, point, facts)
+        return {
+            "bytes_on_disk": n_bytes,
+            "bits_per_weight": round(8 * n_bytes / cost.parameters(base), 3),
+            "accuracy": accuracy,
+            "change": round(accuracy - evaluation.accuracy(base, judged), 2),
+            "chosen_on": "held-out training images",
+        }
+
+    def path(self, name: str) -> Path:
+        """Of a checkpoint by name, or of the experiment's own where the name is empty."""
+        return results_folder(self.dataset, self.profile) / "checkpoints" / f"{name}.pt" if name else Path(self.checkpoint)
+
+    def whole(self, point: SizePoint) -> ResNet:
+        """The network in floats that a point's is made of."""
+        if not point.pruned:
+            return self.material.network
+        network, _ = checkpoints.load_checkpoint(self.path(point.pruned))
+        return network.to(self.material.calibration.device)
+
+    def _coarse(self, point: SizePoint, whole: ResNet, n_images: int) -> nn.Module:
+        calibration_images = self.material.calibration
+        if point.method == "codebook":
+            steps = n_images // self.recipe(1, 0.01).batch_size if point.renewed else 0
+            settings = {"pieces": point.granularity, "scope": point.scope, "representatives": point.representatives, "seed": point.seed}
+            return quantization.coded(whole, point.n_representatives, renew_every=steps, **settings)
+        bits = point.weight_bits, point.activation_bits
+        if point.method == "learned steps":
+            return quantization.aware(whole, calibration_images, *bits)
+        n_steps = 200 if self.profile == "full" else 2
+        learned = {"rounding": "block", "n_steps": n_steps} if point.method == "rounding learned" else {}
+        return quantization.quantize(whole, calibration_images, *bits, end_bits=8, seed=point.seed, progress=False, **learned)
+
+    def _written(self, path: Path, network: nn.Module, point: SizePoint, facts: dict[str, Any]) -> nn.Module:
+        """Write a network to a file, and return what is in it."""
+        if point.method == "codebook":
+            quantization.save_coded(path, network, facts)
+            return quantization.load_coded(path)[0]
+        small = quantization.integers(network) if point.method == "learned steps" else network
+        quantization.save_quantized(path, small, facts)
+        return quantization.load_quantized(path)[0]
+
+
+def all_points(runs: SizeRuns, rate: float, epochs: int) -> list[SizePoint]:
+    """What ``figures/bytes.csv`` has, what matters most first."""
+    trained = {"epochs": [epochs], "learning_rate": [rate]}
+    points = []
+    for bits in ((2, 2), (4, 4), (3, 3), (2, 8)):
+        points += runs.size_points("learned steps", weight_bits=[bits[0]], activation_bits=[bits[1]], **trained)
+    for granularity, numbers in (("kernel", (96, 16, 256)), ("pair of kernels", (256, 64)), ("row", (16, 4)), ("weight", (4, 2))):
+        points += runs.size_points("codebook", granularity=[granularity], n_representatives=numbers, **trained)
+    points += runs.size_points("codebook", granularity=["kernel"], n_representatives=[96, 16], representatives=["random"], **trained)
+    points += runs.size_points("codebook", granularity=["kernel"], n_representatives=[96, 16], renewed=[True], **trained)
+    for bits in ((8, 8), (4, 8), (3, 8), (2, 8), (4, 4), (3, 3), (2, 2)):
+        for method in METHODS[:2]:
+            points += runs.size_points(method, weight_bits=[bits[0]], activation_bits=[bits[1]])
+    return points
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    jobs = parser.parse_args().jobs
+    teacher = str(ROOT / "checkpoints" / "resnet20_wide.pt")
+    runs = SizeRuns(str(base_checkpoint("cifar10", "full")), "cifar10", taught_by=teacher)
+    points = all_points(runs, finetuning.RECIPE.learning_rate, finetuning.RECIPE.epochs)
+    with required("joblib", "studies").parallel_config(n_jobs=jobs):
+        print(run_sweep(runs.measure_size, points, results_folder("cifar10", "full") / "figures" / "bytes.csv").to_string())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+import dataclasses
+
+import pytest
+import torch
+
+from resnet_pruning import checkpoints, cost, evaluation, model, quantization
+from resnet_pruning.studies import size_runs, sweeps
+
+
+@pytest.fixture
+def runs(small_checkpoint, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    checkpoints.save_checkpoint(small_checkpoint, model.ResNet(8, (8, 12, 16)), {})
+    monkeypatch.setattr(size_runs, "results_folder", lambda dataset, profile: tmp_path)
+    return size_runs.SizeRuns(small_checkpoint, "digits", "quick")
+
+
+def test_rows_are_those_of_the_files(runs, tmp_path):
+    trained = {"epochs": [1], "learning_rate": [0.01]}
+    bits = {"weight_bits": [2, 4], "activation_bits": [8]}
+    points = runs.size_points("learned steps", **bits, **trained, checkpoint=["steps"])
+    points += runs.size_points("rounded to nearest", **bits) + runs.size_points("rounding learned", **bits)
+    points += runs.size_points("codebook", granularity=["kernel"], n_representatives=[4, 16], renewed=[False, True], **trained)
+    points += runs.size_points("codebook", granularity=["row"], n_representatives=[4], representatives=["random"], checkpoint=["rows"])
+    table = sweeps.run_sweep(runs.measure_size, points, tmp_path / "bytes.csv", progress=False)
+    assert len(table) == 11 and table.accuracy.between(0, 100).all()
+    few, many = (table[(table.method != "codebook") & (table.weight_bits == bits)] for bits in (2, 4))
+    assert (few.bytes_on_disk.to_numpy() < many.bytes_on_disk.to_numpy()).all()
+    weights = cost.parameters(runs.material.network)
+    assert table.bits_per_weight.tolist() == pytest.approx((8 * table.bytes_on_disk / weights).tolist(), abs=0.001)
+    tested = runs.material.images("test")
+    for name, load in {"steps": quantization.load_quantized, "rows": quantization.load_coded}.items():
+        path = tmp_path / "checkpoints" / f"{name}.pt"
+        network, facts = load(path)
+        row = table[table.checkpoint == name].iloc[-1]
+        assert facts["test_accuracy"] == row.accuracy == round(evaluation.accuracy(network, tested), 2)
+        assert path.stat().st_size == row.bytes_on_disk
+
+
+def test_pruned_networks_are_made_smaller_still(runs, tmp_path):
+    torch.manual_seed(1)
+    checkpoints.save_checkpoint(tmp_path / "checkpoints" / "half.pt", model.ResNet(8, (4, 6, 8)), {})
+    points = runs.size_points("codebook", pruned=["", "half"], granularity=["kernel"], n_representatives=[4])
+    whole, half = map(runs.measure_size, points)
+    assert half["bytes_on_disk"] < whole["bytes_on_disk"] and half["bits_per_weight"] < whole["bits_per_weight"]
+
+
+def test_unknown_methods_are_refused(runs):
+    (point,) = runs.size_points("codebook", granularity=["kernel"], n_representatives=[4])
+    with pytest.raises(
+        ValueError, match="method is 'magic', expected one of rounded to nearest, rounding learned, learned steps, codebook"
+    ):
+        runs.measure_size(dataclasses.replace(point, method="magic"))
