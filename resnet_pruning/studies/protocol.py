@@ -14,12 +14,15 @@ from .. import evaluation
 from ..files import ROOT, required, results_folder
 from ..training import Recipe
 from .base import choosing_checkpoint
-from .method_runs import METHODS, MethodRuns
+from .method_runs import FAMILIES, METHODS, MethodRuns
 from .sweeps import run_sweep
 
 FIRST = "by sensitivity, inside blocks"  # what all trials are run on; learning rates are chosen for a method of each family
 SGD = Recipe(epochs=10, learning_rate=0.05, warmup_epochs=0.5, ema=0.995, small_share=0.0, views=5)
 MUON = dataclasses.replace(SGD, optimizer="Muon", learning_rate=0.01, weight_decay=0.05)
+# What the trials found: the teacher, and the learning rate of each family of methods.
+TEACHER = "resnet20_wide"
+RATES = dict.fromkeys(FAMILIES, 0.01)
 
 
 @dataclasses.dataclass(frozen=True)

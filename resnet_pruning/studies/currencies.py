@@ -1,0 +1,94 @@
+"""Accuracy for MACs, for parameters and for bytes, after the same fine-tuning: ``python -m resnet_pruning.studies.currencies``.
+
+Each network is made by one of `method_runs.METHODS` and fine-tuned by `finetuning.RECIPE`, with the learning rate that `protocol` found for
+its family. What a sentence leans on has three seeds. A row that is in the CSV is not measured again, an interrupted training goes on.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+
+from .. import cost, finetuning
+from ..checkpoints import load_checkpoint
+from ..files import ROOT, required, results_folder
+from .base import base_checkpoint
+from .method_runs import FAMILY_OF, MethodPoint, MethodRuns, available
+from .protocol import RATES, TEACHER
+from .sweeps import run_sweep
+
+LEVELS = (0.5, 0.25, 0.36, 0.75)  # of the MACs, the one that matters most first
+SHOWN = (
+    "by sensitivity",
+    "by sensitivity, inside blocks",
+    "merged, reconstruction",
+    "smallest L2 norm",
+    "random units",
+    "k-means, centroids",
+    "k-means of unit filters, centroids",
+    "tied, clustered by raw weights",
+    "tied",
+    "projected",
+)
+LONGER = 40  # epochs, for those that a reader might think were trained too briefly
+LONGER_METHODS = ("not pruned", "smallest L1 norm", "smallest L2 norm", "by sensitivity, inside blocks")
+FROM_WIDE = ("by sensitivity, inside blocks", "by sensitivity", "Model Folding, repaired", "smallest L2 norm", "tied")
+
+
+def trained(runs: MethodRuns, methods: Sequence[str], levels: Sequence[float], seeds: Sequence[int], epochs: int) -> list[MethodPoint]:
+    """Points of fine-tuned networks; what is not pruned has all MACs at any level, and so only one."""
+    points = [
+        MethodPoint(runs.base, "test", method, 1.0 if method == "not pruned" else level, "fine-tuned", seed, 0, epochs, _rate(method))
+        for seed in seeds
+        for level in levels
+        for method in methods
+    ]
+    return list(dict.fromkeys(points))
+
+
+def all_points(runs: MethodRuns) -> list[MethodPoint]:
+    """What ``figures/currencies.csv`` has, what matters most first."""
+    methods, epochs = available()[0], finetuning.RECIPE.epochs
+    shown = [method for method in SHOWN if method in methods]
+    points = trained(runs, ["not pruned", *shown], LEVELS[:2], [0], epochs)
+    points += trained(runs, ["not pruned", *shown], LEVELS[:1], [1, 2], epochs)
+    points += trained(runs, methods, LEVELS[:1], [0], epochs)
+    points += trained(runs, shown, LEVELS[2:], [0], epochs)
+    points += trained(runs, [method for method in LONGER_METHODS if method in methods], LEVELS[:1], [0], LONGER)
+    return list(dict.fromkeys(points))
+
+
+def wide_points(runs: MethodRuns, macs: int) -> list[MethodPoint]:
+    """What ``figures/currencies_wide.csv`` has: the network of doubled widths with as many MACs as the base, and with half of them.
+
+    Parameters
+    ----------
+    runs : of the network of doubled widths
+    macs : of the base
+    """
+    levels = [round(share * macs / cost.macs(runs.material.network), 4) for share in (1, 0.5)]
+    points = trained(runs, FROM_WIDE, levels, [0], finetuning.RECIPE.epochs)
+    return points + trained(runs, FROM_WIDE[:2], levels[:1], [1, 2], finetuning.RECIPE.epochs)
+
+
+def _rate(method: str) -> float:
+    return RATES[FAMILY_OF[method]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--wide", action="store_true", help="prune the network of doubled widths, into figures/currencies_wide.csv")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    arguments = parser.parse_args()
+    figures, teacher = results_folder("cifar10", "full") / "figures", str(ROOT / "checkpoints" / f"{TEACHER}.pt")
+    base = base_checkpoint("cifar10", "full")
+    runs = MethodRuns(str(base), "cifar10", taught_by=teacher)
+    points, csv = all_points(runs), "currencies.csv"
+    if arguments.wide:
+        runs = dataclasses.replace(runs, checkpoint=teacher)
+        points, csv = wide_points(runs, cost.macs(load_checkpoint(base)[0])), "currencies_wide.csv"
+    with required("joblib", "studies").parallel_config(n_jobs=arguments.jobs):
+        print(run_sweep(runs.measure_method, points, figures / csv).to_string())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The pruned and fine-tuned networks that are kept as checkpoints: ``python -m resnet_pruning.studies.kept_networks``.
+
+Some are planned by MACs, some by the time that a network's parts take in OpenVINO with int8. These times are measured once, on an idle
+machine: ``--measure`` does that and nothing else. Plans divide their budget among channels, blocks and streams, see `compression`.
+"""
+
+import argparse
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from .. import compression, finetuning
+from ..arguments import Count, Integer, PositiveReal
+from ..compression import part_timings
+from ..files import ROOT, required, results_folder
+from ..hardware import machine
+from ..model import ResNet
+from ..plans import Plan
+from .base import base_checkpoint
+from .finetuning_runs import FineTuningPoint, FineTuningRuns
+from .method_runs import FAMILY_OF
+from .protocol import RATES, TEACHER
+from .sweeps import read_or_measure, run_sweep
+
+LEVELS = (0.5, 0.36, 0.25)  # of the MACs
+BATCH_SIZES, SPEEDS = (256, 1), (2, 3)  # images at once, and how many times as fast a network is to be
+SETTING = {"runtime": "openvino", "precision": "int8"}
+STREAMS = {"layer1": (8, 12, 16), "layer2": (16, 24, 32), "layer3": (32, 48, 64)}  # widths that are timed
+SEEDS = (0, 1, 2)
+
+
+def measured_parts(
+    network: ResNet,
+    batch_sizes: Sequence[Count] = BATCH_SIZES,
+    setting: Mapping[str, str] = SETTING,
+    streams: Mapping[str, Sequence[Integer]] = STREAMS,
+    rounds: Count = 20,
+) -> pd.DataFrame:
+    """The times of a network's parts, see `compression.part_timings`, at each batch size, with what they were measured on."""
+    tables = []
+    for batch_size in batch_sizes:
+        table = part_timings(network, batch_size, **setting, drops=True, stream_widths=streams, rounds=rounds, device="cpu")
+        tables.append(table.assign(batch_size=batch_size, **setting, machine=machine("cpu")))
+    return pd.concat(tables, ignore_index=True).round(8)
+
+
+def named_plans(
+    runs: FineTuningRuns, timings: pd.DataFrame, levels: Sequence[PositiveReal] = LEVELS, speeds: Sequence[PositiveReal] = SPEEDS
+) -> dict[str, tuple[tuple[str, str, float], Plan]]:
+    """By the name of a checkpoint, such as ``resnet20_fast2_batch256``: where its plan is in its family, and the plan."""
+    network, errors = runs.material.network, runs.material.errors
+    plans = {
+        f"resnet20_macs{100 * level:g}": (("by sensitivity", "MACs", level), compression.by_sensitivity(network, macs=level, errors=errors))
+        for level in levels
+    }
+    for (batch_size, of_size), speed in itertools.product(timings.groupby("batch_size", sort=False), speeds):
+        plan = compression.by_sensitivity(network, time=1 / speed, errors=errors, timings=of_size)
+        plans[f"resnet20_fast{speed:g}_batch{batch_size}"] = (f"by time, batch size {batch_size}", "time", 1 / speed), plan
+    return plans
+
+
+def kept_points(
+    runs: FineTuningRuns, plans: Mapping[str, tuple[tuple[str, str, float], Plan]], seeds: Sequence[Integer] = SEEDS, **choices: Sequence
+) -> list[FineTuningPoint]:
+    """Points for `FineTuningRuns.measure_fine_tuned`; of each plan the network of the first seed is kept, not the best one."""
+    return [
+        point
+        for seed in seeds
+        for name, (family, plan) in plans.items()
+        for point in runs.fine_tuning_points({family: plan}, seed=[seed], checkpoint=["" if seed != seeds[0] else name], **choices)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--measure", action="store_true", help="only measure the times of the parts, on an idle machine")
+    parser.add_argument("--epochs", type=int, default=2 * finetuning.RECIPE.epochs, help="of fine-tuning")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    arguments = parser.parse_args()
+    figures, teacher = results_folder("cifar10", "full") / "figures", str(ROOT / "checkpoints" / f"{TEACHER}.pt")
+    runs = FineTuningRuns(str(base_checkpoint("cifar10", "full")), "cifar10", taught_by=teacher)
+    measure = functools.partial(measured_parts, runs.material.network)
+    timings = read_or_measure(figures / "part_timings.csv", measure, anew=arguments.measure)
+    if not arguments.measure:
+        rate = RATES[FAMILY_OF["by sensitivity"]]
+        points = kept_points(runs, named_plans(runs, timings), epochs=[arguments.epochs], learning_rate=[rate])
+        with required("joblib", "studies").parallel_config(n_jobs=arguments.jobs):
+            table = run_sweep(runs.measure_fine_tuned, points, figures / "kept_networks.csv")
+        print(table[["plan", "level", "seed", "macs_share", "parameters_share", "accuracy_before", "accuracy", "change"]].to_string())
+
+
+if __name__ == "__main__":
+    main()

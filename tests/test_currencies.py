@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from resnet_pruning import checkpoints, cost, finetuning, model
+from resnet_pruning.studies import currencies, kept_networks, method_runs, protocol
+
+
+@pytest.fixture
+def runs(small_checkpoint):
+    torch.manual_seed(0)
+    checkpoints.save_checkpoint(small_checkpoint, model.ResNet(8, (8, 12, 16)), {})
+    return method_runs.MethodRuns(small_checkpoint, "digits", "quick")
+
+
+def test_all_rows_have_equal_epochs_but_those_that_ask_for_more(runs):
+    points = currencies.all_points(runs)
+    assert len(points) == len(set(points)) and all(point.stage == "fine-tuned" and point.n_images == 0 for point in points)
+    assert {point.epochs for point in points} == {finetuning.RECIPE.epochs, currencies.LONGER}
+    longer = {point.method for point in points if point.epochs == currencies.LONGER}
+    assert longer == set(currencies.LONGER_METHODS)
+    assert all(point.learning_rate == protocol.RATES[method_runs.FAMILY_OF[point.method]] for point in points)
+    seeds = {method: {point.seed for point in points if point.method == method and point.level in (0.5, 1)} for method in currencies.SHOWN}
+    assert all(found == {0, 1, 2} for found in seeds.values())
+    assert {point.method for point in points} == set(method_runs.available()[0])
+    assert all((point.method == "not pruned") == (point.level == 1) for point in points)
+
+
+def test_the_wide_network_is_pruned_to_the_bases_macs(runs):
+    macs = cost.macs(runs.material.network) // 3
+    points = currencies.wide_points(runs, macs)
+    assert sorted({point.level for point in points}) == pytest.approx([1 / 6, 1 / 3], abs=1e-3)
+
+
+def test_kept_networks_stay_within_their_budgets(runs, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    network = runs.material.network
+    streams = {"layer1": (4, 8), "layer2": (8, 12), "layer3": (12, 16)}
+    timings = kept_networks.measured_parts(network, (2,), {"runtime": "eager", "precision": "float32"}, streams, rounds=2)
+    assert set(timings.batch_size) == {2} and timings.seconds.gt(0).all() and timings.machine.nunique() == 1
+    named = kept_networks.named_plans(runs, timings, [0.6], [1.25])
+    assert list(named) == ["resnet20_macs60", "resnet20_fast1.25_batch2"]
+    points = kept_networks.kept_points(runs, named, (0, 1), epochs=[1], n_images=[64], learning_rate=[0.01])
+    assert [(point.seed, point.checkpoint) for point in points] == [(0, name) for name in named] + [(1, ""), (1, "")]
+    monkeypatch.setattr("resnet_pruning.studies.finetuning_runs.results_folder", lambda dataset, profile: tmp_path)
+    row = runs.measure_fine_tuned(points[0])
+    small, facts = checkpoints.load_checkpoint(tmp_path / "checkpoints" / "resnet20_macs60.pt")
+    assert cost.macs(small) == row["macs"] <= 0.6 * cost.macs(network) and facts["test_accuracy"] == row["accuracy"]
