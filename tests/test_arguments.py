@@ -26,7 +26,7 @@ from resnet_pruning.compression import least_squares
 from resnet_pruning.data import Batches, Images
 from resnet_pruning.model import ResNet
 from resnet_pruning.quantization import codebooks, learned_steps, observers, quantized_model
-from resnet_pruning.studies import finetuning_runs, method_runs, pruning_runs, quantization_runs, trials
+from resnet_pruning.studies import finetuning_runs, method_runs, pruning_runs, quantization_runs, size_runs, trials
 from resnet_pruning.training import Execution, Recipe
 
 TOWER = BeartypeConf(is_pep484_tower=True)
@@ -44,7 +44,7 @@ GOOD = [
     least_squares.Moments.of(NETWORK.conv1, torch.zeros(1, 3, 8, 8), torch.zeros(1, 4, 8, 8)),
     Batches(IMAGES, 2), clustering.cluster_filters(NETWORK.conv1, 2), len, int, nn.Module, observers.Observer("a", 0),
     pruning_runs.PruningRuns(**RUNS), finetuning_runs.FineTuningRuns(**RUNS), method_runs.MethodRuns(**RUNS),
-    quantization_runs.QuantizationRuns(**RUNS), trials.TrialPoint("a"), codebooks.Codebook(torch.zeros(2, 9)),
+    quantization_runs.QuantizationRuns(**RUNS), size_runs.SizeRuns(**RUNS), trials.TrialPoint("a"), codebooks.Codebook(torch.zeros(2, 9)),
     learned_steps.AwareResNet(NETWORK, 4, 4, 8),
     pruning_runs.PlanPoint("a", "test", "p", "m", 1.0, (1,)), pruning_runs.ReplacementPoint("a", "test", "p", "m", 1.0, (1,)),
     pruning_runs.CompressionPoint("a", "test", "p", "m", 1.0, (1,)), finetuning_runs.FineTuningPoint("a", "test", "p", "m", 1.0, (1,)),
