@@ -1,34 +1,66 @@
-"""Plans that keep the first and the last layers whole."""
+"""Plans in which some layers keep more of their filters than the others, within a budget: the first and the last, or those at borders."""
+
+from collections.abc import Collection
 
 from .. import cost, plans
-from ..arguments import Integer, Real
+from ..arguments import Integer, Natural, Real
 from ..compression.allocation import largest_within
 from ..compression.plan_cost import cost_of_plan
-from ..model import Network
+from ..model import Network, convolutions
 
 MEASURES = ("MACs", "distinct filters")
 
 
-def whole_ends(network: Network, n_first: Integer, n_last: Integer, measure: str, budget: Real) -> dict[str, int]:
-    """The first `n_first` and the last `n_last` layers whole, and of all between the largest equal share that the budget allows.
+def heavy(network: Network, layers: Collection[str], measure: str, budget: Real, share: Real = 1.0) -> dict[str, int]:
+    """A share of the filters for some layers, and for all others the largest equal share that the budget allows.
 
     Parameters
     ----------
+    layers : names of convolutions, see `end_layers` and `border_layers`
     measure : one of `MEASURES`
     budget : share of the network's MACs (see `compression.cost_of_plan`) or filters
+    share : of the filters of `layers`, in (0, 1]
 
     Raises
     ------
-    ValueError : an unknown measure; a budget that the ends alone exceed
+    ValueError : an unknown measure, layers that do not exist, a share outside (0, 1], a budget that `layers` alone exceed
     """
     if measure not in MEASURES:
         raise ValueError(f"measure is {measure!r}, expected one of {', '.join(MEASURES)}")
-    macs = cost.macs_by_layer(network)
+    if unknown := sorted(set(layers) - set(convolutions(network))):
+        raise ValueError(f"layers has {unknown[0]!r}, expected convolutions of the network")
+    macs, kept = cost.macs_by_layer(network), plans.uniform_fraction(network, share)
 
     def cost_of(plan: plans.Plan) -> int:
         return cost_of_plan(network, plan, macs=macs)[1] if measure == "MACs" else sum(plan.values())
 
-    def built(share: Real) -> dict[str, int]:
-        return plans.first_last_heavy(network, share, 1.0, n_first, n_last)
+    def built(rest: Real) -> dict[str, int]:
+        return plans.uniform_fraction(network, rest) | {name: kept[name] for name in layers}
 
-    return largest_within(built, cost_of, budget * cost_of(built(1.0)))
+    return largest_within(built, cost_of, budget * cost_of(plans.uniform_fraction(network, 1.0)))
+
+
+def end_layers(network: Network, n_first: Natural, n_last: Natural) -> list[str]:
+    """The first and the last convolutions.
+
+    Raises
+    ------
+    ValueError : more than there are
+    """
+    names = list(convolutions(network))
+    if n_first + n_last > len(names):
+        raise ValueError(f"n_first + n_last is {n_first} + {n_last}, expected at most the number of layers, {len(names)}")
+    return names[:n_first] + names[len(names) - n_last :]
+
+
+def border_layers(network: Network) -> list[str]:
+    """The convolutions of the blocks before and behind each border between stages."""
+    names = [name for name in convolutions(network) if "." in name]
+    last = {stage: max(int(name.split(".")[1]) for name in names if name.startswith(stage)) for stage in ("layer1", "layer2")}
+    blocks = {f"{stage}.{block}." for stage, block in last.items()} | {"layer2.0.", "layer3.0."}
+    return [name for name in names if any(name.startswith(block) for block in blocks)]
+
+
+def whole_ends(network: Network, n_first: Integer, n_last: Integer, measure: str, budget: Real) -> dict[str, int]:
+    """`heavy` with the first and the last layers whole."""
+    return heavy(network, end_layers(network, n_first, n_last), measure, budget)
