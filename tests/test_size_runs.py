@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,6 +44,19 @@ def test_pruned_networks_are_made_smaller_still(runs, tmp_path):
     points = runs.size_points("codebook", pruned=["", "half"], granularity=["kernel"], n_representatives=[4])
     whole, half = map(runs.measure_size, points)
     assert half["bytes_on_disk"] < whole["bytes_on_disk"] and half["bits_per_weight"] < whole["bits_per_weight"]
+
+
+def test_more_representatives_leave_less_and_random_ones_more(runs):
+    numbers = {"filter": [2, 8], "kernel": [2, 8, 32], "row": [2, 8], "weight": [2, 8]}
+    network = runs.material.network
+    clustered, drawn = (size_runs.distortions(network, numbers, kind) for kind in ("k-means", "random"))
+    for _, rows in clustered.groupby("granularity"):
+        assert rows.error.is_monotonic_decreasing and rows.bits_per_weight.is_monotonic_increasing
+    assert (
+        clustered.bits_per_weight
+        <= np.log2(clustered.n_representatives) / clustered.granularity.map({"filter": 72, "kernel": 9, "row": 3, "weight": 1}) + 1e-4
+    ).all()
+    assert clustered.error.mean() < drawn.error.mean() and clustered.error.between(0, 100).all()
 
 
 def test_unknown_methods_are_refused(runs):

@@ -7,15 +7,18 @@ numbers in few bits, deflated, and everything else that the network needs.
 import argparse
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import torch
 from torch import nn
 
 from .. import calibration, checkpoints, cost, evaluation, finetuning, quantization
+from ..arguments import Count, Seed
 from ..files import ROOT, fingerprint, required, results_folder
-from ..model import ResNet
+from ..model import OwnNetwork, ResNet, convolutions
 from .base import base_checkpoint
 from .finetuning_runs import FineTuningRuns
 from .sweeps import expanded, run_sweep
@@ -132,6 +135,47 @@ class SizeRuns(FineTuningRuns):
         small = quantization.integers(network) if point.method == "learned steps" else network
         quantization.save_quantized(path, small, facts)
         return quantization.load_quantized(path)[0]
+
+
+@torch.no_grad()
+def distortions(
+    network: OwnNetwork, numbers: Mapping[str, Sequence[Count]], representatives: str = "k-means", seed: Seed = 0
+) -> pd.DataFrame:
+    """How well pieces are represented, untrained, by one codebook for the whole network.
+
+    Parameters
+    ----------
+    network : is not changed
+    numbers : of representatives, by the kind of piece, see `quantization.coded`
+
+    Returns
+    -------
+    DataFrame with a row for each kind and number: granularity, n_representatives, bits_per_weight (the entropy of the indices, shared among
+    a piece's weights), error (squared error of the weights, % of their squares)
+    """
+    layers, rows = convolutions(network), []
+    for granularity, counts in numbers.items():
+        for n_representatives in counts:
+            settings = {"pieces": granularity, "representatives": representatives, "seed": seed}
+            small = quantization.coded(network, n_representatives, **settings)
+            codes = {name: conv.parametrizations.weight[0] for name, conv in convolutions(small).items() if name != "conv1"}
+            books: dict[nn.Module, list[torch.Tensor]] = {}
+            for code in codes.values():
+                books.setdefault(code.codebook, []).append(code.labels)
+            bits = sum(_bits(torch.cat(labels)) for labels in books.values())
+            pairs = [(layers[name].weight, small.get_submodule(name).weight) for name in codes]
+            error = sum((before - after).square().sum() for before, after in pairs) / sum(before.square().sum() for before, _ in pairs)
+            n_weights = sum(before.numel() for before, _ in pairs)
+            row = {"bits_per_weight": round(bits / n_weights, 4), "error": round(100 * error.item(), 3)}
+            rows.append({"granularity": granularity, "representatives": representatives, "n_representatives": n_representatives} | row)
+    return pd.DataFrame(rows)
+
+
+def _bits(labels: torch.Tensor) -> float:
+    """How many bits an ideal code needs for all of these, knowing how frequent each is."""
+    counts = labels.bincount().double()
+    counts = counts[counts > 0]
+    return -(counts * (counts / counts.sum()).log2()).sum().item()
 
 
 def all_points(runs: SizeRuns, rate: float, epochs: int) -> list[SizePoint]:
