@@ -5,6 +5,7 @@ writes its executed notebooks to ``build/``, beside its figures and checkpoints.
 """
 
 import argparse
+import copy
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -41,13 +42,21 @@ def run_notebook(source: Path, dataset: str, profile: str) -> Path:
         progress_bar=False,
         extra_arguments=["--log-level=ERROR"],  # of the kernel, which warns that it talks to this process over TCP
     )
-    notebook = nbformat.read(running, as_version=4)
-    for part in (notebook, *notebook.cells):
-        part.metadata.pop("papermill", None)  # times and absolute paths of this machine, different at each run
     with written_whole(target) as partial:
-        nbformat.write(notebook, partial)
+        nbformat.write(lasting(nbformat.read(running, as_version=4)), partial)
     running.unlink()
     return target
+
+
+def lasting(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A notebook without what differs at each run: times, paths, and the state of progress bars, of which the text stays."""
+    notebook = copy.deepcopy(notebook)
+    for part in (notebook, *notebook.cells):
+        for name in ("papermill", "execution", "widgets"):
+            part.metadata.pop(name, None)
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
+        output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    return notebook
 
 
 def chosen_notebooks(only: Collection[str]) -> list[Path]:
