@@ -36,10 +36,11 @@ def test_what_differs_at_each_run_is_left_out():
     cell = v4.new_code_cell("bar()", metadata={"tags": ["kept"], "execution": {"iopub.status.busy": "12:00"}, "papermill": {"duration": 1}})
     cell.outputs = [v4.new_output("display_data", {"text/plain": "100 %", "application/vnd.jupyter.widget-view+json": {"model_id": "1"}})]
     notebook = v4.new_notebook(
-        cells=[cell, v4.new_markdown_cell("text")], metadata={"widgets": {"state": {}}, "kernelspec": {"name": "python3"}}
+        cells=[cell, v4.new_markdown_cell("text")],
+        metadata={"widgets": {"state": {}}, "kernelspec": {"name": "python3", "display_name": "Python 3"}},
     )
     left = notebooks.lasting(notebook)
-    assert left.metadata == {"kernelspec": {"name": "python3"}} and left.cells[0].metadata == {"tags": ["kept"]}
+    assert left.metadata == {"kernelspec": {"name": "python3", "display_name": "Python 3"}} and left.cells[0].metadata == {"tags": ["kept"]}
     assert left.cells[0].outputs[0].data == {"text/plain": "100 %"} and "widgets" in notebook.metadata
     assert notebooks.lasting(left) == left
 
