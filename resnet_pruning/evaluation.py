@@ -48,14 +48,13 @@ def per_class_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return 100 * torch.bincount(right, minlength=logits.shape[1]) / counts
 
 
-def compared(first: Tensor, second: Tensor, labels: Tensor) -> dict[str, float]:
-    """Whether two networks' logits (N, n_classes) for the same images differ in accuracy, by the images that only one of them gets right.
+def compared(first: Tensor, second: Tensor) -> dict[str, float]:
+    """Whether two networks differ in accuracy, by the images that only one of them gets right: bool (N,), which each gets right.
 
     Gives the difference, second minus first, the ends of its 95 % interval, in pp, and the p-value of McNemar's test, exact.
     """
-    right, also = (logits.argmax(1) == labels for logits in (first, second))
-    lost, won = int((right & ~also).sum()), int((also & ~right).sum())
-    difference = (won - lost) / len(labels)
-    half = 1.96 * (((won + lost) / len(labels) - difference**2) / len(labels)) ** 0.5
+    lost, won = int((first & ~second).sum()), int((second & ~first).sum())
+    difference = (won - lost) / len(first)
+    half = 1.96 * (((won + lost) / len(first) - difference**2) / len(first)) ** 0.5
     p_value = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
     return {"difference": 100 * difference, "lowest": 100 * (difference - half), "highest": 100 * (difference + half), "p_value": p_value}

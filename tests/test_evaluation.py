@@ -30,15 +30,13 @@ def test_a_model_that_reads_the_label_off_the_image_is_always_right(small_images
 
 def test_two_networks_are_compared_image_by_image():
     """McNemar's own kind of table: 30 images only the second gets right, 10 only the first, of 200."""
-    labels = torch.zeros(200, dtype=torch.long)
-    first, second = torch.zeros(200, 2), torch.zeros(200, 2)
-    first[:10, 0], second[:10, 1] = 1, 1
-    first[10:40, 1], second[10:40, 0] = 1, 1
-    found = evaluation.compared(first, second, labels)
+    first, second = torch.ones(200, dtype=torch.bool), torch.ones(200, dtype=torch.bool)
+    first[10:40], second[:10] = False, False
+    found = evaluation.compared(first, second)
     exact = 2 * sum(math.comb(40, k) for k in range(11)) / 2**40
     assert found["difference"] == pytest.approx(10) and found["p_value"] == pytest.approx(exact)
     assert found["highest"] - 10 == pytest.approx(10 - found["lowest"]) and 3.9 < found["lowest"] < 4.1
-    mirrored = evaluation.compared(second, first, labels)
+    mirrored = evaluation.compared(second, first)
     assert mirrored["difference"] == -found["difference"] and mirrored["p_value"] == found["p_value"]
-    same = evaluation.compared(first, first, labels)
+    same = evaluation.compared(first, first)
     assert same == {"difference": 0, "lowest": 0, "highest": 0, "p_value": 1}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from resnet_pruning import checkpoints, cost, model, peers
-from resnet_pruning.studies import method_runs, sweeps
+from resnet_pruning.studies import method_runs, right_answers, sweeps
 from resnet_pruning.studies.method_runs import METHODS, STAGES, MethodRuns
 
 
@@ -29,6 +29,10 @@ def test_every_method_has_the_same_macs_and_rows_tell_what_was_done(runs, tmp_pa
     assert table.groupby("method").macs.nunique().eq(1).all()
     assert set(table.family) == set(method_runs.FAMILIES) - {"control"} and table.bytes_share.lt(1).all()
     assert table.teacher.notna().equals(table.stage == "fine-tuned")
+    answers = sweeps.read_details(tmp_path / "methods.csv", "right", points)
+    n_images = len(runs.material.images("test"))
+    accuracies = [100 * right_answers.unpacked(text, n_images).double().mean().item() for text in answers.answers]
+    assert accuracies == pytest.approx(table.accuracy.tolist(), abs=0.01)
 
 
 def test_the_control_is_the_network_itself(runs):

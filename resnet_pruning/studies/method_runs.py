@@ -8,14 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from torch import nn
 
-from .. import calibration, compaction, cost, finetuning, peers, plans, pruning
+from .. import calibration, compaction, cost, evaluation, finetuning, peers, plans, pruning
 from ..arguments import Integer, Real, Seed
 from ..compression import allocation
 from ..compression.by_plan import compress_by_plan, rescale_like
 from ..compression.plan_cost import cost_of_plan
 from ..model import ResNet
+from . import right_answers
 from .finetuning_runs import FineTuningRuns, first_clusters, is_constrained, plain
 from .sweeps import expanded
 
@@ -82,7 +84,8 @@ class MethodRuns(FineTuningRuns):
         return points
 
     def measure_method(self, point: MethodPoint) -> dict[str, Any]:
-        """Accuracy in %, its change in pp, cost, accuracy per class, and the seconds that pruning and fine-tuning took.
+        """Accuracy in %, its change in pp, cost, accuracy per class, and the seconds that pruning and fine-tuning took; and a table `right`
+        with the images that the network gets right, see `right_answers`.
 
         Fine-tuning is by `finetuning.RECIPE` with distillation from the base network, and goes on where it was interrupted.
         """
@@ -112,7 +115,12 @@ class MethodRuns(FineTuningRuns):
             "chosen_on": "held-out training images",
             "seconds_pruning": round(seconds, 2),
             "seconds": round(time.perf_counter() - start, 1),
+            "right": pd.DataFrame({"answers": [self._right_answers(network, point.images)]}),
         }
+
+    def _right_answers(self, network: nn.Module, images: str) -> str:
+        judged = self.material.images(images)
+        return right_answers.packed(evaluation.predict(network, judged).argmax(1) == judged.labels.cpu())
 
     def ready_to_train(self, network: nn.Module, method: str) -> nn.Module:
         """What a method made, as fine-tuning starts from it: those that are solved for have the base's scales again."""

@@ -1,0 +1,42 @@
+"""Which images the networks of a sweep get right, one text for each network, for tests of pairs."""
+
+import base64
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..arguments import Count
+from ..evaluation import compared
+
+
+def packed(right: Tensor) -> str:
+    """Text for bool (N,)."""
+    return base64.b64encode(np.packbits(right.numpy())).decode()
+
+
+def unpacked(text: str, n_images: Count) -> Tensor:
+    """What `packed` packed; a ValueError for a text of another length."""
+    data = np.frombuffer(base64.b64decode(text), dtype=np.uint8)
+    if len(data) != -(-n_images // 8):
+        raise ValueError(f"the text holds {8 * len(data)} images, expected {n_images}")
+    return torch.from_numpy(np.unpackbits(data, count=n_images).astype(bool))
+
+
+def pairs(answers: Mapping[str, Tensor], chosen: Sequence[tuple[str, str]] | None = None) -> pd.DataFrame:
+    """`evaluation.compared` for pairs of networks, all of them if none are chosen.
+
+    Returns
+    -------
+    DataFrame with the columns first, second, difference (of the second, pp), lowest, highest, p_value; and tie: whether the interval
+    holds zero
+    """
+    rows = [
+        {"first": first, "second": second, **compared(answers[first], answers[second])}
+        for first, second in chosen or itertools.combinations(answers, 2)
+    ]
+    table = pd.DataFrame(rows)
+    return table.assign(tie=(table.lowest <= 0) & (table.highest >= 0))
