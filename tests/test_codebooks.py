@@ -137,8 +137,8 @@ def test_sixteen_bit_networks_come_back_exactly(tmp_path):
         for name, norm in model.batch_norms(coded).items():
             norm.running_mean.zero_(), norm.running_var.fill_(1 - norm.eps)
             code = coded.get_submodule(name).parametrizations.weight[0]
-            (code.scale if name != "conv1" else code.steps).fill_(0.25)
-        coded.fc.parametrizations.weight[0].steps.fill_(0.5)
+            (code.scale if name != "conv1" else code.start).fill_(0.25)
+        coded.fc.parametrizations.weight[0].start.fill_(0.5)
         coded.fc.bias.zero_()
     quantization.save_coded(tmp_path / "a.pt", coded, {})
     inputs = IMAGES.normalised(IMAGES[:8].pixels)

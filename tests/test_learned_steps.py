@@ -19,7 +19,7 @@ COMPACT = compaction.compact(replaced(plans.uniform(NETWORK, 4), distance="corre
 def test_weights_lie_on_the_grid_and_are_the_nearest_of_it(bits, seed):
     weight = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
     steps = learned.LearnedSteps(weight, bits)
-    codes, step = steps.codes(weight), steps.in_shape_of(weight)
+    codes, step = steps.codes(weight), steps.steps.view(-1, 1, 1, 1)
     torch.testing.assert_close(steps(weight), codes * step)
     assert codes.min() >= -(2 ** (bits - 1)) and codes.max() <= 2 ** (bits - 1) - 1
     inside = (weight / step > steps.lowest) & (weight / step < steps.highest)
@@ -30,12 +30,22 @@ def test_gradients_are_those_of_the_paper():
     """Esser et al., equation 3: round(w/s) - w/s between the ends, and the ends themselves outside; and equation 5 for the weight."""
     weight = torch.tensor([[0.3, -0.9, 5.0, -7.0]], requires_grad=True)
     steps = learned.LearnedSteps(weight, 3)  # -4 to 3
-    with torch.no_grad():
-        steps.steps.fill_(1.0)
+    steps.start.fill_(1.0)
     steps(weight).sum().backward()
     assert weight.grad.tolist() == [[1, 1, 0, 0]]
     expected = (0 - 0.3) + (-1 + 0.9) + 3 - 4
-    assert steps.steps.grad.item() == pytest.approx(expected / (4 * 3) ** 0.5, rel=1e-5)
+    assert steps.ratio.grad.item() == pytest.approx(expected / (4 * 3) ** 0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("start", [0.1, 1.0, 4.0])
+def test_sgd_moves_steps_as_if_they_were_trained_themselves(start):
+    """The ratio's update times the start is the step's own update, whatever the start is."""
+    weight = torch.tensor([[0.3, -0.9, 5.0, -7.0]]) * start
+    steps = learned.LearnedSteps(weight, 3)
+    steps.start.fill_(start)
+    steps(weight).sum().backward()
+    own_gradient = ((0 - 0.3) + (-1 + 0.9) + 3 - 4) / (4 * 3) ** 0.5
+    assert start * steps.ratio.grad.item() == pytest.approx(own_gradient, rel=1e-4)
 
 
 @pytest.mark.parametrize("network", [NETWORK, COMPACT], ids=["whole", "compact"])
@@ -46,7 +56,9 @@ def test_integers_predict_what_was_trained(network, weight_bits, activation_bits
     train(aware, IMAGES[:96], Recipe(epochs=2, batch_size=32, learning_rate=0.01, warmup_epochs=0, ema=0, small_share=0), progress=False)
     changed = [name for name, tensor in aware.state_dict().items() if not torch.equal(tensor, before[name])]
     assert (
-        any("steps" in name for name in changed) and any(name.endswith("step") for name in changed) and "model.bn1.running_mean" in changed
+        any("weight.0.ratio" in name for name in changed)
+        and any(name.endswith("act1.ratio") for name in changed)
+        and "model.bn1.running_mean" in changed
     )
     small = quantization.integers(aware)
     expected = evaluation.predict(aware, IMAGES)

@@ -52,7 +52,7 @@ class Coded(nn.Module):
         self.renew_every = renew_every
         self.register_buffer("labels", labels)
         self.register_buffer("n_passes", torch.zeros((), dtype=torch.long))
-        self.scale = nn.Parameter(scale)
+        self.register_buffer("scale", scale)  # not trained: the batch norm behind it has a factor for each filter
 
     def extra_repr(self) -> str:  # a training is known by what is printed of its network, see `training.train`
         return f"{len(self.labels)} pieces of {self.codebook.representatives.shape[1]} weights, renew_every={self.renew_every}"

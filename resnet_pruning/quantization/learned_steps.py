@@ -39,7 +39,8 @@ class LearnedSteps(nn.Module):
     """A weight (N, …) on a grid of signed integers, with a step for each filter that is trained.
 
     Steps start at twice the mean magnitude over √(highest integer), and their gradients are divided by √(weights of a filter · highest
-    integer), both as in the paper.
+    integer), both as in the paper. What is trained is a step's ratio to its start, near 1, so that optimizers that move all parameters
+    alike (Adam, and Muon's part for vectors) fit too; for SGD it makes no difference.
     """
 
     def __init__(self, weight: Tensor, bits: Integer):
@@ -47,20 +48,25 @@ class LearnedSteps(nn.Module):
         self.lowest, self.highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         self.gradient_scale = 1 / math.sqrt(weight[0].numel() * self.highest)
         magnitude = weight.detach().flatten(1).abs().mean(1)
-        self.steps = nn.Parameter((2 * magnitude / math.sqrt(self.highest)).clamp(min=1e-8))
+        self.register_buffer("start", (2 * magnitude / math.sqrt(self.highest)).clamp(min=1e-8))
+        self.ratio = nn.Parameter(torch.ones_like(self.start))
 
     def extra_repr(self) -> str:  # a training is known by what is printed of its network, see `training.train`
         return f"{self.lowest} to {self.highest}"
 
     def codes(self, weight: Tensor) -> Tensor:
         """The integers (N, …) that a weight becomes, in its own type."""
-        return (weight / self.in_shape_of(weight)).round().clamp(self.lowest, self.highest)
+        return (weight / _in_shape_of(weight, self.steps)).round().clamp(self.lowest, self.highest)
 
-    def in_shape_of(self, weight: Tensor) -> Tensor:
-        return self.steps.view(-1, *[1] * (weight.ndim - 1))
+    @property
+    def steps(self) -> Tensor:
+        """The step of each filter, (N,)."""
+        return self.start * self.ratio
 
     def forward(self, weight: Tensor) -> Tensor:
-        return _on_grid(weight, _slowed(self.in_shape_of(weight), self.gradient_scale), self.lowest, self.highest)
+        # Divided by the start's square: once because the gradient of the ratio has it, once because the ratio's steps are so much larger.
+        steps = self.start * _slowed(self.ratio, self.gradient_scale / self.start.square())
+        return _on_grid(weight, _in_shape_of(weight, steps), self.lowest, self.highest)
 
 
 class LearnedActivations(nn.Module):
@@ -69,14 +75,20 @@ class LearnedActivations(nn.Module):
     def __init__(self, bits: Integer):
         super().__init__()
         self.bits, self.highest = bits, 2**bits - 1
-        self.step = nn.Parameter(torch.ones(()))
+        self.register_buffer("start", torch.ones(()))
+        self.ratio = nn.Parameter(torch.ones(()))  # see `LearnedSteps`
 
     def extra_repr(self) -> str:
         return f"{self.bits} bits"
 
+    @property
+    def step(self) -> Tensor:
+        return self.start * self.ratio
+
     def forward(self, x: Tensor) -> Tensor:
         gradient_scale = 1 / math.sqrt(x[0].numel() * self.highest)
-        return _on_grid(x, _slowed(self.step, gradient_scale), 0, self.highest)
+        step = self.start * _slowed(self.ratio, gradient_scale / self.start.square())
+        return _on_grid(x, step, 0, self.highest)
 
 
 class AwareResNet(nn.Module):
@@ -150,7 +162,7 @@ def aware(model: OwnNetwork, images: Images, weight_bits: Integer, activation_bi
     for batch in inputs.split(BATCH):
         exact(batch)
     for name, layer in _learned(network).items():
-        layer.step.copy_((2 * means[name] / math.sqrt(layer.highest)).clamp(min=1e-8))
+        layer.start.copy_((2 * means[name] / math.sqrt(layer.highest)).clamp(min=1e-8))
     return network
 
 
@@ -164,7 +176,7 @@ def integers(network: AwareResNet) -> QuantizedResNet:
     state = {name: tensor for name, tensor in network.model.state_dict().items() if ".parametrizations." not in name}
     state |= {f"{name}.weight": network.model.get_submodule(name).weight for name in names}
     plain = with_tensors(network.model.config, {name: tensor.cpu() for name, tensor in state.items()})
-    small = QuantizedResNet(plain, by_layer, bits["activations"], bits["ends"]).to(network.act1.step.device).eval()
+    small = QuantizedResNet(plain, by_layer, bits["activations"], bits["ends"]).to(network.act1.start.device).eval()
     for name, layer in layers(small).items():
         trained = network.model.get_submodule(name)
         weight, steps = trained.parametrizations.weight.original, trained.parametrizations.weight[0]
@@ -191,6 +203,10 @@ def _on_grid(x: Tensor, step: Tensor, lowest: Integer, highest: Integer) -> Tens
     return rounded(x / step).clamp(lowest, highest) * step
 
 
-def _slowed(value: Tensor, factor: float) -> Tensor:
+def _in_shape_of(weight: Tensor, steps: Tensor) -> Tensor:
+    return steps.view(-1, *[1] * (weight.ndim - 1))
+
+
+def _slowed(value: Tensor, factor: Tensor | float) -> Tensor:
     """The value, with a gradient that is `factor` times its own."""
     return value * factor + (value - value * factor).detach()
