@@ -38,3 +38,10 @@ def test_each_trial_names_what_it_changes():
     for name, (recipe, teacher) in protocol.TRIALS.items():
         assert recipe.epochs == 10 and name.startswith(recipe.optimizer)
         assert ("taught" in name) == bool(teacher)
+
+
+def test_each_family_has_the_same_number_of_tries(runs):
+    points = protocol.all_points(runs)
+    tries = {method: [point.trial for point in points if point.method == method] for method in protocol.TUNED}
+    assert len({len(names) for names in tries.values()}) == 1 and set(protocol.RATE_TRIALS) <= set(protocol.TRIALS)
+    assert {point.trial for point in points if point.method == protocol.FIRST} == set(protocol.TRIALS)

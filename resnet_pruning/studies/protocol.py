@@ -20,6 +20,8 @@ from .sweeps import run_sweep
 FIRST = "by sensitivity, inside blocks"  # what all trials are run on; learning rates are chosen for a method of each family
 SGD = Recipe(epochs=10, learning_rate=0.05, warmup_epochs=0.5, ema=0.995, small_share=0.0, views=5)
 MUON = dataclasses.replace(SGD, optimizer="Muon", learning_rate=0.01, weight_decay=0.05)
+RATE_TRIALS = ("Muon 0.003", "Muon 0.01", "Muon 0.02")
+TUNED = ("smallest L2 norm", "tied", "projected", "not pruned")
 # What the trials found: the teacher, and the learning rate of each family of methods.
 TEACHER = "resnet20_wide"
 RATES = dict.fromkeys(FAMILIES, 0.01)
@@ -71,24 +73,22 @@ def run_trials(runs: MethodRuns, points: list[ProtocolPoint], csv: Any, progress
     return run_sweep(run, points, csv, progress).sort_values("held_out_accuracy", ascending=False, ignore_index=True)
 
 
+def all_points(runs: MethodRuns) -> list[ProtocolPoint]:
+    """Every trial on one network, and then learning rates on a network of each other family."""
+    chosen = [(FIRST, name) for name in TRIALS] + [(method, name) for method in TUNED for name in RATE_TRIALS]
+    return [
+        ProtocolPoint(runs.base, name, method, 1.0 if method == "not pruned" else 0.5, 0, TRIALS[name][1], TRIALS[name][0])
+        for method, name in chosen
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument(
-        "--only", nargs="+", choices=list(TRIALS), default=list(TRIALS), metavar="TRIAL", help="some of: " + "; ".join(TRIALS)
-    )
-    parser.add_argument(
-        "--methods", nargs="+", choices=list(METHODS), default=[FIRST], metavar="METHOD", help="some of method_runs.METHODS"
-    )
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
-    arguments = parser.parse_args()
+    jobs = parser.parse_args().jobs
     runs = MethodRuns(str(choosing_checkpoint("cifar10", "full")), "cifar10")
-    points = [
-        ProtocolPoint(runs.base, name, method, teacher=TRIALS[name][1], recipe=TRIALS[name][0])
-        for method in arguments.methods
-        for name in arguments.only
-    ]
-    with required("joblib", "studies").parallel_config(n_jobs=arguments.jobs):
-        print(run_trials(runs, points, results_folder("cifar10", "full") / "figures" / "protocol_trials.csv").to_string())
+    with required("joblib", "studies").parallel_config(n_jobs=jobs):
+        print(run_trials(runs, all_points(runs), results_folder("cifar10", "full") / "figures" / "protocol_trials.csv").to_string())
 
 
 if __name__ == "__main__":
