@@ -66,3 +66,27 @@ def test_own_runs_stand_among_published_results():
     own = everything.iloc[2]
     assert (own.method, own.base_accuracy, own.pruned_accuracy) == ("by sensitivity, 3 epochs", 92.0, 91.0)
     assert methods.outdone(everything, "ResNet-20", "ours").tolist() == [True, False]
+
+
+@pytest.fixture
+def levels():
+    rows = [("cut", 1.0, 90.0), ("cut", 0.5, 88.0), ("cut", 0.25, 80.0), ("tied", 0.5, 86.0), ("tied", 0.5, 88.0), ("tied", 0.25, 84.0)]
+    table = pd.DataFrame(rows, columns=["method", "level", "accuracy"])
+    shrink = table.method.map({"cut": 1.0, "tied": 0.5})
+    return table.assign(macs_share=table.level, parameters_share=table.level * shrink, bytes_share=table.level * shrink)
+
+
+def test_each_currency_has_all_rows_in_the_order_of_the_methods(levels):
+    panels = methods.in_currencies(levels, ["tied", "cut"])
+    assert list(panels) == ["MACs", "parameters", "bytes"]
+    assert all(list(panel.method.unique()) == ["tied", "cut"] and len(panel) == 6 for panel in panels.values())
+    assert panels["bytes"].share.tolist() == [25, 25, 12.5, 100, 50, 25]
+
+
+def test_accuracy_at_an_equal_share_lies_between_the_levels(levels):
+    table = methods.at_equal(levels, 0.5)
+    assert table.loc["cut"].tolist() == [88, 88, 88]
+    assert table.MACs["tied"] == 87 and pd.isna(table.parameters["tied"])  # beyond what was measured
+    between = methods.at_equal(levels, 0.5**1.5)  # half-way between the levels, as a logarithm
+    assert between.MACs.tolist() == pytest.approx([84, 85.5])
+    assert methods.at_equal(levels, 0.25).loc["tied"].tolist() == pytest.approx([84, 87, 87])

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
+import numpy as np
 import pandas as pd
 
 from ..arguments import Real
@@ -11,6 +12,34 @@ def by_family(table: pd.DataFrame, families: Mapping[str, Collection[str]]) -> d
     """The rows of each family's methods, without families that have none."""
     parts = {family: table[table.method.isin(methods)] for family, methods in families.items()}
     return {family: part for family, part in parts.items() if len(part)}
+
+
+CURRENCIES = {"macs_share": "MACs", "parameters_share": "parameters", "bytes_share": "bytes"}
+
+
+def in_currencies(table: pd.DataFrame, methods: Collection[str]) -> dict[str, pd.DataFrame]:
+    """The rows of some methods, in this order, once for each of `CURRENCIES`, with what is left of it as `share`, in %."""
+    rows = pd.concat([table[table.method == method] for method in methods])
+    return {words: rows.assign(share=100 * rows[column]) for column, words in CURRENCIES.items()}
+
+
+def at_equal(table: pd.DataFrame, share: Real) -> pd.DataFrame:
+    """The accuracy of each method where a share of the MACs, parameters or bytes is left, between the levels that were measured.
+
+    Means over seeds, interpolated linearly over the logarithm of the share; NaN beyond the levels.
+
+    Returns
+    -------
+    DataFrame with a row for each method and a column for each of `CURRENCIES`
+    """
+    means = table.groupby(["method", "level"], sort=False)[["accuracy", *CURRENCIES]].mean()
+    found: dict[str, dict[str, float]] = {words: {} for words in CURRENCIES.values()}
+    for method, rows in means.groupby("method", sort=False):
+        for column, words in CURRENCIES.items():
+            known = rows.sort_values(column)
+            value = np.interp(np.log(share), np.log(known[column]), known.accuracy, left=np.nan, right=np.nan)
+            found[words][method] = float(value)
+    return pd.DataFrame(found).rename_axis("method")
 
 
 def leaders(table: pd.DataFrame) -> pd.Series:
