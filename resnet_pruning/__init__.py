@@ -1,4 +1,4 @@
-"""Filters of a trained ResNet, clustered by k-means, and what can be made of it; the names that a notebook needs first."""
+"""Cluster the filters of a trained ResNet by k-means, then prune, compress or quantize it; the names that a notebook needs first."""
 
 import importlib
 
@@ -7,12 +7,12 @@ from beartype.claw import beartype_this_package
 
 from .arguments import ArgumentError
 
-# Before any module is imported: from here on annotations are checked at every call.
+# Must come before the import of any module: from here on, annotations are checked at every call.
 beartype_this_package(conf=BeartypeConf(violation_type=ArgumentError, is_pep484_tower=True, is_color=False, claw_is_pep526=False))
 
 __version__ = "0.2.0"
 
-# From where each name comes. They are imported when they are first used, so that `report`, which draws and writes, needs no torch.
+# The module of each name. Names are imported on first use, so that `report`, which draws and writes, does not need torch.
 _HOME = {
     "data": ["load_images", "hold_out"],
     "model": ["ResNet"],

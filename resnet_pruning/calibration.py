@@ -1,4 +1,4 @@
-"""What a network's layers see and do on unlabelled training images: statistics of inputs and outputs, batch norm's among them."""
+"""Statistics of a network's layers on unlabelled training images: of inputs and outputs, including those of batch norm."""
 
 import copy
 import dataclasses
@@ -15,14 +15,14 @@ from .model import FiniteTensor, TrainableNetwork, batch_norms, convolutions
 
 @dataclasses.dataclass(frozen=True)
 class LayerStatistics:
-    """What one convolution sees, and how much each of its outputs matters. D is C_in·k_h·k_w, the size of a filter.
+    """Input statistics of one convolution and the importance of its output channels. D = C_in·k_h·k_w is the size of a filter.
 
     Attributes
     ----------
     mean : (D,) mean input patch, over images and positions
-    second_moment : (D, D) mean product of two of a patch's values; a filter w of D values has the mean squared output wᵀ M w
-    importance : (N,) for each output channel, after its batch norm: the mean over images of the squared gradients of the
-        logits, summed over logits and positions. It is the squared change of the logits for small noise of variance 1.
+    second_moment : (D, D) mean M of the products of two values of a patch; a filter w of D values has the mean squared output wᵀ M w
+    importance : (N,) for each output channel, after its batch norm: the squared gradients of the logits, summed over logits and
+        positions, averaged over images. It is the squared change of the logits per unit variance of small noise.
     """
 
     mean: FiniteTensor
@@ -31,7 +31,7 @@ class LayerStatistics:
 
     @property
     def covariance(self) -> Tensor:
-        """(D, D) of a patch's values: wᵀ C w is the variance of a filter's output, which batch norm divides by."""
+        """(D, D) covariance C of a patch's values. wᵀ C w is the variance of the output of filter w, which batch norm normalises."""
         return self.second_moment - torch.outer(self.mean, self.mean)
 
 
@@ -40,8 +40,8 @@ class LayerStatistics:
 def layer_statistics(model: TrainableNetwork, images: Images, *, seed: Seed = 0, batch_size: Count = 100) -> dict[str, LayerStatistics]:
     """Statistics of each convolution that has a batch norm, by name, in evaluation mode; float64 on the CPU.
 
-    The images' labels are not used: gradients are those of random mixtures of the logits (normal, from `seed`), whose mean
-    square is the sum over the logits. Some hundred images suffice.
+    Labels are not used. Gradients are taken of random mixtures of the logits (normal, from `seed`): their mean square is the
+    sum over the logits. A few hundred images suffice.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def layer_statistics(model: TrainableNetwork, images: Images, *, seed: Seed = 0,
 
 
 def patches(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
-    """What each output of a convolution sees of its inputs (B, C_in, H, W): (C_in·k_h·k_w, B · positions), zeros at the borders."""
+    """Input patches of a convolution, zero-padded at the borders: inputs (B, C_in, H, W) to patches (C_in·k_h·k_w, B · positions)."""
     return F.unfold(inputs, conv.kernel_size, conv.dilation, conv.padding, conv.stride).transpose(0, 1).flatten(1)
 
 
@@ -91,16 +91,16 @@ def patches(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
 def reestimate_batch_norm(
     model: TrainableNetwork, images: Images, *, batch_size: Count = 500, augmented: bool = True, seed: Seed = 0
 ) -> nn.Module:
-    """A copy of `model` whose batch-norm statistics are the means over batches of `images`; labels are not used.
+    """A copy of `model` whose batch-norm statistics are means over batches of `images`. Labels are not used.
 
-    Replacing filters changes the mean and the variance of every later layer's input, which the stored statistics do not know.
+    Replacing filters changes the mean and the variance of every later layer's input. The stored statistics do not reflect this.
 
     Parameters
     ----------
-    images : training images; a thousand do
-    batch_size : images per batch, all of them if they are fewer; an incomplete last batch is left out
-    augmented : shift and mirror the images as in training, once. The black borders of shifted images are part of what the
-        network was trained on: without them ResNet-20 loses 1 pp before any filter is replaced
+    images : training images; a thousand are enough
+    batch_size : images per batch, or all of them if there are fewer; an incomplete last batch is left out
+    augmented : shift and mirror each image once, as in training. The network was trained on the black borders of shifted
+        images: without them, ResNet-20 loses 1 pp before any filter is replaced
     seed : of the augmentation
 
     Raises
@@ -108,7 +108,7 @@ def reestimate_batch_norm(
     ValueError : fewer than two images, which have no variance
     """
     if len(images) < 2:
-        raise ValueError(f"{len(images)} images, expected at least 2, better a thousand")
+        raise ValueError(f"{len(images)} images, expected at least 2, preferably a thousand")
     model = copy.deepcopy(model)
     training = {module: module.training for module in model.modules()}
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]

@@ -1,4 +1,4 @@
-"""Networks and other tensors in files: written whole and sealed, and read without running code or believing what they claim."""
+"""Networks and other tensors in files: written whole with a checksum, read without running code or trusting claimed sizes."""
 
 import hashlib
 import io
@@ -18,12 +18,12 @@ from .model import OwnNetwork, ResNet, with_tensors
 
 
 def save_checkpoint(path: str | Path, model: OwnNetwork, facts: Mapping[str, Any], *, dtype: torch.dtype = torch.float32) -> None:
-    """Write a model and what is known about it to `path`, whole or not at all; its weights rounded to `dtype`, if it is a smaller one.
+    """Write a model and facts about it to `path`, whole or not at all. Weights are rounded to `dtype` if that is smaller than float32.
 
     Raises
     ------
-    ValueError : a model that was changed to something else than its class and widths say, or facts with other than plain values (str, int,
-        float, bool, None; lists, tuples and dicts of them): `load_checkpoint` could not give them back
+    ValueError : a model that no longer matches its class and configuration, or facts that are not plain values (str, int, float, bool,
+        None; lists, tuples and dicts of them): `load_checkpoint` could not restore them
     """
     dtypes = {name: dtype if tensor.is_floating_point() else tensor.dtype for name, tensor in model.state_dict().items()}
     state = {name: tensor.detach().cpu().contiguous().to(dtypes[name]) for name, tensor in model.state_dict().items()}
@@ -37,8 +37,8 @@ def save_checkpoint(path: str | Path, model: OwnNetwork, facts: Mapping[str, Any
 def load_checkpoint(path: str | Path) -> tuple[ResNet, dict[str, Any]]:
     """Read a model, in evaluation mode on the CPU, and its facts.
 
-    Reads what `save_checkpoint` wrote, and published checkpoints of the same network: a state dict, or a dict with one
-    under ``state_dict``, with ``module.`` prefixes or with ``linear`` for ``fc``. Nothing in the file is executed.
+    Reads files of `save_checkpoint` and published checkpoints of the same network: a state dict, or a dict with one under
+    ``state_dict``. Names may have the prefix ``module.``, and ``linear`` for ``fc``. Nothing in the file is executed.
 
     Raises
     ------
@@ -48,17 +48,17 @@ def load_checkpoint(path: str | Path) -> tuple[ResNet, dict[str, Any]]:
     content = read_tensors(path)
     try:
         return _rebuilt(content)
-    except Exception as error:  # whatever a file may hold in place of what is expected
+    except Exception as error:  # a file may hold anything
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
         raise ValueError(f"{path} is no checkpoint of a ResNet of this package: {reason}") from error
 
 
 def write_tensors(content: Mapping[str, Any], path: str | Path) -> None:
-    """Write tensors and plain values, in any nesting, whole or not at all, with a checksum of everything.
+    """Write tensors and plain values, nested in any way, whole or not at all, with a checksum of everything.
 
     Raises
     ------
-    ValueError : anything else, which `read_tensors` would refuse
+    ValueError : other values, which `read_tensors` would refuse
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -71,7 +71,7 @@ def write_tensors(content: Mapping[str, Any], path: str | Path) -> None:
 
 
 def read_tensors(path: str | Path) -> Any:
-    """What `write_tensors` or torch.save wrote, on the CPU. Nothing in the file is executed; without a checksum there is a warning.
+    """Read what `write_tensors` or torch.save wrote, to the CPU. Nothing in the file is executed. A missing checksum gives a warning.
 
     Raises
     ------
@@ -81,19 +81,19 @@ def read_tensors(path: str | Path) -> Any:
     archive, is_sealed = unsealed(path)
     try:
         content = _loaded(archive)
-    except Exception as error:  # torch.load raises almost any, depending on where a file is damaged
+    except Exception as error:  # torch.load raises almost any error, depending on where a file is damaged
         raise ValueError(f"{path} was refused: {_reason(error)}") from error
     if not is_sealed:
-        warnings.warn(f"{path} has no checksum, as files of this package have: damage to its values would go unnoticed", stacklevel=2)
+        warnings.warn(f"{path} has no checksum, unlike files of this package: damage to its values would go unnoticed", stacklevel=2)
     return content
 
 
 def from_state_dict(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> ResNet:
-    """The `ResNet` with these weights, in evaluation mode; if no configuration is given, depth and widths are read off the tensors.
+    """The `ResNet` with these weights, in evaluation mode. Without a configuration, depth and widths are inferred from the tensors.
 
     Raises
     ------
-    ValueError : names or shapes that are not those of a `ResNet`, values that are NaN or infinite
+    ValueError : names or shapes that are not those of a `ResNet`; values that are float64, NaN or infinite
     """
     renamed = {}
     for name, tensor in state.items():
@@ -107,8 +107,8 @@ def from_state_dict(state: Mapping[str, Tensor], config: Mapping[str, Any] | Non
     # Checkpoints older than PyTorch 0.4.1 lack batch norm's counters, which evaluation does not need.
     renamed = {f"{name}.num_batches_tracked": torch.tensor(0) for name in widths} | renamed
     if config:
-        if config.get("depth", 20) > 6 * len(renamed):  # said to have more blocks than can be
-            raise ValueError(f"a depth of {config['depth']} with {len(renamed)} tensors")
+        if config.get("depth", 20) > 6 * len(renamed):  # more blocks than the tensors can fill
+            raise ValueError(f"the depth is {config['depth']}, too large for {len(renamed)} tensors")
         return with_tensors(config, renamed)
     try:
         stages = tuple(widths[f"layer{stage}.0.bn2"] for stage in (1, 2, 3))
@@ -132,7 +132,7 @@ def check_plain(value: Any, key: str) -> None:
 
 
 def digest(what: str, tensors: Iterable[Tensor]) -> str:
-    """The SHA-256 of a description and of tensors, on any device and in any memory format: equal ones have equal digests."""
+    """The SHA-256 of a description and of tensors. Equal tensors have equal digests, on any device and in any memory format."""
     total = hashlib.sha256(what.encode())
     for tensor in tensors:
         total.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -151,7 +151,7 @@ def _rebuilt(content: Any) -> tuple[ResNet, dict[str, Any]]:
 
 
 def _loaded(archive: bytes) -> Any:
-    """torch.load that runs no code, after sizes were compared with the archive's own, and before any that is larger is made use of."""
+    """torch.load without running code. Claimed sizes are checked: those of records before loading, those of tensors before use."""
     if archive.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(archive)) as records:
             if any(record.compress_type for record in records.infolist()) or sum(r.file_size for r in records.infolist()) > len(archive):

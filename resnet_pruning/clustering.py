@@ -1,21 +1,21 @@
-"""The filters of one convolution → clusters: which filters are near each other, k-means, and what stands for a cluster.
+"""Cluster the filters of one convolution: distances between filters, k-means, and the representatives of clusters.
 
-What is near is a choice, the *distance*. Each distance maps a filter to a point, such that the Euclidean distance of points,
-which k-means works with, is the distance that is meant; and gives each filter a *gain*, the factor between the filter and
-what is averaged. A replaced filter is its cluster's representative divided by its own gain; batch norm takes the gain up
-(see `pruning.replace_filters`), so that each layer really has as many distinct filters as clusters. Where there is no batch norm, which
-only "raw" and "unit" do without, filters keep their length themselves and a cluster's are equal in direction.
+The *distance* defines which filters are near each other. It maps each filter to a point. The Euclidean distance between points,
+which k-means uses, is the distance between filters. The distance also gives each filter a *gain*, the factor between the filter and what
+is averaged. A replaced filter is its cluster's representative divided by its own gain. Batch norm absorbs the gain (see
+`pruning.replace_filters`), so that each layer has only as many distinct filters as clusters. Only "raw" and "unit" work without
+a batch norm. With "unit", each filter then keeps its own length, and the filters of a cluster are equal in direction only.
 
 =============  ==============================================================  =============================
 distance       two filters are near when …                                     gain
 =============  ==============================================================  =============================
 "raw"          their weights are                                               1
-"folded"       their weights are, times what batch norm multiplies them by     γ/σ
+"folded"       their weights are, multiplied by batch norm's factor            γ/σ
 "unit"         they point the same way; each keeps its length                  1/length
-"output"       their outputs are, after batch norm's factor, on the inputs     γ/σ
-               that the layer really sees (second moment of the patches)
-"correlation"  their outputs are correlated, with either sign: one can be      ±1/standard deviation of
-               made of the other by batch norm's scale and shift               the output
+"output"       their outputs are, after batch norm's factor, on the layer's    γ/σ
+               actual inputs (second moment of the patches)
+"correlation"  their outputs are correlated, with either sign: batch norm's    ±1/standard deviation of
+               scale and shift turn one into the other                         the output
 =============  ==============================================================  =============================
 """
 
@@ -46,9 +46,9 @@ class Clusters:
     ----------
     labels : int64 tensor (N,), the cluster of each filter, from 0 to k - 1; every cluster has a member
     centroids : float64 tensor (k, C_in, k_h, k_w), the mean of each cluster's filters, each brought to the medoid's scale
-    medoids : int64 tensor (k,), of each cluster the member nearest to the centroid
-    gains : float64 tensor (N,), what brings a filter to the scale of its medoid, whose own gain is 1; 0 for a filter whose
-        output is zero or unused
+    medoids : int64 tensor (k,), the member of each cluster nearest to its centroid
+    gains : float64 tensor (N,), the factor that brings a filter to the scale of its medoid, whose own gain is 1; 0 for a filter
+        whose output is zero or unused
     inertia : sum over filters of weight (1 on average) times squared distance to the centroid, in the distance's own unit
     """
 
@@ -81,27 +81,27 @@ def cluster_filters(
 ) -> Clusters:
     """Cluster the filters of a convolution with k-means (scikit-learn's, k-means++ starts).
 
-    Filters in another order get the same clusters. As many clusters as there are distinct filters, or more, give each
-    distinct filter its own.
+    The order of the filters does not affect the clusters. If `n_clusters` is at least the number of distinct filters, each
+    distinct filter gets its own cluster.
 
     Parameters
     ----------
     conv : its weight (N, C_in, k_h, k_w) holds the N filters
-    n_clusters : clusters, from 1
+    n_clusters : number of clusters, at least 1
     distance : one of `DISTANCES`, see the top of this module
-    batch_norm : the batch norm after `conv`; all distances but "raw" and "unit" use it, and so does `weighting`
-    statistics : of this layer, from `calibration.layer_statistics`; for "output", "correlation" and `weighting`
-    weighting : with 0 all filters count the same. With 1 each weighs as much as the logits depend on it, so that the sum
-        that k-means makes small is their change, to first order and as if channels erred independently. In between,
-        the weights are raised to this power: errors are too large for the first order to hold, and 0.5 did best
+    batch_norm : the batch norm after `conv`, required by `weighting` and by all distances except "raw" and "unit"
+    statistics : of this layer, from `calibration.layer_statistics`; required by "output", "correlation" and `weighting`
+    weighting : with 0, all filters count the same. With 1, each weighs as much as the logits depend on it: k-means then
+        minimises their change, to first order and as if the errors of channels were independent. In between, the weights
+        are raised to this power: errors are too large for the first order to hold, and 0.5 did best
     seed : of the starts; equal seeds give equal clusters
-    n_init : starts, of which the one with the smallest inertia is kept
+    n_init : number of starts; the one with the smallest inertia is kept
     layer : the convolution's name, for error messages
 
     Raises
     ------
-    ValueError : `n_clusters` is no integer or below 1, an unknown distance, weights that are not finite, or `batch_norm` or
-        `statistics` missing where they are needed, or of another layer, `weighting` outside [0, 1]
+    ValueError : `n_clusters` not an integer or below 1; an unknown distance; weights that are not finite; `batch_norm` or
+        `statistics` missing where required; `statistics` of another layer; `weighting` outside [0, 1]
     """
     check_n_clusters(n_clusters, "" if layer == "the convolution" else layer)
     weight = conv.weight.detach().double().cpu().flatten(1)
@@ -119,7 +119,7 @@ def cluster_filters(
     labels = cluster_points(points, n_clusters, sample_weights, seed=seed, n_init=n_init)
     members, squared = distances_to_centroids(points, labels, sample_weights)
     k = len(members)
-    # A filter without a gain says nothing about its cluster, unless all are such.
+    # A filter without a gain is ignored in its cluster, unless no member has one.
     known = (members > 0) & ((gains != 0) | ~((members > 0) & (gains != 0)).any(1, keepdim=True))
     medoids = torch.where(known, squared, torch.inf).argmin(1)
     if distance == "correlation":
@@ -132,9 +132,9 @@ def cluster_filters(
 
 
 def cluster_points(points: Tensor, n_clusters: Integer, weights: Tensor, *, seed: Seed = 0, n_init: Count = 10) -> Tensor:
-    """Weighted k-means of points (N, P), float64: labels (N,), counted from 0. Points in another order get the same clusters.
+    """Weighted k-means of points (N, P), float64: labels (N,), counted from 0. The order of the points does not affect the clusters.
 
-    There are fewer clusters than asked for where there are fewer distinct points.
+    Fewer distinct points than `n_clusters` give fewer clusters.
     """
     order = np.lexsort(points.numpy().T)  # k-means++ draws by position, so the order of the points must not matter
     with warnings.catch_warnings():
@@ -147,7 +147,7 @@ def cluster_points(points: Tensor, n_clusters: Integer, weights: Tensor, *, seed
 
 
 def usable_weights(weights: Tensor) -> Tensor:
-    """Weights (N,) with mean 1. None is 0, because a cluster of such members would have no mean; all are 1 if all were 0."""
+    """Scale weights (N,) to mean 1. None is 0, because a cluster of zero weights would have no mean. If all were 0, all are 1."""
     return weights / weights.mean() + 1e-9 if weights.sum() > 0 else torch.ones_like(weights)
 
 
@@ -167,11 +167,11 @@ def cluster_layers(
     seed: Seed = 0,
     n_init: Count = 10,
 ) -> dict[str, Clusters]:
-    """`cluster_filters` for each layer of a plan, each by itself; `statistics` by layer, from `calibration.layer_statistics`.
+    """`cluster_filters` for each layer of a plan, separately; `statistics` by layer, from `calibration.layer_statistics`.
 
     Raises
     ------
-    ValueError : a plan for another model, a model without convolutions or compact already, and what `cluster_filters` raises
+    ValueError : a plan for another model, a model without convolutions or already compact, and what `cluster_filters` raises
     """
     check_plan(model, plan)
     convs, norms = convolutions(model), batch_norms(model)
@@ -198,7 +198,7 @@ def cluster_layers(
 
 
 def distinct_filters(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Of filters (N, …): the index of the first of each set of equal ones, in order, and for each filter (N,) its set's number."""
+    """Group equal filters of (N, …): the index of the first filter of each group, in order, and each filter's group number (N,)."""
     _, labels = torch.unique(weight.flatten(1), dim=0, return_inverse=True)
     numbers: dict[int, int] = {}
     numbered = [numbers.setdefault(label, len(numbers)) for label in labels.tolist()]
@@ -206,14 +206,14 @@ def distinct_filters(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shares(members: Tensor) -> Tensor:
-    """Each row (a cluster's weight for each filter) divided by its sum: times the filters, it gives their mean."""
+    """Each row (a cluster's weight for each filter) divided by its sum: its product with the filters is their mean."""
     return members / members.sum(1, keepdim=True)
 
 
 def _points(
     weight: Tensor, distance: str, batch_norm: nn.BatchNorm2d | None, statistics: LayerStatistics | None, layer: str, weighted: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Points (N, P), gains (N,), and importance (N,): what a squared distance of 1 from such a point changes in the logits."""
+    """Points (N, P), gains (N,), and importance (N,): the squared change of the logits per unit squared distance from a point."""
     if distance not in DISTANCES:
         raise ValueError(f"distance is {distance!r}, expected one of {', '.join(DISTANCES)}")
     if (distance not in ("raw", "unit") or weighted) and batch_norm is None:
@@ -240,7 +240,7 @@ def _points(
         outputs = _centred_outputs(weight, statistics)
         gains = _inverse(outputs.norm(dim=1))
         correlations = (outputs @ outputs.T) * torch.outer(gains, gains)
-        # Points with these squared correlations as their products: their squared distance is 2 - 2 times it.
+        # Points whose inner products are the squared correlations: their squared distance is 2 - 2 times that.
         values, vectors = torch.linalg.eigh(correlations.square())
         points = vectors * values.clamp(min=0).sqrt()
     importance = ones
@@ -255,11 +255,11 @@ def _inverse(values: Tensor) -> Tensor:
 
 
 def _root(moment: Tensor) -> Tensor:
-    """R with R Rᵀ = moment, for a moment that may be singular: inputs that are always zero."""
+    """R with R Rᵀ = moment. The moment may be singular: some inputs are always zero."""
     values, vectors = torch.linalg.eigh(moment)
     return vectors * values.clamp(min=0).sqrt()
 
 
 def _centred_outputs(weight: Tensor, statistics: LayerStatistics) -> Tensor:
-    """(N, D): its products are the covariances of the filters' outputs."""
+    """(N, D): the inner products of its rows are the covariances of the filters' outputs."""
     return weight @ _root(statistics.covariance)

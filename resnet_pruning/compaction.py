@@ -1,4 +1,4 @@
-"""Make a network whose filters were replaced really smaller, without changing what it computes."""
+"""Make a network with replaced filters smaller without changing the function that it computes."""
 
 import torch
 from torch import Tensor, nn
@@ -9,24 +9,24 @@ from .model import OwnNetwork, ResNet, SharedConv2d, blocks, convolutions, with_
 
 
 def compact(model: OwnNetwork, tolerance: PositiveReal = 1e-6) -> ResNet:
-    """The smallest `ResNet` that computes the same function as `model`, to float32 rounding, by two exact steps.
+    """The smallest `ResNet` that computes the same function as `model`, up to float32 rounding, by two exact steps.
 
     Inside each block, between its two convolutions, channels that are positive multiples of each other on any input are
-    merged: one is kept, and the slices of ``conv2`` that read the others are added to its slice, times their factors. Such
-    channels have equal filters, and batch norms that differ by a positive factor only (ReLU(a·x) = a·ReLU(x)). Channels
+    merged. One is kept. The slices of ``conv2`` that read the others are added to its slice, times their factors. Such
+    channels have equal filters, and batch norms that differ only by a positive factor (ReLU(a·x) = a·ReLU(x)). Channels
     that are zero on any input are dropped.
 
-    Where channels have equal filters but cannot be merged, on the residual stream or because their batch norms differ, the
-    distinct filters are computed once and the results copied: see `model.SharedConv2d`.
+    Some channels have equal filters but cannot be merged: they are on the residual stream, or their batch norms differ. Their
+    distinct filters are computed once and the outputs copied: see `model.SharedConv2d`.
 
-    The result is an ordinary model: it trains, is saved and loaded like any other, and compacting it again changes nothing.
+    The result is an ordinary model, trained, saved and loaded like any other. Compacting it again changes nothing.
 
     Parameters
     ----------
-    model : filters that are to be merged must be equal, bit for bit, as `pruning.replace_filters` makes them
-    tolerance : by how much thresholds of merged channels may differ by rounding, relative to deviation and shift
+    model : filters to be merged must be equal, bit for bit, as `pruning.replace_filters` makes them
+    tolerance : how far the thresholds of merged channels may differ by rounding, relative to standard deviation plus threshold
     """
-    whole = expanded(model).cpu()  # comparing channels one by one, a GPU would be waited for each time
+    whole = expanded(model).cpu()  # channels are compared one by one, and each comparison would wait for a GPU
     state = dict(whole.state_dict())
     inner_widths, sharing = {}, {}
     for block, module in blocks(whole).items():
@@ -51,7 +51,7 @@ def compact(model: OwnNetwork, tolerance: PositiveReal = 1e-6) -> ResNet:
 
 
 def expanded(model: OwnNetwork) -> ResNet:
-    """A copy of `model` in which each channel has a filter of its own: what `compact` shares is written out again, bit for bit."""
+    """A copy of `model` in which each channel has its own filter: filters that `compact` shared are copied out, bit for bit."""
     state = dict(model.state_dict())
     for name, conv in convolutions(model).items():
         if isinstance(conv, SharedConv2d):
@@ -61,7 +61,7 @@ def expanded(model: OwnNetwork) -> ResNet:
 
 
 def _multiples(weight: Tensor, norm: nn.BatchNorm2d, tolerance: Real) -> tuple[list[int], Tensor]:
-    """Channels to keep, and the matrix (kept, N) of what each channel is in terms of them, after batch norm and ReLU.
+    """Channels to keep, and the matrix (kept, N) that expresses each channel as a multiple of a kept one, after batch norm and ReLU.
 
     A channel's output is ReLU(s·(y - t)) for the filter's output y. Channels with equal filters, equal t, and s of the same
     sign are multiples of each other.

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-accumulates, bytes. Time is measured, not counted: see `deployment.timing`."""
+"""The cost of a network: parameters, multiply-accumulates, bytes. Time is measured, not counted: see `deployment.timing`."""
 
 import math
 
@@ -10,7 +10,7 @@ from .model import AnyNetwork
 
 
 def parameters(model: AnyNetwork) -> int:
-    """Number of trainable values; of a quantized network, which has none, that of its integers, scales and biases."""
+    """Number of trainable values. A quantized network has none: its integers, scales, biases, factors and levels are counted."""
     quantized = ("codes", "scale", "bias", "factor", "levels")
     values = list(model.parameters()) or [t for name, t in model.named_buffers() if name.rpartition(".")[2] in quantized]
     return sum(value.numel() for value in values)
@@ -26,7 +26,7 @@ def macs_by_layer(model: AnyNetwork, image_size: Count = 32) -> dict[str, int]:
     counts: dict[str, int] = {}
 
     def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        # Each weight is used once for each position; where filters are shared, the copies of an output take none.
+        # Each weight is used once per position. Where filters are shared, copying an output takes no multiplication.
         counts[names[layer]] = layer.weight.numel() * math.prod(output.shape[2:])
 
     names = {module: name for name, module in model.named_modules() if getattr(getattr(module, "weight", None), "ndim", 0) > 1}
@@ -41,7 +41,7 @@ def macs_by_layer(model: AnyNetwork, image_size: Count = 32) -> dict[str, int]:
 
 
 def size_in_bytes(model: AnyNetwork) -> int:
-    """Bytes of all tensors that a checkpoint stores, batch-norm statistics included; a quantized network knows its own."""
+    """Bytes of all tensors that a checkpoint stores, including batch-norm statistics. A quantized network reports its own."""
     if hasattr(model, "stored_bytes"):
         return model.stored_bytes()
     return sum(t.numel() * t.element_size() for t in model.state_dict().values())

@@ -1,4 +1,4 @@
-"""CIFAR-10 and the digits that come with scikit-learn, as tensors on a device, cut into augmented batches there."""
+"""CIFAR-10 and scikit-learn's digits as tensors on a device, and augmented batches that are cut there."""
 
 import dataclasses
 import functools
@@ -29,12 +29,12 @@ class Images:
     labels : int64 tensor of shape (N,)
     dataset : name of the data set, one of `files.DATASETS`
     classes : names of the classes, by label
-    mean, std : per colour channel, of pixels scaled to [0, 1]; what the network sees is (pixel - mean) / std
-    flips : whether a mirrored image still shows its class (not so for digits)
+    mean, std : per colour channel, of pixels scaled to [0, 1]; the network sees (pixel - mean) / std
+    flips : whether a mirrored image still shows its class (digits do not)
 
     Raises
     ------
-    ValueError : pixels or labels of another kind, none, or labels without a class
+    ValueError : pixels or labels of the wrong type or shape, no images, labels without a class, or a `std` that is not positive
     """
 
     pixels: Tensor
@@ -48,7 +48,7 @@ class Images:
     def __post_init__(self):
         pixels, labels, shape = self.pixels, self.labels, tuple(self.pixels.shape)
         if pixels.dtype != torch.uint8 or shape[1:] != (3, 32, 32) or not len(pixels):
-            raise ValueError(f"pixels are {pixels.dtype} of shape {shape}, expected torch.uint8 of shape (N, 3, 32, 32), N from 1")
+            raise ValueError(f"pixels are {pixels.dtype} of shape {shape}, expected torch.uint8 of shape (N, 3, 32, 32), N ≥ 1")
         if labels.dtype != torch.int64 or labels.shape != shape[:1] or labels.device != pixels.device:
             raise ValueError(
                 f"labels are {labels.dtype} of shape {tuple(labels.shape)} on {labels.device}, expected torch.int64, one for each of the "
@@ -70,7 +70,7 @@ class Images:
         return dataclasses.replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
 
     def beside(self, network: nn.Module) -> "Images":
-        """On the device that holds the network's weights: there it computes, and images are brought to it, not the other way round."""
+        """The images on the device that holds the network's weights. Images are moved to the network, not the network to the images."""
         return self.to(next((t.device for t in (*network.parameters(), *network.buffers())), self.device))
 
     @property
@@ -78,11 +78,11 @@ class Images:
         return self.pixels.device
 
     @functools.cached_property
-    def _mean_and_std(self) -> list[Tensor]:  # of pixels, on their device: made for each batch, they would be copied to a GPU each time
+    def _mean_and_std(self) -> list[Tensor]:  # of pixels, on their device; cached, because each batch would copy them to a GPU again
         return [torch.tensor(c, device=self.device).view(1, 3, 1, 1) * 255 for c in (self.mean, self.std)]
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels (B, 3, H, W) as the float32, channels-last batch that the network takes."""
+        """Convert uint8 pixels (B, 3, H, W) to the network's input, a float32, channels-last batch."""
         mean, std = (c.to(pixels.device) for c in self._mean_and_std)
         return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
 
@@ -99,12 +99,12 @@ def load_images(name: str, root: str | Path | None = None, device: torch.device 
     ----------
     name : "cifar10" (Krizhevsky 2009: 50,000 and 10,000 images; downloaded if absent) or "digits" (scikit-learn's
         1,797 handwritten digits, enlarged from 8×8 to 32×32×3: 1,437 and 360 images; nothing to download)
-    root : folder that holds ``cifar-10-batches-py``; else ``$CIFAR10_ROOT``, else ``data/`` of the repository
+    root : folder that holds ``cifar-10-batches-py``; by default ``$CIFAR10_ROOT``, or else ``data/`` of the repository
 
     Raises
     ------
     ValueError : unknown `name`, or a file of the archive that is truncated or altered
-    FileNotFoundError : CIFAR-10 is not there and cannot be downloaded
+    FileNotFoundError : CIFAR-10 is missing and cannot be downloaded
     """
     if name not in DATASETS:
         raise ValueError(f"data set is {name!r}, expected one of {', '.join(DATASETS)}")
@@ -115,20 +115,20 @@ def load_images(name: str, root: str | Path | None = None, device: torch.device 
 def _cifar10(root: Path) -> tuple[Images, Images]:
     folder = root / CIFAR10.base_folder
     files = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
-    # Checked before anything is read: the files are pickles, which only their MD5 makes safe to open.
+    # Checked before anything is read: the files are pickles, and only their MD5 makes them safe to open.
     for file, md5 in files:
         path = folder / file
         if path.exists() and (found := calculate_md5(path)) != md5:
             raise ValueError(
                 f"{path} is truncated or altered: its MD5 is {found}, expected {md5}. "
-                f"Delete it and run again to download CIFAR-10 anew, or put a good copy in its place."
+                f"Delete it and run again to download CIFAR-10 afresh, or replace it with a good copy."
             )
     try:
         parts = [CIFAR10(root, train=train, download=not all((folder / f).exists() for f, _ in files)) for train in (True, False)]
     except (RuntimeError, OSError) as error:
         raise FileNotFoundError(
             f"CIFAR-10 is not in {folder} and could not be downloaded ({error}). Put the unpacked archive "
-            f"(folder {CIFAR10.base_folder}) into {root}, or point the variable CIFAR10_ROOT at the folder that "
+            f"(folder {CIFAR10.base_folder}) into {root}, or set the environment variable CIFAR10_ROOT to the folder that "
             f'holds it; or use the data set "digits", which needs no download.'
         ) from error
     return tuple(
@@ -173,16 +173,16 @@ def hold_out(images: Images, n: Integer, seed: Seed = 0) -> tuple[Images, Images
 class Batches:
     """Augmented training batches, cut on the device that holds the images.
 
-    Random crop after zero padding, and horizontal flip where the data set allows it. All random choices of an epoch are drawn at once,
-    from `seed` and the epoch's number alone: any epoch can be replayed, on any device, without replaying those before it.
+    Images are cropped at random after zero padding, and flipped horizontally where the data set allows it. All random choices of an
+    epoch are drawn at once, from `seed` and the epoch's number only. Any epoch can be replayed, on any device, without those before it.
 
     Parameters
     ----------
-    images : what to draw from; each epoch visits every image once, but for the last incomplete batch
+    images : images to draw from; each epoch visits every image once, except those of an incomplete last batch
     batch_size : images per batch
     padding : pixels by which an image may be shifted in each direction
-    views : after so many epochs an image's crops and flips come again, in another order of images; 0 for new ones in each epoch
-    alternating : an image is mirrored in every other epoch, in place of by chance (Jordan 2024, *94% on CIFAR-10 in 3.29 Seconds*)
+    views : number of epochs after which crops and flips repeat, with the images in another order; 0 for new ones in each epoch
+    alternating : mirror each image in every other epoch instead of at random (Jordan 2024, *94% on CIFAR-10 in 3.29 Seconds*)
     seed : of order and augmentation
     """
 
@@ -198,19 +198,19 @@ class Batches:
         return len(self.images) // self.batch_size
 
     def epoch(self, number: Integer, size: Integer = 32) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The batches of one epoch: inputs of shape (batch_size, 3, size, size), labels, and which of the images they are.
+        """The batches of one epoch: inputs of shape (batch_size, 3, size, size), labels, and the indices of the images.
 
-        A `size` below 32 crops more, from less padding, so that shifts keep their range: a cheaper epoch.
+        A `size` below 32 makes an epoch cheaper. It crops more, from less padding, so that shifts keep their range.
         """
         order = torch.randperm(len(self.images), generator=self._generator(number)).to(self.images.device)
         return self._cut(order[: len(self) * self.batch_size], number % self.views if self.views else number, size)
 
     def view(self, number: Integer, size: Integer = 32) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """What epoch `number` and those that show the same see, in the order of the images, with the last incomplete batch."""
+        """Batches with the crops and flips of view `number`, in the order of the images, including an incomplete last batch."""
         return self._cut(torch.arange(len(self.images), device=self.images.device), number, size)
 
     def _generator(self, *numbers: Integer) -> torch.Generator:
-        # On the CPU on purpose: the same choices on every device, moved there once per epoch.
+        # Deliberately on the CPU: every device gets the same choices, moved there once per epoch.
         return torch.Generator().manual_seed(int(np.random.SeedSequence((self.seed, *numbers)).generate_state(1)[0]))
 
     def _cut(self, picked: Tensor, view: Integer, size: Integer) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

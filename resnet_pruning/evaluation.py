@@ -1,4 +1,4 @@
-"""What a network answers on images, and how often it is right."""
+"""Predictions of a network on images, and their accuracy."""
 
 import torch
 from scipy.stats import binomtest
@@ -12,9 +12,9 @@ from .model import AnyNetwork
 @full_float32()
 @torch.inference_mode()
 def predict(model: AnyNetwork, images: Images, *, amp: bool = False, role: str = "model") -> Tensor:
-    """Logits of shape (N, n_classes), float32 on the CPU, in evaluation mode, computed on the device that holds the model.
+    """Logits of shape (N, n_classes), float32 on the CPU, computed in evaluation mode on the device that holds the model.
 
-    `amp` computes in bfloat16, which is for watching a training: reported accuracies are float32's. `role` is for the error's message.
+    `amp` computes in bfloat16, for monitoring a training: reported accuracies are float32's. `role` names the model in error messages.
 
     Raises
     ------
@@ -49,9 +49,10 @@ def per_class_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def compared(first: Tensor, second: Tensor) -> dict[str, float]:
-    """Whether two networks differ in accuracy, by the images that only one of them gets right: bool (N,), which each gets right.
+    """Compare the accuracy of two networks, from bool (N,) for each: the images that it gets right.
 
-    Gives the difference, second minus first, the ends of its 95 % interval, in pp, and the p-value of McNemar's test, exact.
+    Returns the difference (second minus first) and the ends of its 95 % interval, in pp, and the p-value of McNemar's exact test.
+    All are computed from the images that only one of the two gets right.
     """
     lost, won = int((first & ~second).sum()), int((second & ~first).sum())
     difference = (won - lost) / len(first)

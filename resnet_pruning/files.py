@@ -1,4 +1,4 @@
-"""Files that are either whole or not there and know when they were damaged, and where the results of a run belong."""
+"""Files that are written whole or not at all, checksums that detect damage, and the folders for the results of a run."""
 
 import hashlib
 import importlib
@@ -25,8 +25,8 @@ _SEAL_LENGTH = len(_SEAL) + 64
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it to `path` when the block ends without an error.
 
-    A process killed in between leaves the old file, or none, but never half of the new one; of two that write at once, one file is left. A
-    symbolic link goes on pointing to the file, and a file keeps its mode.
+    A process killed in between leaves the old file or none, never half of the new one. Of two processes that write at once, the file
+    of one is left. A symbolic link keeps pointing to its file, and the file keeps its mode.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 
 def _to_disk(path: Path) -> None:
-    """Have a file, or the names in a folder, outlive a loss of power."""
+    """Flush a file, or the names in a folder, to disk, so that they survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -54,11 +54,11 @@ def _to_disk(path: Path) -> None:
 
 @contextmanager
 def locked(path: str | Path) -> Iterator[None]:
-    """Keep other processes from writing to `path`, a file or a folder, while the block runs. A killed process lets go of it.
+    """Keep other processes from writing to `path`, a file or a folder, while the block runs. A killed process releases the lock.
 
     Raises
     ------
-    RuntimeError : another process writes to it, and does not end within `PATIENCE` seconds
+    RuntimeError : another process writes to it and does not finish within `PATIENCE` seconds
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def locked(path: str | Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise RuntimeError(f"another process is writing to {path}, expected one at a time: wait until it ends") from error
+        raise RuntimeError(f"another process is writing to {path}, expected one at a time: wait until it finishes") from error
     try:
         yield
     finally:
@@ -80,18 +80,18 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
 
 
 def sealed(archive: bytes) -> bytes:
-    """A zip archive, such as torch.save makes, with the SHA-256 of its bytes as its comment, which other readers skip."""
+    """Add to a zip archive, such as torch.save makes, the SHA-256 of its bytes as its comment, which other readers skip."""
     seal = _SEAL + hashlib.sha256(archive).hexdigest().encode()
     return archive[:-2] + len(seal).to_bytes(2, "little") + seal
 
 
 def unsealed(path: str | Path) -> tuple[bytes, bool]:
-    """A file's bytes as they were before `sealed`, and whether they were sealed: if not, damage may go unnoticed.
+    """A file's bytes as they were before `sealed`, and whether they were sealed. If not, damage may go unnoticed.
 
     Raises
     ------
     FileNotFoundError : no such file
-    ValueError : a sealed file that was altered or cut off
+    ValueError : a sealed file that was altered, or a zip archive that was cut off
     """
     path = Path(path)
     data = path.read_bytes()
@@ -99,7 +99,7 @@ def unsealed(path: str | Path) -> tuple[bytes, bool]:
         archive = data[: -_SEAL_LENGTH - 2] + bytes(2)
         if sealed(archive) == data:
             return archive, True
-        raise ValueError(f"{path} is damaged: its SHA-256 is not the one that was written with it")
+        raise ValueError(f"{path} is damaged: its SHA-256 is not the one written with it")
     end = data.rfind(_END)
     if data.startswith(b"PK") and (end < 0 or data[end + 20 :] != bytes(2)):  # an archive without a comment ends there
         raise ValueError(f"{path} is truncated or damaged: its end is not the one that was written")
@@ -107,10 +107,10 @@ def unsealed(path: str | Path) -> tuple[bytes, bool]:
 
 
 def results_folder(dataset: str, profile: str) -> Path:
-    """Where figures, checkpoints and executed notebooks of a run go.
+    """The folder for figures, checkpoints and executed notebooks of a run.
 
-    The real thing, CIFAR-10 at ``full``, refreshes what the repository holds; any other run is kept apart
-    in ``build/``, so that trying something out never replaces a committed result.
+    CIFAR-10 at ``full`` updates the results in the repository. Any other run is kept apart in ``build/``,
+    so that an experiment never replaces a committed result.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}, expected one of {', '.join(PROFILES)}")
@@ -118,7 +118,7 @@ def results_folder(dataset: str, profile: str) -> Path:
 
 
 def fingerprint(path: str | Path) -> str:
-    """The file's name and the first 8 digits of the SHA-256 of what it holds, by which results say what they were made from."""
+    """The file's stem and the first 8 digits of the SHA-256 of its content. Results record with it what they were made from."""
     return f"{Path(path).stem} {hashlib.sha256(unsealed(path)[0]).hexdigest()[:8]}"
 
 
@@ -127,7 +127,7 @@ def required(module: str, extra: str) -> ModuleType:
 
     Raises
     ------
-    ImportError : it is not installed; the message says which extra brings it
+    ImportError : it is not installed; the message names the extra that installs it
     """
     try:
         return importlib.import_module(module)

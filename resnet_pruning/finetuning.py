@@ -1,15 +1,15 @@
-"""Train on while the filters stay clustered: constraints on a network's weights, to be trained by `training.train`.
+"""Fine-tune a network while its filters stay clustered: constraints on the weights, to be trained by `training.train`.
 
-Each constraint starts from a trained network and its clusters (`clustering.cluster_layers`), and returns a network of the same shapes whose
-convolutions compute their weight from what is trained (`torch.nn.utils.parametrize`). `released` makes it an ordinary network again, with
-equal filters, which `compaction.compact` then makes smaller::
+Each constraint starts from a trained network and its clusters (`clustering.cluster_layers`). It returns a network of the same shapes whose
+convolutions compute their weight from the trained parameters (`torch.nn.utils.parametrize`). `released` makes it an ordinary network
+again, with equal filters, which `compaction.compact` then makes smaller::
 
     constrained = finetuning.tied(network, clusters)
     train(constrained, images, finetuning.RECIPE, teacher=network)
     small = compaction.compact(finetuning.released(constrained))
 
-Others' constraints are in `peers`; a network that is smaller already, from `compression.compress_by_plan`, needs none. Where clusters have
-gains (see `clustering`), filters are first brought to their cluster's scale, which batch norm takes up: centroids are plain means.
+Constraints of other authors are in `peers`. A network that is already smaller, from `compression.compress_by_plan`, needs none. If clusters
+have gains (see `clustering`), filters are first brought to their cluster's scale, which batch norm absorbs: centroids are plain means.
 """
 
 import copy
@@ -26,12 +26,12 @@ from .model import AnyNetwork, Network, SharedConv2d, convolutions
 from .pruning import rescale_by_gains
 from .training import Recipe
 
-# Whole images throughout: small crops, which neither the network nor its teacher saw in their last epochs, cost a point of accuracy.
+# Whole images throughout: small crops, which neither the network nor its teacher saw in their last epochs, cost 1 pp of accuracy.
 RECIPE = Recipe(epochs=20, learning_rate=0.05, warmup_epochs=0.5, ema=0.995, small_share=0.0)
 
 
 class Constraint(nn.Module):
-    """What clustered filters have in common: N labels, from 0 to n_clusters - 1."""
+    """Base class of constraints on clustered filters: N labels, from 0 to n_clusters - 1."""
 
     def __init__(self, labels: Tensor):
         super().__init__()
@@ -41,16 +41,16 @@ class Constraint(nn.Module):
     def means(self, filters: Tensor) -> Tensor:
         """The mean of each cluster's filters: (N, …) to (k, …)."""
         members = F.one_hot(self.labels, self.n_clusters).to(filters.dtype)
-        with torch.autocast(filters.device.type, enabled=False):  # in bfloat16 the pull between near filters would be rounding
+        with torch.autocast(filters.device.type, enabled=False):  # in bfloat16, the pull between near filters would be lost to rounding
             return torch.einsum("nk,n...->k...", members / members.sum(0), filters)
 
     def clustered(self, weight: Tensor) -> Tensor:
-        """The weight (N, C_in, k_h, k_w) with equal filters that the parameter stands for."""
+        """The weight (N, C_in, k_h, k_w) that the parameter stands for, with equal filters in each cluster."""
         return self.means(weight)[self.labels]
 
 
 class Tied(Constraint):
-    """A weight of N filters from k representatives (k, C_in, k_h, k_w): filter i is that of ``labels[i]``."""
+    """A weight of N filters from k representatives (k, C_in, k_h, k_w): filter i is representative ``labels[i]``."""
 
     def forward(self, representatives: Tensor) -> Tensor:
         return representatives[self.labels]
@@ -62,10 +62,10 @@ class Tied(Constraint):
 
 
 class Projected(Constraint):
-    """A weight whose filters are replaced by the centroids of their clusters in the forward pass, and not in the backward pass.
+    """A weight whose filters are replaced by the centroids of their clusters in the forward pass, but not in the backward pass.
 
-    In the first forward pass in training mode, and in every `renew_every`-th one after it, filters go to the nearest centroid (a step of
-    Lloyd's algorithm). The member nearest to a centroid stays, so that no cluster is ever empty. With 0, clusters remain as they are.
+    In the first forward pass in training mode, and in every `renew_every`-th one after it, filters move to the nearest centroid (a step of
+    Lloyd's algorithm). The member nearest to a centroid stays, so that no cluster is ever empty. With 0, clusters are fixed.
     """
 
     def __init__(self, labels: Tensor, renew_every: Integer):
@@ -73,14 +73,14 @@ class Projected(Constraint):
         self.renew_every = renew_every
         self.register_buffer("n_passes", torch.zeros((), dtype=torch.long, device=labels.device))
 
-    def extra_repr(self) -> str:  # a training is known by what is printed of its network, see `training.train`
+    def extra_repr(self) -> str:  # part of the network's repr, by which `training.train` recognises a training
         return f"renew_every={self.renew_every}"
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.training and self.renew_every:
             # A choice between tensors, because a branch on their values would break a compiled graph.
             self.n_passes.add_(1)
-            # At the start of each period, so that all that follows in it is trained for the new clusters.
+            # At the start of each period, so that the rest of the period is trained for the new clusters.
             due = self.n_passes % self.renew_every == 1 % self.renew_every
             self.labels.copy_(torch.where(due, self._renewed(weight.detach().flatten(1)), self.labels))
         return self.clustered(weight).detach() + (weight - weight.detach())
@@ -93,7 +93,7 @@ class Projected(Constraint):
 
 
 def tied(model: Network, clusters: Mapping[str, Clusters]) -> nn.Module:
-    """A copy of `model` in which the filters of a cluster are one parameter, at first their centroid.
+    """A copy of `model` in which the filters of a cluster are one parameter, initialised to their centroid.
 
     Raises
     ------
@@ -107,8 +107,8 @@ def projected(model: Network, clusters: Mapping[str, Clusters], renew_every: Nat
 
     Parameters
     ----------
-    renew_every : training steps between two assignments of filters to clusters; 0 keeps those of `clusters`. Filters are compared by their
-        weights, at their cluster's scale
+    renew_every : training steps between two assignments of filters to clusters; 0 keeps the assignment of `clusters`. Filters are compared
+        by their weights, at their cluster's scale
 
     Raises
     ------
@@ -117,7 +117,7 @@ def projected(model: Network, clusters: Mapping[str, Clusters], renew_every: Nat
     return constrained(model, clusters, lambda labels: Projected(labels, int(renew_every)))
 
 
-@torch.random.fork_rng(devices=[])  # modules are made with random weights, which are none of the caller's
+@torch.random.fork_rng(devices=[])  # new modules draw random weights, which must not change the caller's generator
 def released(model: AnyNetwork) -> nn.Module:
     """A copy without constraints, in which the filters of a cluster are equal tensors.
 
@@ -127,7 +127,7 @@ def released(model: AnyNetwork) -> nn.Module:
     """
     model = copy.deepcopy(model)
     for name, (layer, constraint) in constrained_layers(model, nn.Module).items():
-        # Not remove_parametrizations: it takes the weight from the class, which the copy shares with the caller's model.
+        # Not remove_parametrizations: it removes the weight from the class, which the copy shares with the caller's model.
         settings = {"bias": layer.bias is not None, "dtype": layer.weight.dtype}
         if isinstance(layer, nn.Linear):
             plain = nn.Linear(layer.in_features, layer.out_features, **settings)
@@ -154,7 +154,7 @@ def assignments(model: AnyNetwork) -> dict[str, list[int]]:
 
 
 def constrained(model: Network, clusters: Mapping[str, Clusters], constraint: Callable[[Tensor], Constraint]) -> nn.Module:
-    """A copy of `model` in which the filters of each layer of `clusters` are what `constraint`, made for their labels, makes of them.
+    """A copy of `model` in which the filters of each layer of `clusters` are subject to `constraint`, made for their labels.
 
     Raises
     ------
@@ -192,7 +192,7 @@ def check_unshared(name: str, conv: nn.Conv2d) -> None:
 
 
 def constrained_layers(model: nn.Module, kind: type[nn.Module] = Constraint) -> dict[str, tuple[nn.Module, nn.Module]]:
-    """The layers whose weight is computed by a constraint of a kind, and that constraint; a ValueError if there is none."""
+    """The layers whose weight is computed by a constraint of `kind`, each with its constraint. Raises a ValueError if there is none."""
     layers = {
         name: (layer, layer.parametrizations.weight[0])
         for name, layer in model.named_modules()

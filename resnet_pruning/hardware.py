@@ -1,4 +1,4 @@
-"""What the machine at hand can do, asked once and said once."""
+"""What this machine can do, checked and reported once."""
 
 import ctypes
 import functools
@@ -12,12 +12,12 @@ import torch
 
 
 def default_device() -> torch.device:
-    """A CUDA GPU where there is one, else the CPU."""
+    """A CUDA GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def machine(device: torch.device | str | None = None) -> str:
-    """The processor or GPU behind a device, the default one if none is given: for tables, what computed their numbers."""
+    """The name of a device's processor or GPU, by default of `default_device`, to state in tables what computed their numbers."""
     if torch.device(device or default_device()).type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -29,7 +29,7 @@ def machine(device: torch.device | str | None = None) -> str:
 
 
 def has_fast_bfloat16(device: torch.device | str) -> bool:
-    """Whether bfloat16 is faster than float32 there: CPUs without the instructions only emulate it."""
+    """Whether bfloat16 is faster than float32 on a device. CPUs without bfloat16 instructions only emulate it."""
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
@@ -38,7 +38,7 @@ def has_fast_bfloat16(device: torch.device | str) -> bool:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Have a GPU compute float32 as float32: by default cuDNN rounds what convolutions multiply to the 10 bits of TF32."""
+    """Make a GPU compute in full float32. By default, cuDNN rounds the operands of convolutions to the 10 mantissa bits of TF32."""
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, products.fp32_precision
     try:
@@ -52,8 +52,8 @@ def full_float32() -> Iterator[None]:
 
 @functools.cache
 def can_compile(device_type: str) -> bool:
-    """Whether torch.compile works (a CPU needs a C++ compiler and Python's headers, CUDA Triton), found out once; if not, it warns."""
-    # On a machine with the CUDA toolkit but no GPU it warns that there is none, which is no news.
+    """Whether torch.compile works, checked once; warns if not. A CPU needs a C++ compiler and Python's headers, CUDA needs Triton."""
+    # On a machine with the CUDA toolkit but no GPU, torch would warn needlessly that there is none.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device_type))
@@ -66,11 +66,11 @@ def can_compile(device_type: str) -> bool:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Have glibc reuse freed buffers instead of returning them to the kernel after each operation.
+    """Make glibc reuse freed buffers instead of returning them to the operating system after each operation.
 
-    Activations are some megabytes each, above glibc's threshold for mmap, so by default every one of them is
-    mapped, page-faulted in and unmapped again (what that costs is in ``figures/benchmark_training.csv``). Does
-    nothing where the C library is not glibc. (man 3 mallopt: M_MMAP_THRESHOLD is -3, M_TRIM_THRESHOLD is -1.)
+    Activations are a few megabytes each, above glibc's threshold for mmap. By default, each of them is mapped,
+    page-faulted in and unmapped again (the cost is in ``figures/benchmark_training.csv``). Does nothing if the
+    C library is not glibc. (man 3 mallopt: M_MMAP_THRESHOLD is -3, M_TRIM_THRESHOLD is -1.)
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.libc_ver()[0] == "glibc" else None
     if mallopt is not None:

@@ -1,4 +1,4 @@
-"""The CIFAR ResNet of He et al. 2015, section 4.2, at any depth and width, and what a network must be to be worked on."""
+"""The CIFAR ResNet of He et al. 2015, section 4.2, at any depth and width, and the checks of networks given as arguments."""
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ from .arguments import ArgumentError, Integer
 
 
 class SharedConv2d(nn.Conv2d):
-    """A 3×3 convolution that computes each distinct filter once: output channel i is a copy of that of filter ``labels[i]``.
+    """A 3×3 convolution that computes each distinct filter once: output channel i is a copy of the output of filter ``labels[i]``.
 
-    The weight has the shape (distinct filters, C_in, 3, 3); what follows sees ``len(labels)`` channels. In training mode filters are copied
-    instead of outputs: gradients that flow back through copied outputs cost more than the multiplications that are saved.
+    The weight has the shape (distinct filters, C_in, 3, 3); the next layer sees ``len(labels)`` channels. In training mode, filters are
+    copied instead of outputs: backpropagation through copied outputs costs more than the saved multiplications.
     """
 
     def __init__(self, in_channels: Integer, labels: Sequence[Integer], stride: Integer = 1):
@@ -37,15 +37,15 @@ def _convolution(in_channels: Integer, out_channels: Integer, stride: Integer, l
 
 
 class Block(nn.Module):
-    """Two 3×3 convolutions and an identity shortcut: with stride 2 it takes every other pixel and pads channels with
-    zeros, He et al.'s option A, so that it has no parameters.
+    """Two 3×3 convolutions and an identity shortcut without parameters. With stride 2, the shortcut takes every other
+    pixel and pads channels with zeros (He et al.'s option A).
 
     Parameters
     ----------
-    inner_channels : between the convolutions; 0 drops the block: its residual branch is gone, the shortcut stays
+    inner_channels : channels between the convolutions; 0 drops the block: its residual branch is removed, the shortcut stays
     labels : those of `SharedConv2d`, for each convolution
-    sources : for each output channel the input channel that the shortcut brings there, or -1 for zeros; the middle ones get the input
-        channels in their order if not given
+    sources : for each output channel, the input channel that the shortcut copies there, or -1 for zeros; by default, the middle output
+        channels get the input channels in order
     """
 
     def __init__(
@@ -88,18 +88,18 @@ class ResNet(nn.Module):
     Parameters
     ----------
     depth : 6n + 2 for n = 1, 2, …: 8, 14, 20, …, 56, 110
-    stage_widths : channels of the residual stream in the three stages, none smaller than the one before;
-        the stem has the first
+    stage_widths : channels of the residual stream in the three stages, non-decreasing; the stem has the first
     inner_widths : number of filters of a block's first convolution, by that convolution's name, such as
-        ``{"layer1.0.conv1": 9}``, or 0 to drop the block; those not named have their stage's width. Pruned networks are of this class.
-    sharing : for convolutions that compute fewer distinct filters than they have output channels, by name: for each output
-        channel the number of its filter, counted from 0; see `SharedConv2d`
-    shortcuts : `Block.sources` of ``layer2.0`` and ``layer3.0``, where the stream of channels widens, by name
+        ``{"layer1.0.conv1": 9}``, or 0 to drop the block; others have their stage's width. Pruned networks are of this class.
+    sharing : for convolutions that compute fewer distinct filters than they have output channels, by name: the filter number
+        of each output channel, counted from 0; see `SharedConv2d`
+    shortcuts : `Block.sources` of ``layer2.0`` and ``layer3.0``, where the stream widens, by name
     n_classes : outputs of the linear layer
 
     Raises
     ------
-    ValueError : a depth that is not 6n + 2, no class, a width below 0 or of a layer that does not exist
+    ValueError : a depth that is not 6n + 2; stage widths that decrease; no class; an inner width below 0; names of layers that do
+        not exist; `sharing` or `shortcuts` that do not fit the widths
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class ResNet(nn.Module):
                 raise ValueError(f"inner_widths names {name!r}, expected one of {', '.join(usual)}")
             if width < 0:
                 raise ValueError(f"inner_widths[{name!r}] is {width}, expected at least 1, or 0 to drop the block")
-        self.config = {  # in Python's numbers: a checkpoint does not keep NumPy's
+        self.config = {  # Python's numbers: checkpoints do not store NumPy's
             "depth": operator.index(depth),
             "stage_widths": tuple(map(operator.index, stage_widths)),
             "inner_widths": {name: operator.index(width) for name, width in inner_widths.items() if width != usual[name]},
@@ -208,7 +208,7 @@ def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What a batch norm multiplies each channel by in evaluation, γ/σ, and what it adds, each (N,), float64 on the CPU."""
+    """Factor γ/σ and shift of each channel of a batch norm in evaluation mode, each (N,), float64 on the CPU."""
     mean, variance, weight, bias = (t.detach().double().cpu() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
     factor = weight * (variance + norm.eps).rsqrt()
     return factor, bias - factor * mean
@@ -224,7 +224,7 @@ def with_tensors(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> ResN
 
     Raises
     ------
-    ValueError : names or shapes that are not those of this network; found before memory is taken for it
+    ValueError : names or shapes that are not those of this network, detected before memory is allocated for it
     """
     with torch.device("meta"):
         model = ResNet(**config)
@@ -239,7 +239,7 @@ def with_tensors(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> ResN
 
 
 def _is_sound(model: nn.Module) -> bool:
-    """Raise a ValueError for a network that computes nonsense, or nothing."""
+    """Raise a ValueError for a network with values that are not finite, or on more than one device."""
     tensors = model.state_dict()
     if broken := [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
         raise ValueError(f"{', '.join(broken[:3])} of the network hold values that are NaN or infinite, expected finite ones")
@@ -249,7 +249,7 @@ def _is_sound(model: nn.Module) -> bool:
 
 
 def _is_float32(model: nn.Module) -> bool:
-    """Raise a ValueError for a network of another precision, too."""
+    """Also raise a ValueError for a network that is not float32."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ValueError(f"{name} of the network is {tensor.dtype}, expected torch.float32: see torch.nn.Module.float")
@@ -257,7 +257,7 @@ def _is_float32(model: nn.Module) -> bool:
 
 
 def _is_unconstrained(model: nn.Module) -> bool:
-    """Raise a ValueError for weights that are computed from others, too."""
+    """Also raise a ValueError for weights that are computed from others."""
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
             raise ValueError(f"{name} of the network is constrained, expected an ordinary network: see finetuning.released")
@@ -265,7 +265,7 @@ def _is_unconstrained(model: nn.Module) -> bool:
 
 
 def _is_own(model: nn.Module) -> bool:
-    """Raise an error for a network of another class, too."""
+    """Also raise an ArgumentError for a network of another class."""
     if not isinstance(model, ResNet):
         raise ArgumentError(
             f"the network is a {type(model).__name__}, expected a resnet_pruning.ResNet; other networks with convolutions can be "
@@ -274,7 +274,7 @@ def _is_own(model: nn.Module) -> bool:
     return _is_unconstrained(model)
 
 
-# Networks in annotations: what can be judged, what can be trained, what has weights of its own, and what is of this package.
+# Networks in annotations: those that can be evaluated, that can be trained, that have no constraints, that are of this package.
 AnyNetwork = Annotated[nn.Module, Is[_is_sound]]
 TrainableNetwork = Annotated[nn.Module, Is[_is_float32]]
 Network = Annotated[nn.Module, Is[_is_unconstrained]]

@@ -16,13 +16,13 @@ OptimizerName = Annotated[str, Is[lambda name: name in OPTIMIZERS]]
 def optimizer_for(
     model: nn.Module, name: OptimizerName, learning_rate: Real, weight_decay: Real = 0.0, *, momentum: Real = 0.9, nesterov: bool = True
 ) -> "torch.optim.Optimizer | Muon":
-    """An optimizer of all parameters of `model` that require a gradient.
+    """An optimizer for all parameters of `model` that require a gradient.
 
     Parameters
     ----------
     name : one of `OPTIMIZERS`
     weight_decay : of weights; batch norm and biases have none
-    momentum, nesterov : of SGD and Muon; the others have torch's own settings
+    momentum, nesterov : of SGD and Muon; the others have torch's defaults
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if name == "Muon":
@@ -32,10 +32,10 @@ def optimizer_for(
 
 
 class Muon:
-    """Momentum whose update of each layer's filters is made orthogonal (Jordan et al. 2024, *Muon*), and AdamW for all else.
+    """Momentum with orthogonalised updates of each layer's filters (Jordan et al. 2024, *Muon*), and AdamW for all else.
 
     `torch.optim.Muon` takes matrices only, so it gets views of the convolutions' weights in which a row is a filter. Its steps are scaled
-    to the size of AdamW's (Liu et al. 2025, *Muon is Scalable for LLM Training*), so that one learning rate does for both.
+    to the size of AdamW's (Liu et al. 2025, *Muon is Scalable for LLM Training*), so that one learning rate suits both.
     """
 
     def __init__(self, parameters: Iterable[Tensor], lr: Real, weight_decay: Real, momentum: Real = 0.95, nesterov: bool = True):
@@ -45,7 +45,7 @@ class Muon:
         for p, matrix in zip(self.filters, self.matrices, strict=True):
             if matrix.data_ptr() != p.data_ptr():
                 raise ValueError(
-                    f"a weight of shape {tuple(p.shape)} lies in memory in strides {p.stride()}, expected one of torch's formats"
+                    f"a weight of shape {tuple(p.shape)} is stored with the strides {p.stride()}, expected one of torch's memory formats"
                 )
         settings = {"lr": lr, "weight_decay": weight_decay}
         self.parts = {
@@ -84,5 +84,5 @@ def _groups(parameters: list[Tensor], weight_decay: Real) -> list[dict]:
 
 
 def _rows(filters: Tensor, like: Tensor) -> Tensor:
-    """(N, C, k_h, k_w) as (N, C·k_h·k_w), with columns in the order in which `like` lies in memory: the order itself is of no matter."""
+    """(N, C, k_h, k_w) as (N, C·k_h·k_w), with columns in the memory order of `like`. The order itself does not matter."""
     return (filters if like.is_contiguous() else filters.permute(0, 2, 3, 1)).flatten(1)

@@ -1,6 +1,6 @@
 """Plans: how many clusters each convolution's filters get. A plan is a plain dict, ``{"conv1": 8, "layer1.0.conv1": 8}``.
 
-The functions here build the usual ones; one written by hand is as good. Layers that a plan does not name stay as they are.
+The functions here build the usual plans; one written by hand works as well. Layers that a plan does not name are not changed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ Plan = Mapping[str, Integer]
 
 
 def select(model: nn.Module, layers: str | Sequence[str] = "*", without: str | Sequence[str] = ()) -> list[str]:
-    """The names of convolutions, front to back, that `layers` names and `without` does not.
+    """The names of convolutions, front to back, that match `layers` but not `without`.
 
     Both are names or shell patterns: ``"*.conv1"`` for the first convolutions of the blocks, ``"layer3.*"`` for stage 3,
     ``without="conv1"`` for all but the stem.
 
     Raises
     ------
-    ValueError : a model without convolutions; a name or pattern that fits none, or a selection that is empty
+    ValueError : a model without convolutions; a name or pattern that fits none; an empty selection
     """
     names = list(convolutions(model))
     if not names:
@@ -47,7 +47,7 @@ def uniform(model: nn.Module, n_clusters: Integer, layers: str | Sequence[str] =
 
     Raises
     ------
-    ValueError : `n_clusters` is no integer or below 1; layers that do not exist
+    ValueError : `n_clusters` is not an integer or is below 1; layers that do not exist
     """
     check_n_clusters(n_clusters)
     return {name: _amount(model, name, n_clusters) for name in select(model, layers, without)}
@@ -75,14 +75,14 @@ def first_last_heavy(
     layers: str | Sequence[str] = "*",
     without: str | Sequence[str] = (),
 ) -> dict[str, int]:
-    """`ends` for the first `n_first` and the last `n_last` of the layers, `inner` for those between.
+    """`ends` for the first `n_first` and the last `n_last` layers, `inner` for those in between.
 
-    An amount is a number of clusters if it is an integer, capped at the layer's filters, and a share of the layer's
-    filters if it is a float: ``1`` is one cluster, ``1.0`` is all of them. ``n_last=0`` is heavy at the front only.
+    An integer amount is a number of clusters, capped at the layer's number of filters. A float is a share of the layer's
+    filters: ``1`` is one cluster, ``1.0`` is all filters. ``n_last=0`` is heavy at the front only.
 
     Raises
     ------
-    ValueError : an amount that is neither; `n_first` and `n_last` together more than the layers
+    ValueError : an amount that is neither; `n_first + n_last` above the number of layers
     """
     names = select(model, layers, without)
     if n_first + n_last > len(names):
@@ -94,7 +94,7 @@ def first_last_heavy(
 
 
 def check_plan(model: nn.Module, plan: Plan) -> None:
-    """Raise a ValueError that names what is wrong: a layer that does not exist, or a number that is no number of clusters."""
+    """Raise a ValueError that names the problem: a layer that does not exist, or an invalid number of clusters."""
     names = select(model)
     for name, n_clusters in plan.items():
         if name not in names:
@@ -103,13 +103,13 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
 
 
 def check_n_clusters(n_clusters: object, layer: str = "") -> None:
-    """Raise a ValueError unless `n_clusters` is an integer from 1; the message names the `layer`, if given."""
+    """Raise a ValueError unless `n_clusters` is an integer of at least 1. The message names the `layer`, if given."""
     if not isinstance(n_clusters, Integral) or isinstance(n_clusters, bool) or n_clusters < 1:
         raise ValueError(f"n_clusters is {n_clusters!r}{f' for {layer}' if layer else ''}, expected an integer from 1")
 
 
 def check_share(share: Real, name: str = "fraction") -> float:
-    """A share as a float; raise a ValueError that names it unless it is above 0 and at most 1."""
+    """Return a share as a float. Raise a ValueError that names it unless it is above 0 and at most 1."""
     if not 0 < share <= 1:
         raise ValueError(f"{name} is {share!r}, expected a number above 0 and at most 1")
     return float(share)

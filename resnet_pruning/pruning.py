@@ -1,4 +1,4 @@
-"""Replace filters by what stands for their cluster."""
+"""Replace filters by the representative of their cluster."""
 
 import copy
 from collections.abc import Mapping
@@ -29,20 +29,20 @@ def replace_filters(
 ) -> nn.Module:
     """A new model of the same shapes, in which each filter equals the representative of its cluster.
 
-    Each layer that `plan` names is clustered by itself and has at most the planned number of distinct filters, literally
-    equal tensors. Where the distance lets filters of a cluster differ by a factor, the batch norm behind takes it up. A layer
-    with no more distinct filters than planned clusters stays as it is, bit for bit.
+    Each layer that `plan` names is clustered separately and gets at most the planned number of distinct filters. The filters
+    of a cluster are equal tensors. If the distance lets them differ by a factor, the batch norm that follows absorbs it. A
+    layer with no more distinct filters than planned clusters stays as it is, bit for bit.
 
     Parameters
     ----------
     model : with convolutions and batch norms named as in torchvision's ResNets; it is not changed
     plan : clusters per layer, by name: see `plans`
-    representative : "centroid", the mean of a cluster's filters, or "medoid", its member nearest to that
+    representative : "centroid", the mean of a cluster's filters, or "medoid", the member nearest to the centroid
     distance, weighting, statistics, seed, n_init : of the clustering, see `clustering.cluster_filters`
-    mergeable : in the first convolutions of blocks, have the batch norms of a cluster's channels differ by a factor only.
-        `compaction.compact` can then merge these channels, and not only compute their filter once
-    batch_norm_images : training images, of which the labels are not used, to re-estimate the statistics of all batch norms
-        from; without them the statistics stay those of the model as it was
+    mergeable : in the first convolutions of blocks, make the batch norms of a cluster's channels differ by a factor only.
+        `compaction.compact` can then merge these channels, instead of only computing their filter once
+    batch_norm_images : training images to re-estimate the statistics of all batch norms from; labels are not used. Without
+        them, the statistics stay those of the original model
 
     Raises
     ------
@@ -58,7 +58,7 @@ def replace_filters(
 
 
 def replace_by_clusters(model: Network, clusters: Mapping[str, Clusters], representative: str = "centroid") -> nn.Module:
-    """`replace_filters` for clusters that are known already, from `clustering.cluster_layers` for this model.
+    """`replace_filters` for clusters that are already known, from `clustering.cluster_layers` for this model.
 
     Raises
     ------
@@ -82,16 +82,16 @@ def replace_by_clusters(model: Network, clusters: Mapping[str, Clusters], repres
 
 
 def rescale_by_gains(model: Network, clusters: Mapping[str, Clusters]) -> nn.Module:
-    """A copy that computes the same function, with each filter at its cluster's scale: times its gain, which batch norm takes up.
+    """A copy that computes the same function, with each filter at its cluster's scale: times its gain, which batch norm absorbs.
 
-    A filter without a gain, whose output says nothing, becomes its cluster's centroid, so that it changes no mean.
+    A filter without a gain, whose output carries no information, becomes its cluster's centroid, so that it changes no mean.
     """
     model = copy.deepcopy(model)
     convs, norms = convolutions(model), batch_norms(model)
     for name, layer in clusters.items():
         if (layer.gains != 1).any():
             if name not in norms:
-                raise ValueError(f"{name} has no batch norm, expected one that takes up its filters' lengths: cluster by distance 'raw'")
+                raise ValueError(f"{name} has no batch norm, expected one that absorbs its filters' lengths: cluster by distance 'raw'")
             rescale_filters(convs[name], norms[name], layer.gains)
             with torch.no_grad():
                 dead = layer.gains == 0
@@ -101,16 +101,16 @@ def rescale_by_gains(model: Network, clusters: Mapping[str, Clusters]) -> nn.Mod
 
 @torch.no_grad()
 def rescale_filters(conv: nn.Conv2d, norm: nn.BatchNorm2d, gains: Tensor, gains_of_channels: Tensor | None = None) -> None:
-    """Multiply the filters of a convolution by `gains`, which the batch norm behind it takes up."""
+    """Multiply the filters of a convolution by `gains`, which the batch norm after it absorbs."""
     conv.weight.copy_(conv.weight.double() * gains.to(conv.weight.device).view(-1, 1, 1, 1))
     _take_up(norm, gains if gains_of_channels is None else gains_of_channels, conv.bias)
 
 
 def _take_up(norm: nn.BatchNorm2d, gains: Tensor, bias: Tensor | None) -> None:
-    """Have `norm` undo that the filters before it were multiplied by `gains`; the convolution's `bias` was not.
+    """Make `norm` undo the multiplication of the filters before it by `gains`. The convolution's `bias` was not multiplied.
 
-    With w·g in place of w, mean and standard deviation are g times what they were, and the factor γ/σ must be 1/g of what
-    it was. A channel with gain 0 becomes the constant that a zero filter gave.
+    With w·g in place of w, mean and standard deviation are multiplied by g, and the factor γ/σ must be divided by g. A
+    channel with gain 0 becomes the constant that a zero filter gave.
     """
     gains = gains.to(norm.weight.device)
     mean, variance, weight, shift = (t.double() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
@@ -126,8 +126,8 @@ def _take_up(norm: nn.BatchNorm2d, gains: Tensor, bias: Tensor | None) -> None:
 
 @torch.no_grad()
 def _align(norm: nn.BatchNorm2d, labels: Tensor) -> None:
-    """Give channels with the same label, and factors γ of the same sign, the same statistics and the same β/γ, their mean weighted
-    by γ²: then ReLU's outputs differ by a positive factor, whatever statistics are estimated later."""
+    """Give channels with the same label and the same sign of γ the same statistics and the same β/γ, their means weighted by γ².
+    Their outputs after ReLU then differ by a positive factor only, whatever statistics are estimated later."""
     sign = norm.weight.sign()
     for cluster in labels.unique():
         for direction in (-1, 1):

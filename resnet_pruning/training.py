@@ -30,25 +30,25 @@ from .optimizers import OPTIMIZERS, optimizer_for
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The hyper-parameters of a training. The defaults do for SGD; what the committed networks had is in `studies.base.TRAININGS`.
+    """The hyper-parameters of a training. The defaults suit SGD; those of the committed networks are in `studies.base.TRAININGS`.
 
     Attributes
     ----------
     epochs : passes over the training images
     batch_size : images per step
-    learning_rate : its peak, reached after `warmup_epochs` (linear), followed by a cosine to zero
-    momentum, nesterov : of SGD and Muon; whether it is Nesterov's
+    learning_rate : its peak, reached linearly after `warmup_epochs`, followed by `schedule`
+    momentum, nesterov : momentum of SGD and Muon, and whether it is Nesterov's
     weight_decay : of weights; batch norm and biases have none
     label_smoothing : share of the target that is spread evenly over the classes
     ema : decay per step of the exponential moving average of weights and batch-norm statistics that the training
         ends with; 0 for none
-    padding, views, alternating : augmentation, see `data.Batches`. Where `views` come again, what the teacher says about them is
-        computed once, which makes it as good as free.
-    small_share, small_size : the first share of the epochs sees crops of `small_size` pixels, which cost fewer MACs
-    distillation : weight of the teacher's part of the loss, where there is a teacher; the labels have the rest
-    temperature : by which both logits are divided in the teacher's part (Hinton et al. 2015)
+    padding, views, alternating : augmentation, see `data.Batches`. If `views` repeat, the teacher's outputs for them are computed
+        only once, which makes the teacher almost free.
+    small_share, small_size : the first `small_share` of the epochs use crops of `small_size` pixels, which cost fewer MACs
+    distillation : weight of the teacher's term in the loss, if there is a teacher; the labels get the rest
+    temperature : divisor of both logits in the teacher's term (Hinton et al. 2015)
     optimizer : one of `optimizers.OPTIMIZERS`
-    schedule : of the learning rate after warm-up, "cosine" or "constant"
+    schedule : of the learning rate after warm-up, "cosine" (to zero) or "constant"
     """
 
     epochs: Integer = 100
@@ -72,7 +72,7 @@ class Recipe:
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, np.generic):  # from a table; a file with NumPy's numbers is refused when it is read
+            if isinstance(value, np.generic):  # from a table; a file with NumPy's numbers is refused on reading
                 object.__setattr__(self, name, value.item())  # the dataclass is frozen
 
         def check(name: str, fits: bool, expected: str):
@@ -95,7 +95,7 @@ class Recipe:
 
     @property
     def small_epochs(self) -> int:
-        """How many epochs see small crops."""
+        """Number of epochs with small crops."""
         return int(self.epochs * self.small_share + 1e-9)
 
     def size(self, epoch: Integer) -> int:
@@ -114,13 +114,13 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a training is computed, which changes its time, and its result by rounding only.
+    """How a training is computed. This changes its time, and its result by rounding only.
 
     Attributes
     ----------
-    amp : bfloat16 autocast; None uses it where the hardware has it
+    amp : bfloat16 autocast; None uses it where the hardware supports it
     channels_last : memory format of the weights and activations
-    compile : torch.compile; None uses it where it works and the training is long enough to win the compilation back
+    compile : torch.compile; None uses it where it works and the training is long enough to recoup the compilation time
     reuse_memory : on a CPU, keep freed buffers in the process, see `hardware.keep_freed_memory`
     """
 
@@ -145,23 +145,23 @@ def train(
 ) -> pd.DataFrame:
     """Train `model` in place, on the device that holds `images`, and return the history.
 
-    The caller's parametrizations and frozen parameters are respected: what has no ``requires_grad`` is left alone, and
-    the forward pass is the model's own, so that fine-tuning under a constraint is a training like any other.
+    The caller's parametrizations and frozen parameters are respected: parameters without ``requires_grad`` are not updated,
+    and the forward pass is the model's own. Fine-tuning under a constraint is a training like any other.
 
     Parameters
     ----------
     model : maps (B, 3, 32, 32) to logits (B, n_classes); ends up with the averaged weights, in evaluation mode
     images : training images
     recipe : hyper-parameters
-    seed : of the batches' order and augmentation (the model was initialised by the caller)
+    seed : of the batches' order and augmentation (the caller initialises the model)
     held_out : images whose accuracy is recorded after each epoch; never trained on
     teacher : a model with the same classes whose outputs are imitated
-    folder : where the state is kept after each epoch. A call with the same arguments (networks and images by content) goes on from
-        there, and returns at once where the training is complete; on one CPU and thread count the result is the same, bit for bit.
-    watch : called after each epoch with the averaged model, in evaluation mode; what it returns, numbers, text or lists
-        of them, becomes columns of the history
-    execution : how it is computed
-    progress : show a bar
+    folder : where the state is saved after each epoch. A call with the same arguments (networks and images by content) resumes from
+        there, and returns at once if the training is complete. On the same CPU and thread count, the result is the same, bit for bit.
+    watch : called after each epoch with the averaged model, in evaluation mode; the numbers, text or lists of them that it
+        returns become columns of the history
+    execution : how the training is computed
+    progress : show a progress bar
 
     Returns
     -------
@@ -170,10 +170,9 @@ def train(
 
     Raises
     ------
-    ValueError : `folder` holds another training or a damaged one, a model or teacher with other classes than the images, a loss that is
-        not finite
+    ValueError : `folder` holds another training or a damaged one; a model or teacher without the images' classes; a loss that is not finite
     RuntimeError : another process trains in `folder`
-    KeyboardInterrupt, or any error in a step : after setting `model` back to the last complete epoch, which `folder` keeps, too
+    KeyboardInterrupt, or any error in a step : after resetting `model` to the last complete epoch, which `folder` also keeps
     """
     device = images.device
     amp = has_fast_bfloat16(device) if execution.amp is None else execution.amp
@@ -182,7 +181,7 @@ def train(
     model.to(device)
     if execution.channels_last:
         model.to(memory_format=torch.channels_last)
-    predict(model, images[:1])  # refuses other classes than the images have
+    predict(model, images[:1])  # refuses a model without the images' classes
     if teacher is not None:
         teacher = teacher.to(device).eval()
         predict(teacher, images[:1], role="teacher")
@@ -221,12 +220,12 @@ def train(
 def _epoch(
     run: "_Run", batches: Batches, epoch: Integer, forward: nn.Module, teacher: "_Teacher | None", amp: bool, bar: tqdm
 ) -> dict[str, float]:
-    """The steps of one epoch, and its row of the history."""
+    """Run the steps of one epoch and return its row of the history."""
     recipe, device = run.recipe, batches.images.device
     start = time.perf_counter()
     run.model.train()
     totals = torch.zeros(2, device=device)  # loss, right answers
-    keep_up = max(1, 2000 // recipe.batch_size)  # reading a loss waits for the GPU: not at each step
+    keep_up = max(1, 2000 // recipe.batch_size)  # reading a loss waits for the GPU, so not at each step
     for step, (inputs, labels, picked) in enumerate(batches.epoch(epoch, recipe.size(epoch)), start=1):
         rate = recipe.learning_rate_at(epoch + step / len(batches))
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
@@ -257,7 +256,7 @@ def _epoch(
 
 
 def _digest_of(network: nn.Module | None) -> str:
-    """What a network computes and what of it is trained; constraints on weights are among its modules, with their settings."""
+    """Digest of what a network computes and which tensors are trained. Constraints are among its modules, with their settings."""
     if network is None:
         return ""
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
@@ -273,12 +272,12 @@ def _state_of(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises
     ------
-    ValueError : it is another training's
+    ValueError : it is not the state of this training
     """
     state = read_tensors(path)
     if not isinstance(state, dict) or not {"model", "optimizer", "ema", "history", "identity", "networks"} <= set(state):
-        raise ValueError(f"{path} is not the state of a training, expected one that training.train wrote")
-    # A network goes on from the weights that the training began with, or with which it was left.
+        raise ValueError(f"{path} is not the state of a training, expected one written by training.train")
+    # A network may have the weights that the training began with, or those that it last saved.
     same = {"network": state["identity"]["network"]} if identity["network"] in state["networks"] else {}
     if differing := [key for key, value in (identity | same).items() if state["identity"].get(key) != value]:
         raise ValueError(f"{path} holds another training: {', '.join(differing)} differ. Choose another folder, or delete it.")
@@ -288,9 +287,9 @@ def _state_of(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Teacher:
-    """What a network says about augmented images; computed once for views that come again, in the next training of a sweep, too."""
+    """A network's outputs for augmented images, computed once for views that repeat, also in the next training of a sweep."""
 
-    known: tuple[Any, dict[tuple[int, int], Tensor]] = (None, {})  # of the last one, by what it depends on
+    known: tuple[Any, dict[tuple[int, int], Tensor]] = (None, {})  # what the last outputs depend on; these outputs, by view and size
 
     def __init__(self, network: nn.Module, batches: Batches, identity: tuple):
         self.network, self.batches = network, batches
@@ -309,7 +308,7 @@ class _Teacher:
 
 
 class _Run:
-    """Everything that changes during a training, so that it is saved, restored and averaged in one place."""
+    """Everything that changes during a training, to save, restore and average it in one place."""
 
     def __init__(self, model: nn.Module, recipe: Recipe):
         self.model, self.recipe = model, recipe
@@ -360,7 +359,7 @@ class _Run:
 
 
 def _averaging(decay: Real) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
-    """An exponential moving average in place; integers, such as the clusters of filters, have no average and are copied."""
+    """In-place exponential moving average. Integers, such as the clusters of filters, have no average and are copied."""
     average = get_ema_multi_avg_fn(decay)
 
     def update(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor | Integer) -> None:
