@@ -105,7 +105,7 @@ def reestimate_batch_norm(
 
     Raises
     ------
-    ValueError : fewer than two images, which have no variance
+    ValueError : fewer than two images
     """
     if len(images) < 2:
         raise ValueError(f"{len(images)} images, expected at least 2, preferably a thousand")

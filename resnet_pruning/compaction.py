@@ -13,8 +13,8 @@ def compact(model: OwnNetwork, tolerance: PositiveReal = 1e-6) -> ResNet:
 
     Inside each block, between its two convolutions, channels that are positive multiples of each other on any input are
     merged. One is kept. The slices of ``conv2`` that read the others are added to its slice, times their factors. Such
-    channels have equal filters, and batch norms that differ only by a positive factor (ReLU(a·x) = a·ReLU(x)). Channels
-    that are zero on any input are dropped.
+    channels have equal filters, and batch norms that differ only by a positive factor (ReLU(a·x) = a·ReLU(x)), or are constant.
+    Channels that are zero on any input are dropped, but for one where all are.
 
     Some channels have equal filters but cannot be merged: they are on the residual stream, or their batch norms differ. Their
     distinct filters are computed once and the outputs copied: see `model.SharedConv2d`.

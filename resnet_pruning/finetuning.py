@@ -93,7 +93,7 @@ class Projected(Constraint):
 
 
 def tied(model: Network, clusters: Mapping[str, Clusters]) -> nn.Module:
-    """A copy of `model` in which the filters of a cluster are one parameter, initialised to their centroid.
+    """A copy of `model` in which the filters of a cluster are one parameter, initialised to their plain mean.
 
     Raises
     ------
