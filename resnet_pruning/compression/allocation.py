@@ -1,8 +1,8 @@
-"""How many clusters each layer gets under a budget of MACs or of time, from errors and times that are measured once.
+"""Choose the number of clusters of each layer under a budget of MACs or of time, from errors and times that are measured once.
 
-The error of a layer with k clusters is what it does alone: the mean squared change of the logits, with the part that it is in fitted by
-least squares and all others as they were; where a block is dropped, the part behind it is fitted, and where a stage's stream is narrower,
-all parts from there on. If the errors of several choices are independent, their squares add, and the best plan for any budget is found by
+The error of a layer with k clusters is measured for that layer alone: the mean squared change of the logits, with the layer's part fitted
+by least squares and all other parts unchanged. If a block is dropped, the next part is fitted; if a stage's stream is narrower, all parts
+from there on. If the changes of several choices are independent, their mean squares add. The best plan for any budget is then found by
 dynamic programming over the parts (as in Frantar & Alistarh, *Optimal Brain Compression*, NeurIPS 2022), once for each choice of streams.
 """
 
@@ -47,27 +47,27 @@ def layer_errors(
     seed: Seed = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """What each layer alone does to the logits with fewer clusters, each layer fitted by least squares; labels are not used.
+    """The change of the logits when one layer at a time has fewer clusters and is fitted by least squares. Labels are not used.
 
     Parameters
     ----------
     model : is not changed
-    images : training images; the first 512 are fitted to, and judged on are as many of those behind them as there are, up to 256
-    shares : of a layer's filters, to measure
-    drops : whether to measure what it costs to drop each block, as 0 clusters in its first convolution
-    stream_shares : of the channels of each stage's stream, to measure, as those of ``layer1``, ``layer2`` and ``layer3``
+    images : training images; up to 512 of them, at most half, are fitted to, and errors are measured on up to 256 others
+    shares : shares of a layer's filters to measure
+    drops : whether to measure the error of dropping each block, listed as 0 clusters in its first convolution
+    stream_shares : shares of the channels of each stage's stream to measure, listed as layers ``layer1``, ``layer2`` and ``layer3``
     statistics : from `calibration.layer_statistics` for this model, computed here if not given
     seed : of augmentation and k-means
-    progress : whether to show a bar
+    progress : whether to show a progress bar
 
     Returns
     -------
     DataFrame with the columns layer, n_clusters and error: the mean squared change of the logits as a share of their variance. The
-    whole layer, or stream, is there too, with error 0
+    whole layer or stream is included, with error 0
 
     Raises
     ------
-    ValueError : images of another shape or fewer than 200; a share outside (0, 1]
+    ValueError : images of another shape, or fewer than 200; a share outside (0, 1]
     """
     check_images(images, 200)
     if bad := [share for share in (*shares, *stream_shares) if not 0 < share <= 1]:
@@ -132,25 +132,25 @@ def by_sensitivity(
 ) -> dict[str, int]:
     """The plan with the smallest sum of errors whose network (see `compression.compress_by_plan`) stays within a budget.
 
-    Blocks are dropped and streams made narrower where `errors` has what that costs.
+    Blocks are dropped and streams narrowed only if `errors` has rows for it.
 
     Parameters
     ----------
     model : is not changed
-    images : training images to measure `errors` on; not needed where these are given
+    images : training images to measure `errors` on; required unless these are given
     macs : the budget, as a share of the model's MACs
-    time : a budget of time instead, as a share of the model's; always without sharing
-    sharing : whether filters on the residual stream may be shared too. That saves MACs, but copying what they compute takes about
-        the time that is saved
+    time : or a budget of time, as a share of the model's; always without sharing
+    sharing : whether filters on the residual stream may be shared too. That saves MACs, but copying their outputs takes about the time that
+        is saved
     errors : from `layer_errors`
-    timings : from `timings.part_timings`, whose runtime, precision and batch size the plan is made for; with a budget of time, measured
+    timings : from `timings.part_timings`; the plan is made for their runtime, precision and batch size. With a budget of time, measured
         here in eager mode if not given
-    progress : whether measurements show bars
+    progress : whether measurements show progress bars
 
     Raises
     ------
-    ValueError : none or two budgets, a budget outside (0, 1] or below what the smallest plan takes, neither images nor errors, errors
-        or timings that lack a part of the model
+    ValueError : no budget or two; a budget outside (0, 1] or below the cost of the smallest plan; neither images nor errors; errors or
+        timings that lack a part of the model
     """
     kind, budget = check_budget(macs, time)
     if errors is None:
@@ -181,11 +181,11 @@ def by_sensitivity(
 
 
 def uniform_inside_blocks(model: OwnNetwork, macs: Real) -> dict[str, int]:
-    """The same share of the channels inside each block, as large as a budget of MACs allows: what sensitivity is compared with.
+    """A plan with the same share of the channels inside each block, as large as a budget of MACs allows: the baseline for sensitivity.
 
     Raises
     ------
-    ValueError : a budget outside (0, 1], or below what is left with one channel in each block
+    ValueError : a budget outside (0, 1], or below the cost of one channel in each block
     """
     _, budget = check_budget(macs, None)
     return largest_within(
@@ -205,9 +205,8 @@ def largest_within(
     """The largest plan of a family, from ``build(smallest)`` to ``build(1.0)``, whose cost is within `budget`.
 
     For comparisons at equal cost: ``largest_within(lambda f: first_last_heavy(model, f, 1.0), cost_of_plan, budget)``. The
-    fraction is found by bisection. Where the next plan of the family, in which many layers grow at once, would cost too
-    much, single layers take its numbers, front to back, as long as the budget allows. Neither `cost` nor any layer's number
-    may fall when the fraction grows.
+    fraction is found by bisection. The next plan of the family, in which many layers grow at once, may cost too much. Then single layers
+    take its numbers, front to back, where the budget allows. Neither `cost` nor any layer's number may decrease as the fraction grows.
 
     Raises
     ------
@@ -232,7 +231,7 @@ def of_channels(errors: pd.DataFrame) -> pd.DataFrame:
 
 
 def check_budget(macs: Real | None, time: Real | None) -> tuple[str, float]:
-    """The one of the two that is given, with its name; a ValueError if it is not exactly one, or no share."""
+    """The name and the value of the given budget. Raises a ValueError unless exactly one is given, and is above 0 and at most 1."""
     if (macs is None) == (time is None):
         raise ValueError(f"macs is {macs} and time is {time}, expected one of them")
     kind, budget = ("macs", macs) if time is None else ("time", time)
@@ -240,18 +239,18 @@ def check_budget(macs: Real | None, time: Real | None) -> tuple[str, float]:
 
 
 class Option(NamedTuple):
-    """One way to make a part smaller: its clusters, by layer, what it costs, and the error that it makes."""
+    """One way to make a part smaller: its clusters by layer, its cost, and its error."""
 
     plan: dict[str, int]
     cost: float
     error: float
 
 
-Table = Mapping[str, Sequence[tuple[int, float]]]  # by layer or stage: numbers of clusters, and the errors that they make
+Table = Mapping[str, Sequence[tuple[int, float]]]  # by layer or stage: numbers of clusters and their errors
 
 
 def _choices_of_streams(model: ResNet, table: Table) -> Iterator[tuple[tuple[int, ...], float]]:
-    """Widths of the three streams that do not shrink along the network, and the error that they make."""
+    """Non-decreasing widths of the three streams, and the error of each choice."""
     of_stages = [table.get(stage, [(width, 0.0)]) for stage, width in zip(STAGES, model.config["stage_widths"], strict=True)]
     for chosen in itertools.product(*of_stages):
         widths = tuple(n for n, _ in chosen)
@@ -260,12 +259,12 @@ def _choices_of_streams(model: ResNet, table: Table) -> Iterator[tuple[tuple[int
 
 
 class _Macs:
-    """What parts cost in MACs."""
+    """The cost of parts in MACs."""
 
     def __init__(self, model: ResNet, sharing: bool):
         self.model, self.sharing = expanded(model), sharing
         macs, convs = cost.macs_by_layer(self.model), convolutions(self.model)
-        # Of one filter for one input channel.
+        # MACs of one filter for one input channel.
         self.units = {name: macs[name] // (conv.in_channels * conv.out_channels) for name, conv in convs.items()}
         self.total = cost.macs(model)
 
@@ -295,7 +294,7 @@ class _Macs:
 
 
 class _Times:
-    """What parts cost in measured time."""
+    """The cost of parts in measured time."""
 
     def __init__(self, model: ResNet, timings: pd.DataFrame):
         self.model = expanded(model)
@@ -329,7 +328,7 @@ class _Times:
 
 
 def _logits(model: ResNet, parts: Iterable[nn.Module], inputs: Tensor) -> Tensor:
-    """What the network gives for the inputs of the first of its last `parts`."""
+    """The logits, from the inputs of the first of the network's last `parts`."""
     for part in parts:
         inputs = apply(part, inputs)
     return model.fc(inputs.mean((2, 3)))

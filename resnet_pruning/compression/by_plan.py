@@ -1,27 +1,27 @@
-"""A compact network for a plan, in which what is left makes up for what was taken away: no labels, part by part, front to back.
+"""A compact network for a plan, in which the remaining filters compensate for the removed ones: no labels, part by part, front to back.
 
-Where `compaction.compact` keeps a replaced network's function to the last digit, `compress_by_plan` keeps that of the network *before* it
-was pruned, as well as it can: each part (the stem, then each block) gets the inputs that the smaller network really produces, and is
-fitted to what the original network made of its own, so that it also corrects the errors of the parts before it.
+`compaction.compact` keeps the function of a network with replaced filters, up to rounding. `compress_by_plan` approximates the function of
+the network *before* pruning. Each part (the stem, then each block) gets the inputs that the smaller network actually produces, and is
+fitted to the original part's outputs on the original inputs. It thus also corrects the errors of the parts before it.
 
-Inside a block, some channels are kept and the rest go, and with them the slices of ``conv2`` that read them; a block of which none are
-kept is dropped. On the residual stream, either the filters of a cluster share one filter, computed once, of which each channel has a
-multiple in its batch norm; or the stream of a whole stage gets fewer channels, and what reads it is solved for anew.
+Inside a block, some channels are kept. The others are removed, with the slices of ``conv2`` that read them. A block that keeps none is
+dropped. On the residual stream, either the channels of a cluster share one filter, which is computed once and scaled for each channel by
+batch norm; or the stream of a whole stage gets fewer channels, and the layers that read it are adapted.
 
 ================  ===========================================================================================================
-repair            what is done about the channels that go
+repair            treatment of the removed channels
 ================  ===========================================================================================================
 "none"            nothing
-"summed"          the slices that read them are added to that of the kept channel that each is most correlated with
+"summed"          the slice that reads each is added to the slice of the kept channel most correlated with it
 "scaled"          the same, times the positive factor between the two activations (ReLU(a·x) = a·ReLU(x); Kim et al., *Neuron
                   Merging*, NeurIPS 2020, take it from the weights)
 "least squares"   ``conv2`` is solved for anew (He et al., *Channel Pruning*, ICCV 2017)
-"reconstruction"  and then the whole part is trained for some hundred steps to give what the original one gives (as Li et al.,
-                  *BRECQ*, ICLR 2021, do for quantization)
+"reconstruction"  the same, then the whole part is trained for a few hundred steps to match the outputs of the original one (as
+                  Li et al., *BRECQ*, ICLR 2021, do for quantization)
 ================  ===========================================================================================================
 
-Up to "scaled", batch norm holds the statistics of the original network, which no longer fit; from "least squares" on it holds those of
-the smaller one.
+Up to "scaled", batch norm keeps the statistics of the original network, which no longer fit. From "least squares" on, it has those of the
+smaller one.
 """
 
 import copy
@@ -48,7 +48,7 @@ REPAIRS = ("none", "summed", "scaled", "least squares", "reconstruction")
 SELECTIONS = ("k-means", "elimination")
 
 
-@torch.random.fork_rng(devices=[])  # modules are made with random weights, which are none of the caller's
+@torch.random.fork_rng(devices=[])  # new modules draw random weights, which must not change the caller's generator
 @full_float32()
 def compress_by_plan(
     model: OwnNetwork,
@@ -63,31 +63,31 @@ def compress_by_plan(
     seed: Seed = 0,
     progress: bool = True,
 ) -> ResNet:
-    """The compact network of a plan: as many channels inside each block as planned, as many filters computed on the residual stream.
+    """The compact network of a plan, with the planned numbers of channels inside each block and of filters computed on the residual stream.
 
-    There are fewer where more would make no difference: among channels that are always 0, or for inputs that are.
+    There are fewer if more would make no difference, because channels or their inputs are always 0.
 
     Parameters
     ----------
-    model : is not changed; a compact one is taken as the network that it computes, see `compaction.expanded`
-    plan : by layer. For ``conv1`` of a block the number of channels that are kept, or 0 to drop the block; for the stem and ``conv2`` the
-        number of clusters of filters, of which each is computed once; for ``layer1``, ``layer2`` and ``layer3`` the number of channels of
-        that stage's stream. Layers that are not named are kept whole
-    images : training images, of which the labels are not used. They are shifted and mirrored as in training. Least squares takes the
-        first 512, reconstruction all: 2,000 do
+    model : is not changed; a compact one is expanded first, see `compaction.expanded`
+    plan : by layer. For ``conv1`` of a block, the number of channels to keep, or 0 to drop the block; for the stem and ``conv2``, the
+        number of clusters of filters, each computed once; for ``layer1``, ``layer2`` and ``layer3``, the number of channels of that stage's
+        stream. Layers that are not named keep all filters
+    images : training images; labels are not used. They are shifted and mirrored as in training. Least squares takes up to 512 of them,
+        reconstruction all: 2,000 are enough
     repair : one of `REPAIRS`, see the top of this module
     selection : how the kept channels are chosen. "k-means" clusters activations by correlation and keeps each cluster's medoid;
-        "elimination" takes out one channel after the other, each time the one whose loss least squares in ``conv2`` repairs
-        best (Frantar & Alistarh, *Optimal Brain Compression*, NeurIPS 2022, for groups of weights)
+        "elimination" removes one channel at a time, always the one whose loss least squares in ``conv2`` repairs best (Frantar & Alistarh,
+        *Optimal Brain Compression*, NeurIPS 2022, for groups of weights)
     statistics : from `calibration.layer_statistics` for this model, computed here if not given
-    n_steps, learning_rate : of the reconstruction of each part: Adam on batches of 32, with a cosine to 0
+    n_steps, learning_rate : of the reconstruction of each part: Adam on batches of 32, with a cosine schedule to 0
     seed : of augmentation, k-means and the reconstruction's batches
-    progress : whether to show a bar
+    progress : whether to show a progress bar
 
     Raises
     ------
-    ValueError : an unknown repair or selection, a plan for another model or one by which the stream would become narrower from one stage to
-        the next, images of another shape or fewer than 100
+    ValueError : an unknown repair or selection; a plan for another model, or one that narrows the stream from one stage to the next; images
+        of another shape, or fewer than 100
     """
     if repair not in REPAIRS:
         raise ValueError(f"repair is {repair!r}, expected one of {', '.join(REPAIRS)}")
@@ -130,21 +130,21 @@ def check_compression_plan(model: ResNet, plan: Plan) -> None:
 def narrowed_streams(
     model: ResNet, plan: Plan, inputs: Tensor, statistics: Mapping[str, LayerStatistics], seed: Seed
 ) -> dict[int | None, Narrowed]:
-    """The channels that stay of each stage's stream, by the number of the stage, for those that a plan narrows."""
+    """The kept channels of each stage's stream that a plan narrows, by the number of the stage."""
     seen: dict[int, list[Tensor]] = {0: [], 1: [], 2: []}
     importance = {}
     for name, part in parts_of(model).items():
         inputs = apply(part, inputs)
         seen[stage_of(name)].append(inputs)
         if (writer := f"{name}.conv2" if name else "conv1") in statistics:
-            importance[stage_of(name)] = statistics[writer].importance  # of the last block that is there
+            importance[stage_of(name)] = statistics[writer].importance  # of the last block that is not dropped
     wanted = {i: plan[name] for i, name in enumerate(STAGES) if plan.get(name, width := model.config["stage_widths"][i]) < width}
     return {i: narrow(seen[i], n_channels, importance[i], seed) for i, n_channels in wanted.items()}
 
 
 @torch.no_grad()
 def _linear(linear: nn.Linear, original: Tensor, inputs: Tensor, reads: Narrowed | None, repair: str) -> nn.Linear:
-    """The linear layer for a narrower stream: by least squares of the logits, or with the weights of the channels that went added."""
+    """The linear layer for a narrower stream: by least squares on the logits, or with the weights of removed channels added or dropped."""
     if reads is None:
         return linear
     small = nn.Linear(len(reads.kept), linear.out_features)
@@ -163,10 +163,10 @@ def _linear(linear: nn.Linear, original: Tensor, inputs: Tensor, reads: Narrowed
 
 
 def rescale_like(model: Network, other: AnyNetwork) -> nn.Module:
-    """A copy that computes the same function, in which each filter has the norm that the filters of that layer in `other` have on average.
+    """A copy that computes the same function, with each filter scaled to the root mean square norm of the filters of that layer in `other`.
 
-    Batch norm takes the scale of a filter out, so the smaller the filter, the further the same step of training turns it. Where
-    a network was solved for, as by `compress_by_plan`, norms say nothing; those of a trained one fit its learning rates.
+    Batch norm removes the scale of a filter, so the same training step turns a smaller filter further. In a network that was solved for, as
+    by `compress_by_plan`, the norms are arbitrary; those of a trained network suit its learning rates.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ def rescale_like(model: Network, other: AnyNetwork) -> nn.Module:
 
 
 def _assembled(model: ResNet, parts: Mapping[str, nn.Module], linear: nn.Linear, streams: Mapping[int, Narrowed]) -> ResNet:
-    """The network of the configuration that `model` would have with these parts."""
+    """The network that consists of these parts, with the other settings of `model`."""
     widths = tuple(len(streams[i].kept) if i in streams else width for i, width in enumerate(model.config["stage_widths"]))
     config = {"stage_widths": widths, "inner_widths": {}, "sharing": {}, "shortcuts": {}}
     state = {f"fc.{key}": tensor for key, tensor in linear.state_dict().items()}

@@ -1,4 +1,4 @@
-"""The whole of it in one call: measure, allocate, merge, reconstruct."""
+"""The whole compression in one call: measure, allocate, merge, reconstruct."""
 
 from .. import cost
 from ..arguments import Count, Real, Seed
@@ -13,8 +13,8 @@ from .streams import STAGES
 from .timings import part_timings
 
 N_IMAGES = 2048
-SHARES = tuple(k / 8 for k in range(1, 9))  # of filters; twice as many choices take twice as long and gain nothing that can be told
-STREAM_SHARES = (0.5, 0.75)  # multiples of eight channels, of which processors compute as many at once
+SHARES = tuple(k / 8 for k in range(1, 9))  # of filters; twice as many choices take twice as long, without a measurable gain
+STREAM_SHARES = (0.5, 0.75)  # multiples of four channels, and few: every combination of the three streams is one more plan
 
 
 def compress(
@@ -32,34 +32,34 @@ def compress(
     seed: Seed = 0,
     progress: bool = True,
 ) -> ResNet:
-    """A compact network within a budget, without labels and without training of the whole; prints what it was and what it is.
+    """A compact network within a budget, without labels and without training the whole network; prints its size before and after.
 
-    Measures what each layer's filters are worth, gives each layer its number of clusters, merges, and reconstructs part by part: see
-    `allocation.by_sensitivity` and `compression.compress_by_plan`, which can be called with other settings.
+    Measures the error of each layer with fewer filters, chooses the number of clusters of each layer, merges, and reconstructs part by
+    part. See `allocation.by_sensitivity` and `compression.compress_by_plan`, which can be called with other settings.
 
     Parameters
     ----------
-    model : trained, in any number of channels; it is not changed
-    images : training images, of which the labels are not used; of more than 2,048, that many at equal distances
-    macs : the budget, as a share of the model's MACs; 0.5 if nothing is given
-    time : a budget of time instead, as a share of what the model takes on this machine
-    runtime, precision, batch_size : what a plan for time is made for, see `timings.part_timings`
-    sharing : whether filters on the residual stream may be shared, which saves MACs but hardly time
-    test_images : to print accuracies too
-    n_steps : of each part's reconstruction
-    seed : of everything that is random
-    progress : whether to show bars
+    model : trained, of any width; it is not changed
+    images : training images; labels are not used. Of more than 2,048, that many are taken at equal intervals
+    macs : the budget, as a share of the model's MACs; 0.5 if no budget is given
+    time : or a budget of time, as a share of the model's time on this machine
+    runtime, precision, batch_size : for which a plan under a budget of time is made, see `timings.part_timings`
+    sharing : whether filters on the residual stream may be shared, which saves MACs but hardly any time
+    test_images : images on which accuracies are measured, which are printed too
+    n_steps : steps of each part's reconstruction
+    seed : of all random choices
+    progress : whether to show progress bars
 
     Raises
     ------
-    ValueError : a budget outside (0, 1] or smaller than any plan, images of another shape or fewer than 200
+    ValueError : two budgets; a budget outside (0, 1] or below the cost of the smallest plan; images of another shape, or fewer than 200
     """
     check_images(images, 200)
     macs = 0.5 if macs is None and time is None else macs
     check_budget(macs, time)
     images = images[:: max(1, len(images) // N_IMAGES)][:N_IMAGES]
     statistics = layer_statistics(model, images[:N_STATISTICS], seed=seed)
-    # Under a budget of MACs, sharing filters on a stream always costs less than a narrower one.
+    # Under a budget of MACs, sharing filters on a stream always costs less than narrowing the stream.
     narrower = STREAM_SHARES if time is not None or not sharing else ()
     choices = {"shares": SHARES, "drops": True, "stream_shares": narrower}
     errors = layer_errors(model, images, **choices, statistics=statistics, seed=seed, progress=progress)
@@ -74,7 +74,7 @@ def compress(
 
 
 def before_after(model: OwnNetwork, small: OwnNetwork, test_images: Images | None = None) -> str:
-    """One line: parameters, MACs and bytes of two networks, and with `test_images` their accuracies."""
+    """One line with the parameters, MACs and bytes of two networks, and with `test_images` their accuracies."""
     parts = []
     for unit, count in (("parameters", cost.parameters), ("MACs", cost.macs), ("bytes", cost.size_in_bytes)):
         before, after = count(model), count(small)

@@ -1,4 +1,4 @@
-"""Least squares for a convolution: which filters give outputs nearest to given ones, and which input channels they need least."""
+"""Least squares for a convolution: the filters whose outputs are nearest to given ones, and the input channels that they need least."""
 
 import dataclasses
 
@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from ..calibration import patches
 
-RIDGE = 1e-4  # of the mean variance of an input
+RIDGE = 1e-4  # relative to the mean variance of the inputs
 
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Means and products of a convolution's input patches, of D = C·k_h·k_w values, and of N targets; float64 on the CPU.
+    """Means and covariances of a convolution's input patches, of D = C·k_h·k_w values, and of N targets; float64 on the CPU.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class Moments:
 
     @classmethod
     def of(cls, conv: nn.Conv2d, inputs: Tensor, targets: Tensor) -> "Moments":
-        """For inputs (B, C, H, W) of a convolution and targets of the shape of its outputs."""
+        """The moments of inputs (B, C, H, W) of a convolution and of targets with the shape of its outputs."""
         sums, n = [0.0] * 4, 0
         for batch, target in zip(inputs.split(64), targets.split(64), strict=True):
             seen, target = patches(conv, batch), target.transpose(0, 1).flatten(1)
@@ -42,7 +42,7 @@ class Moments:
         return cls(mean, target_mean, second - torch.outer(mean, mean), cross - torch.outer(mean, target_mean), area)
 
     def restricted(self, channels: Tensor) -> "Moments":
-        """Those of some input channels."""
+        """The moments of some input channels only."""
         if len(channels) * self.kernel_area == len(self.mean):
             return self
         values = (channels.unsqueeze(1) * self.kernel_area + torch.arange(self.kernel_area)).flatten()
@@ -55,19 +55,19 @@ class Moments:
         return self.covariance + ridge * torch.eye(len(self.mean), dtype=torch.double)
 
     def solution(self) -> Tensor:
-        """(N, D): the filters whose outputs are nearest to the targets, in the mean square and up to a constant."""
+        """(N, D): the filters whose outputs are nearest to the targets, in mean square and up to a constant."""
         return torch.linalg.solve(self.regularised(), self.cross).T
 
 
 def eliminate(moments: Moments, importance: Tensor) -> list[int]:
-    """All input channels, in the order in which to take them out: each time the one without which least squares loses least.
+    """All input channels, in the order of their removal: each time, the channel whose removal increases the least-squares loss least.
 
-    What is lost is the squared error of the targets, weighted by their `importance` (N,).
+    The loss is the squared error of the targets, weighted by their `importance` (N,).
     """
     area = moments.kernel_area
     n = len(moments.mean) // area
     inverse = torch.linalg.inv(moments.regularised())
-    weight = inverse @ moments.cross  # (D, N), of the channels that are left
+    weight = inverse @ moments.cross  # (D, N), for the remaining channels
     left, order = list(range(n)), []
     while left:
         blocks_of = inverse.view(n, area, n, area)[left, :, left]  # (left, area, area)

@@ -1,4 +1,4 @@
-"""The parts of a network, the stem and the blocks, and smaller ones fitted to take their place."""
+"""The parts of a network, the stem and the blocks, and smaller parts fitted to replace them."""
 
 import copy
 import functools
@@ -20,42 +20,42 @@ from .least_squares import Moments, eliminate
 from .streams import Narrowed, bridge, medoids
 
 N_FITTED = 512  # images for least squares
-N_STATISTICS = 500  # images for how much the logits depend on each channel
+N_STATISTICS = 500  # images to measure how much the logits depend on each channel
 
 
 def check_images(images: Images, at_least: Integer) -> None:
-    """Raise a ValueError unless there are so many images."""
+    """Raise a ValueError if there are fewer than `at_least` images."""
     if len(images) < at_least:
-        raise ValueError(f"{len(images)} images, expected at least {at_least}, better some hundred more")
+        raise ValueError(f"{len(images)} images, expected at least {at_least}, preferably a few hundred more")
 
 
 def parts_of(model: OwnNetwork) -> dict[str, nn.Module]:
-    """The stem (named "", with its batch norm and ReLU) and the blocks, front to back: each takes what the one before it gives."""
+    """The stem (named "", with its batch norm and ReLU) and the blocks, front to back: the outputs of each are the inputs of the next."""
     stem = nn.Sequential(OrderedDict(conv1=model.conv1, bn1=model.bn1, relu=nn.ReLU()))
     return {"": stem, **blocks(model)}
 
 
 def augmented(images: Images, seed: Seed = 0) -> Tensor:
-    """All `images`, shifted and mirrored as in training, as one float32 tensor (N, 3, 32, 32)."""
+    """All `images`, in random order, shifted and mirrored as in training, as one float32 tensor (N, 3, 32, 32)."""
     return next(Batches(images, len(images), seed=seed).epoch(0))[0]
 
 
 @torch.no_grad()
 def apply(part: nn.Module, inputs: Tensor) -> Tensor:
-    """The outputs of a part for many inputs, some at a time."""
+    """The outputs of a part for many inputs, computed in batches."""
     return torch.cat([part(batch) for batch in inputs.split(256)])
 
 
 class PartFit:
-    """The stem or a block, and smaller ones that take its place.
+    """The stem or a block, and smaller parts fitted to replace it.
 
     Parameters
     ----------
     name, part : from `parts_of`
-    original : float32 tensor (N, C, H, W), what the part sees in the original network
-    inputs : what it sees in the smaller network, of the same shape but for the channels of a narrowed stream
+    original : float32 tensor (N, C, H, W), the part's inputs in the original network
+    inputs : its inputs in the smaller network, of the same shape except for the channels of a narrowed stream
     statistics : of the original network, from `calibration.layer_statistics`
-    reads, writes : the streams of the smaller network before and behind the part, if they are narrower
+    reads, writes : the streams of the smaller network before and after the part, if they are narrower
     """
 
     def __init__(
@@ -84,12 +84,12 @@ class PartFit:
         return ({self.first: self.conv.in_channels} if self.is_block else {}) | {self.last: self.conv.out_channels}
 
     def changes(self, plan: Plan) -> bool:
-        """Whether a plan asks for less than the part has."""
+        """Whether a plan makes the part smaller."""
         return self.is_narrowed or any(plan.get(layer, n_filters) < n_filters for layer, n_filters in self.layers.items())
 
     @functools.cached_property
     def entrance(self) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-        """A block's first convolution and its batch norm in the smaller network; solved for anew where its stream is narrower."""
+        """A block's first convolution and its batch norm in the smaller network; solved for anew if they read a narrower stream."""
         if self.reads is None:
             return self.part.conv1, self.part.bn1
         with torch.no_grad():
@@ -102,14 +102,14 @@ class PartFit:
 
     @functools.cached_property
     def activations(self) -> Tensor:
-        """What the last convolution sees in the smaller network if no channel is taken out."""
+        """The inputs of the last convolution in the smaller network if no channel is removed."""
         inputs = self.inputs[:N_FITTED]
         with torch.no_grad():
             return F.relu(self.entrance[1](self.entrance[0](inputs))) if self.is_block else inputs
 
     @functools.cached_property
     def moments(self) -> Moments:
-        """Of the last convolution's input patches, and of what it should give: the original stream, less the shortcut as it now is."""
+        """Moments of the last convolution's input patches and targets: the original stream minus the smaller network's shortcut."""
         original, inputs = self.original[:N_FITTED], self.inputs[:N_FITTED]
         with torch.no_grad():
             if self.is_block:
@@ -121,16 +121,16 @@ class PartFit:
 
     @functools.cached_property
     def elimination(self) -> list[int]:
-        """The channels in the order in which they are taken out, the last one being the one that stays longest."""
+        """The channels in the order of their removal: the last one stays longest."""
         return eliminate(self.moments, self.importance)
 
     @functools.cached_property
     def correlations(self) -> Tensor:
-        """Of the activations of any two channels, (C, C), float64 on the CPU; 0 for channels that are always 0."""
+        """Correlations between the activations of channels, (C, C), float64 on the CPU; 0 for channels that are always 0."""
         return torch.corrcoef(self.activations.transpose(0, 1).flatten(1)).double().cpu().nan_to_num(0.0)
 
     def selected(self, n_channels: Integer, selection: str, seed: Seed) -> tuple[Tensor, Tensor]:
-        """The channels that are kept (n_channels,), in order, and for each channel (C,) the number of the kept one it is merged with."""
+        """The kept channels (n_channels,), in order, and for each channel (C,) the number of the kept one that it is merged with."""
         if selection == "elimination":
             kept = torch.tensor(sorted(self.elimination[-n_channels:]))
         else:
@@ -141,9 +141,9 @@ class PartFit:
         return kept, labels
 
     def solve(self, plan: Plan, repair: str, *, selection: str = "elimination", seed: Seed = 0, stated: bool = True) -> nn.Module:
-        """The smaller part for a plan, by one of `REPAIRS`. For "reconstruction" it is the start, from least squares.
+        """The smaller part for a plan, by one of `REPAIRS`. For "reconstruction", it is the starting point, from least squares.
 
-        Unless `stated`, batch norms do not hold the statistics of what they see, which takes time and changes nothing of what is computed.
+        Unless `stated`, batch norms do not get the statistics of their inputs. Measuring these takes time and does not change the outputs.
         """
         if self.is_block and plan.get(self.first) == 0:
             return self.bridge
@@ -181,7 +181,7 @@ class PartFit:
         return small
 
     def reconstruct(self, small: nn.Module, *, n_steps: Count, learning_rate: PositiveReal, seed: Seed = 0, batch_size: Count = 32) -> None:
-        """Train a part from `solve` to give what the original part gives, each channel weighted by what the logits make of it."""
+        """Train a part from `solve` to match the outputs of the original part, each channel weighted by its importance to the logits."""
         targets = apply(self.part, self.original)[:, self.written]
         weights = (self.importance / self.importance.mean()).to(targets).view(-1, 1, 1)
         small.requires_grad_()
@@ -213,7 +213,7 @@ class PartFit:
         return torch.einsum("oihw,ik->okhw", self.conv.weight.detach().double().cpu(), mixture)
 
     def _entrance_mixed(self, repair: str) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-        """The first convolution for the channels of a narrower stream: with those of the others added, unless nothing is repaired."""
+        """The first convolution for a narrower stream: with the slices of the removed channels added, except for the repair "none"."""
         if self.reads is None:
             return self.part.conv1, self.part.bn1
         weight = self.part.conv1.weight.detach().double().cpu()
@@ -222,7 +222,7 @@ class PartFit:
 
     @torch.no_grad()
     def _state_measured(self, small: nn.Module) -> None:
-        """Have each batch norm of `small` hold the statistics of what it sees, without a change of what it computes."""
+        """Give each batch norm of `small` the statistics of its inputs, without changing what `small` computes."""
         inputs = self.inputs[:N_FITTED]
         for conv, norm in ((small.conv1, small.bn1), (small.conv2, small.bn2)) if self.is_block else ((small.conv1, small.bn1),):
             outputs = conv(inputs)
@@ -233,10 +233,10 @@ class PartFit:
 def _shared(
     weight: Tensor, shift: Tensor, moments: Moments, importance: Tensor, n_filters: Integer, stride: Integer, seed: Integer
 ) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    """A convolution that computes `n_filters` filters, and a batch norm that makes of them about weight (N, D) times patch plus shift.
+    """A convolution with `n_filters` filters, and a batch norm that turns its outputs into about weight (N, D) times patch plus shift.
 
-    Filters are clustered by the correlation of their outputs. The one that stands for a cluster is its principal component, and each
-    channel gets the multiple of it that is nearest to its own output.
+    Filters are clustered by the correlation of their outputs. The representative of a cluster is its principal component. Each channel gets
+    the multiple of it that is nearest to the channel's own output.
     """
     shape = (-1, len(moments.mean) // moments.kernel_area, *[int(moments.kernel_area**0.5)] * 2)
     conv, norm = _convolution(weight.view(shape), stride), _batch_norm(torch.ones(len(weight)), shift)
@@ -271,7 +271,7 @@ def _convolution(weight: Tensor, stride: Integer) -> nn.Conv2d:
 
 
 def _batch_norm(scale: Tensor, shift: Tensor) -> nn.BatchNorm2d:
-    """A batch norm that computes scale · y + shift, with statistics that say mean 0 and variance 1."""
+    """A batch norm that computes scale · y + shift, with statistics for mean 0 and variance 1."""
     norm = nn.BatchNorm2d(len(scale)).eval()
     with torch.no_grad():
         norm.running_var.fill_(1 - norm.eps)
@@ -282,7 +282,7 @@ def _batch_norm(scale: Tensor, shift: Tensor) -> nn.BatchNorm2d:
 
 @torch.no_grad()
 def _state(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
-    """Give a batch norm other statistics, and the weight and the bias with which it computes the same."""
+    """Change the statistics of a batch norm, and adapt its weight and bias so that it computes the same function."""
     factor, constant = affine(norm)
     mean, variance = mean.double().cpu(), variance.double().cpu()
     norm.running_mean.copy_(mean)
@@ -292,9 +292,9 @@ def _state(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
 
 
 def _state_believed(norm: nn.BatchNorm2d, original: nn.BatchNorm2d, channels: Tensor | slice = slice(None)) -> None:
-    """Have `norm`, which computes the same, or less well, as these channels of `original`, hold the statistics that that one holds.
+    """Give `norm`, which computes these channels of `original` exactly or approximately, the statistics that `original` implies.
 
-    They say that the output has mean β and deviation γ, whatever it is by now.
+    By these, the output has mean β and standard deviation γ, even if it no longer does.
     """
     factor, constant = affine(norm)
     mean, deviation = (t.detach().double().cpu()[channels] for t in (original.bias, original.weight))

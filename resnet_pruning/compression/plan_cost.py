@@ -1,4 +1,4 @@
-"""What the network of a plan costs, without its weights."""
+"""The cost of the network of a plan, without its weights."""
 
 from collections.abc import Mapping
 from fractions import Fraction
@@ -16,9 +16,9 @@ def cost_of_plan(
 ) -> tuple[int, int]:
     """Parameters and MACs of a model whose filters are replaced by this plan, each distinct filter stored and computed once.
 
-    What follows a layer still sees all its channels, so this saves in the layer itself and in no other; unless `merged`, as in
-    `compression.compress_by_plan`: then a block has as many channels inside as its ``conv1`` has clusters, which saves in ``conv2``, too,
-    and blocks may be dropped and streams narrower. For many plans of one model, `macs` are its `cost.macs_by_layer`, counted once.
+    The next layer still sees all channels, so only the layer itself becomes cheaper. With `merged`, as in `compression.compress_by_plan`, a
+    block has as many channels inside as its ``conv1`` has clusters, so that ``conv2`` becomes cheaper too; blocks may be dropped and
+    streams narrower. For many plans of one model, pass its `cost.macs_by_layer`, counted once, as `macs`.
     """
     if merged:
         with torch.random.fork_rng(devices=[]):
@@ -34,7 +34,7 @@ def cost_of_plan(
 
 
 def _config(model: ResNet, plan: Mapping[str, Integer]) -> dict:
-    """The configuration of a network of this plan; which channels share a filter is made up."""
+    """The configuration of a network of this plan; which channels share a filter is arbitrary."""
     widths = [min(plan.get(stage, width), width) for stage, width in zip(STAGES, model.config["stage_widths"], strict=True)]
     config = model.config | {"stage_widths": tuple(widths), "inner_widths": {}, "sharing": {}, "shortcuts": {}}
     for name, conv in convolutions(model).items():

@@ -1,7 +1,7 @@
-"""Narrower residual streams: channels of a whole stage that become one, so that every tensor of the stage shrinks.
+"""Narrower residual streams: channels are merged throughout a stage, so that every tensor of the stage shrinks.
 
-The stream of a stage is written by the stem, or by the shortcut from the stage before, and by the last convolution of each of its blocks;
-it is read by their first convolutions, and by the next stage or the linear layer. All of them must agree on its channels.
+The stream of a stage is written by the stem, or by the shortcut from the stage before, and by the last convolution of each of its blocks.
+It is read by their first convolutions, and by the next stage or the linear layer. All of them must agree on its channels.
 """
 
 import dataclasses
@@ -17,17 +17,17 @@ from ..compaction import expanded
 from ..model import Block, OwnNetwork, ResNet, affine, blocks, with_tensors
 
 STAGES = ("layer1", "layer2", "layer3")
-N_VALUES = 20_000  # of each channel, at each place where the stream can be seen, for correlations
+N_VALUES = 20_000  # of each channel, at each place where the stream is observed, for correlations
 
 
 @dataclasses.dataclass(frozen=True)
 class Narrowed:
-    """The channels of a stream that stand for all of them.
+    """The channels of a stream that represent all of them.
 
     Attributes
     ----------
-    kept : (k,) the channels that stay, in order
-    labels : (C,) for each channel the number of the kept one that stands for it, counted from 0
+    kept : (k,) the kept channels, in order
+    labels : (C,) for each channel, the number of the kept one that represents it, counted from 0
     """
 
     kept: Tensor
@@ -35,7 +35,7 @@ class Narrowed:
 
 
 def stage_of(part: str) -> int:
-    """The number of the stage, from 0, whose stream a part, named as in `parts.parts_of`, writes; the stem writes the first."""
+    """The number of the stage, from 0, whose stream a part writes; the stem writes the first. Parts are named as in `parts.parts_of`."""
     return int(part[5]) - 1 if part else 0
 
 
@@ -45,7 +45,7 @@ def read_by(part: str) -> int | None:
 
 
 def sources_of(block: Block) -> list[int]:
-    """For each channel behind a block's shortcut the one before it that it brings there, or -1."""
+    """For each channel after a block's shortcut, the input channel that the shortcut copies there, or -1."""
     if block.sources is not None:
         return [-1 if source == block.in_channels else source for source in block.sources.tolist()]
     before = block.missing_channels // 2
@@ -53,7 +53,7 @@ def sources_of(block: Block) -> list[int]:
 
 
 def bridge(block: Block, reads: Narrowed | None, writes: Narrowed | None) -> Block:
-    """A dropped block with the shortcut of `block` between streams that are narrower, or as they were."""
+    """A dropped block with the shortcut of `block`, between streams that may be narrower."""
     sources = sources_of(block)
     in_channels, out_channels = block.in_channels, len(sources)
     if reads is not None:
@@ -67,7 +67,7 @@ def bridge(block: Block, reads: Narrowed | None, writes: Narrowed | None) -> Blo
 
 
 def medoids(correlations: Tensor, importance: Tensor, n_clusters: Integer, seed: Seed = 0) -> Narrowed:
-    """The medoids of channels clustered by k-means of their correlations (C, C), and for each channel the one that it correlates with most.
+    """The medoids of channels clustered by k-means of their correlations (C, C), and for each channel the medoid most correlated with it.
 
     `importance` (C,) weights the channels: how much the logits depend on each, times its variance.
     """
@@ -82,11 +82,11 @@ def medoids(correlations: Tensor, importance: Tensor, n_clusters: Integer, seed:
 
 @torch.no_grad()
 def narrow(seen: Sequence[Tensor], n_channels: Integer, importance: Tensor, seed: Seed = 0) -> Narrowed:
-    """The channels of a stream that stand for all, by the correlations of their activations.
+    """The channels of a stream that represent all of them, by the correlations of their activations.
 
     Parameters
     ----------
-    seen : activations (N, C, H, W) of the stream at each place where it can be seen: behind the stem and each block of the stage
+    seen : activations (N, C, H, W) of the stream at each place where it is observed: after the stem and each block of the stage
     importance : (C,), how much the logits depend on each channel
     """
     generator = torch.Generator().manual_seed(int(seed))
@@ -97,17 +97,17 @@ def narrow(seen: Sequence[Tensor], n_channels: Integer, importance: Tensor, seed
 
 
 def fold(model: OwnNetwork, labels: Mapping[str, Sequence[Integer]]) -> ResNet:
-    """A network whose streams are narrower: writers of the channels of a cluster are averaged, and readers summed (*model folding*, Wang et
-    al., ICLR 2025), without regard to what the network sees. Exact where channels of a cluster are equal everywhere on the stream.
+    """A network with narrower streams: for each cluster of channels, writers are averaged and readers summed (*model folding*, Wang et al.,
+    ICLR 2025), without data. Exact if the channels of a cluster are equal everywhere on the stream.
 
     Parameters
     ----------
     model : is not changed
-    labels : for each stage that is to be narrower ("layer1", "layer2", "layer3") the number of the cluster of each channel, from 0
+    labels : for each stage to be narrowed ("layer1", "layer2", "layer3"), the cluster number of each channel, from 0
 
     Raises
     ------
-    ValueError : another stage, labels for another number of channels or with a gap, widths that would shrink along the network
+    ValueError : an unknown stage; labels for another number of channels, or with a gap; widths that would decrease along the network
     """
     model = expanded(model)
     widths = model.config["stage_widths"]
@@ -145,7 +145,7 @@ def fold(model: OwnNetwork, labels: Mapping[str, Sequence[Integer]]) -> ResNet:
 
 
 def check_widths(widths: Sequence[Integer]) -> None:
-    """Raise a ValueError for stage widths that shrink along the network: its shortcuts have nothing that adds channels up."""
+    """Raise a ValueError for stage widths that decrease along the network: its shortcuts cannot merge channels."""
     if not 1 <= widths[0] <= widths[1] <= widths[2]:
         raise ValueError(f"the streams would have {', '.join(map(str, widths))} channels, expected none below the one before")
 
@@ -155,9 +155,9 @@ def _summed(weight: Tensor, members: Tensor) -> Tensor:
 
 
 def _fold_writer(state: dict[str, Tensor], prefix: str, members: Tensor) -> None:
-    """Average the last convolution of a part and its batch norm over clusters: (C, k), 1 for members.
+    """Average the last convolution of a part and its batch norm over clusters; `members` is (C, k), 1 for members.
 
-    Its filters take up the factor of their batch norm, so that what is averaged is what each adds to the stream.
+    Its filters absorb the factor of their batch norm, so that the contributions to the stream are averaged.
     """
     conv, bn = ("conv1", "bn1") if not prefix else ("conv2", "bn2")
     shares = (members / members.sum(0)).T

@@ -1,4 +1,4 @@
-"""How long the parts of a network take, for plans under a budget of time."""
+"""The time that the parts of a network take, for plans under a budget of time."""
 
 import copy
 import itertools
@@ -33,20 +33,20 @@ def part_timings(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """How long the stem, and each block with fewer channels inside or around, takes on this machine; blocks of one shape are timed once.
+    """Time the stem, and each block with fewer channels inside or around it, on this machine. Blocks of the same shape are timed once.
 
     Parameters
     ----------
     model : gives the shapes
     batch_size, runtime, precision, rounds, device, progress : see `deployment.timing.latency`
-    shares : of the channels inside a block, to time
-    drops : whether to time dropped blocks too, of 0 channels
-    stream_widths : for ``layer1``, ``layer2``, ``layer3`` the widths of its stream to time; the whole one if it is not named
+    shares : shares of the channels inside a block to time
+    drops : whether to time dropped blocks too, as blocks of 0 channels
+    stream_widths : for ``layer1``, ``layer2``, ``layer3``, the widths of the stage's stream to time; by default its full width
 
     Returns
     -------
     DataFrame with the columns layer (the stem's, or a block's first convolution), reads and writes (channels of the streams before and
-    behind), n_clusters (inside) and seconds, the median of all rounds, with the lowest and the highest
+    after it), n_clusters (inside) and seconds, the median of all rounds, with the lowest and the highest
     """
     device = torch.device(device or default_device())
     widths = [list((stream_widths or {}).get(stage, [width])) for stage, width in zip(STAGES, model.config["stage_widths"], strict=True)]
@@ -56,7 +56,7 @@ def part_timings(
         read = widths[read_by(name)] if name else [3]
         sizes = [0] if not name or part.dropped else [*([0] if drops else []), *numbers(part.conv1.out_channels, shares)]
         stride = part.stride if name else 1
-        inside = name.split(".")[-1] != "0"  # reads and writes one stream
+        inside = name.split(".")[-1] != "0"  # reads and writes the same stream
         for r, n, w in itertools.product(read, sizes, written):
             if r > w or (inside and name and r != w) or (name == "layer1.0" and r != w):
                 continue
@@ -82,5 +82,5 @@ def _stem(width: Integer) -> nn.Module:
 
 
 def numbers(whole: Integer, shares: Sequence[Real]) -> list[int]:
-    """The numbers of filters that are these shares of a layer's, at least one, and the whole layer."""
+    """The numbers of filters for these shares of a layer, each at least 1, and for the whole layer."""
     return sorted({max(1, round(share * whole)) for share in shares} | {whole})

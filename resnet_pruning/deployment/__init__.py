@@ -1,1 +1,1 @@
-"""Networks outside of training: runtimes, export, time, and what bounds it."""
+"""Networks outside training: runtimes, export, time, and its lower bounds."""

@@ -1,4 +1,4 @@
-"""How fast a network could be at best: its multiply-accumulates at the machine's peak, its tensors at the memory's bandwidth."""
+"""Lower bounds on the time of a network: its multiply-accumulates at the machine's peak, its tensors at the memory's bandwidth."""
 
 import functools
 import math
@@ -12,19 +12,19 @@ from ..model import AnyNetwork
 from .timing import interleaved
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
-SIZE = 2048  # of square matrices: 2048³ MACs take long enough to reach the peak, and their operands fit the last cache
+SIZE = 2048  # of square matrices: 2048³ MACs take long enough to reach the peak, and their operands fit into the last-level cache
 
 
 def peaks(rounds: Count = 10) -> dict[str, float]:
-    """Multiply-accumulates per second of a large matrix product on the CPU, by precision, the best of `rounds`: those of `BYTES` that it
-    has instructions for."""
+    """Multiply-accumulates per second of a large matrix product on the CPU, the best of `rounds`, for each precision of `BYTES` that the
+    CPU has instructions for."""
     random = torch.Generator().manual_seed(0)
     left, right = (torch.randn(SIZE, SIZE, generator=random) for _ in range(2))
     operands = {"float32": (left, right)}
     if has_fast_bfloat16("cpu"):
         operands["bfloat16"] = left.bfloat16(), right.bfloat16()
     operands["int8"] = tuple((16 * matrix).round().clamp(-127, 127).to(torch.int8) for matrix in (left, right))
-    # _int_mm is what torchao multiplies with, too; there is no public one
+    # torchao multiplies with _int_mm too; there is no public function
     products = {name: functools.partial(torch._int_mm if name == "int8" else torch.mm, *pair) for name, pair in operands.items()}
     return (SIZE**3 / interleaved(products, rounds, progress=False, least=0.2).min()).to_dict()
 
@@ -38,26 +38,26 @@ def bandwidth(rounds: Count = 10) -> float:
 
 
 def traffic(model: AnyNetwork, batch_size: Count, precision: str = "float32", image_size: Count = 32) -> int:
-    """Bytes that go to and from memory for a batch, if each convolution and the linear layer read their inputs and weights once and write
-    their outputs once, and all else happens on the way.
+    """Bytes transferred to and from memory for a batch, if each convolution and the linear layer read their inputs and weights once and
+    write their outputs once, and all else adds no traffic.
 
     Raises
     ------
-    ValueError : precision is none of `BYTES`
+    ValueError : a precision that is not in `BYTES`
     """
     if precision not in BYTES:
         raise ValueError(f"precision is {precision!r}, expected one of {', '.join(BYTES)}")
     values = 0
     for name, count in cost.macs_by_layer(model, image_size).items():
         layer = model.get_submodule(name)
-        places = count // layer.weight.numel()  # each weight is used once for each place
+        places = count // layer.weight.numel()  # each weight is used once per position
         inputs = layer.weight.shape[1] * places * math.prod(getattr(layer, "stride", (1,)))
         values += batch_size * (inputs + len(layer.weight) * places) + layer.weight.numel()
     return values * BYTES[precision]
 
 
 def least_milliseconds(model: AnyNetwork, batch_size: Count, precision: str, peaks: dict[str, float], bandwidth: float) -> dict[str, float]:
-    """What a batch takes at least, in ms: `compute`, the model's MACs at the peak of `peaks`; and `memory`, its `traffic` at `bandwidth`,
-    which only caches can beat."""
+    """Lower bounds on the time of a batch, in ms: `compute`, the model's MACs at the peak rate in `peaks`; and `memory`, its `traffic` at
+    `bandwidth`, which only caches can beat."""
     macs = batch_size * cost.macs(model)
     return {"compute": 1000 * macs / peaks[precision], "memory": 1000 * traffic(model, batch_size, precision) / bandwidth}

@@ -1,4 +1,4 @@
-"""Ways to run a network: eagerly, compiled, in onnxruntime, in OpenVINO; and its export to ONNX, which the last two take."""
+"""Ways to run a network: eagerly, compiled, in onnxruntime, in OpenVINO; and export to ONNX, which the last two require."""
 
 import contextlib
 import copy
@@ -17,7 +17,7 @@ from ..data import Images
 from ..files import required, written_whole
 from ..model import AnyNetwork
 
-# The numbers that each runtime can compute with.
+# The precisions that each runtime supports.
 PRECISIONS = {
     "eager": ("float32", "bfloat16"),
     "compiled": ("float32", "bfloat16"),
@@ -37,12 +37,12 @@ def to_onnx(model: AnyNetwork, path: str | Path, example: Tensor | None = None) 
     ----------
     model : is exported in evaluation mode
     path : conventionally NAME.onnx; one file, weights included
-    example : inputs of another shape, for parts of a network; how many there are stays free
+    example : inputs of another shape, for parts of a network; their number stays variable
     """
     required("onnxscript", "export")
     example = torch.zeros(2, 3, 32, 32) if example is None else example[:2].cpu().contiguous()
     with written_whole(path) as partial, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about its own innards
+        warnings.simplefilter("ignore")  # of the exporter, about its internals
         program = torch.onnx.export(
             copy.deepcopy(model).cpu().eval(),
             (example,),
@@ -56,7 +56,7 @@ def to_onnx(model: AnyNetwork, path: str | Path, example: Tensor | None = None) 
 
 
 def onnx_session(path: str | Path, device: torch.device | str = "cpu"):
-    """An onnxruntime session on as many threads as PyTorch uses; on a GPU if that is asked for and the installed onnxruntime can use it.
+    """An onnxruntime session with as many threads as PyTorch uses, on a GPU if requested and supported by the installed onnxruntime.
 
     Raises
     ------
@@ -84,20 +84,20 @@ def predict_onnx(path: str | Path, images: Images) -> Tensor:
 def session(
     model: AnyNetwork, example: Tensor, runtime: str = "eager", precision: str = "float32", calibration: Images | Tensor | None = None
 ) -> tuple[Callable[[Tensor], Tensor], torch.device]:
-    """A function from inputs like `example`, of that many images, to outputs; and the device that it computes on: that of the example, or
-    the CPU for OpenVINO, and for onnxruntime where the installed one cannot use a GPU.
+    """A function from inputs like `example`, with as many images, to outputs; and the device that it computes on: that of `example`, or the
+    CPU for OpenVINO, and for onnxruntime if the installed one cannot use a GPU.
 
     Parameters
     ----------
     model : is copied
-    example : inputs, in the number and the shape that will be seen
+    example : inputs with the number of images and the shape that will be used
     runtime, precision : from `PRECISIONS`
-    calibration : for int8's ranges, of which the first 300 are used: training images, or inputs like the example
+    calibration : training images, or inputs like `example`, to measure the ranges of int8 on; the first 300 are used
 
     Raises
     ------
-    ValueError : a runtime or a precision that is not in `PRECISIONS`, int8 without images
-    ImportError : a runtime that is not installed; the message says what brings it
+    ValueError : a runtime or a precision that is not in `PRECISIONS`; int8 without images
+    ImportError : a runtime that is not installed; the message names the extra that installs it
     """
     if runtime not in RUNTIMES:
         raise ValueError(f"runtime is {runtime!r}, expected one of {', '.join(RUNTIMES)}")
@@ -113,8 +113,8 @@ def session(
     if runtime == "openvino":
         return _openvino(model, example, precision, calibration), torch.device("cpu")
     if runtime == "compiled":
-        # On a GPU a small network is bound by the launches of its kernels, which CUDA graphs take together.
-        # Exported first, so that each network has code of its own: else the ninth of one class counts as one recompilation too many.
+        # On a GPU, kernel launches limit a small network. CUDA graphs combine them.
+        # Exported first, so that each network has its own code: otherwise, the ninth of a class counts as one recompilation too many.
         exported = torch.export.export(model, (example,)).module()
         model = torch.compile(exported, mode="reduce-overhead" if example.is_cuda else "default", dynamic=False)
 
@@ -148,7 +148,7 @@ def predict(
     calibration: Images | Tensor | None = None,
     batch_size: Count = 500,
 ) -> Tensor:
-    """Logits (N, n_classes), float32 on the CPU, as a runtime computes them: `evaluation.predict` there."""
+    """Logits (N, n_classes), float32 on the CPU, computed by a runtime: the counterpart of `evaluation.predict`."""
     batches = [inputs for inputs, _ in images.batches(batch_size)]
     runs: dict[int, Callable[[Tensor], Tensor]] = {}
     for inputs in batches:
@@ -168,12 +168,12 @@ def _openvino(model: nn.Module, example: Tensor, precision: str, calibration: Im
     if precision == "int8":
         nncf = required("nncf", "openvino")
         if calibration is None:
-            raise ValueError("calibration is None, expected training images, from which ranges of int8 are measured")
+            raise ValueError("calibration is None, expected training images, on which the ranges of int8 are measured")
         nncf.set_log_level(logging.ERROR)
         seen = calibration[:N_CALIBRATION]
         seen = seen.normalised(seen.pixels) if isinstance(seen, Images) else seen
         inputs = [batch.cpu().contiguous().numpy() for batch in seen.split(1)]
-        with contextlib.redirect_stdout(io.StringIO()):  # its bars
+        with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
             network = nncf.quantize(network, nncf.Dataset(inputs), subset_size=len(inputs))
     network.reshape({0: list(example.shape)})
     settings = {

@@ -1,4 +1,4 @@
-"""How long networks take, interleaved: each runs in every round, so that a change of the machine's speed meets all of them alike."""
+"""Interleaved timing of networks: each runs in every round, so that a change of the machine's speed affects all of them alike."""
 
 import itertools
 import time
@@ -23,15 +23,15 @@ def latency(
     rounds: Integer = 10,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """How long networks take for a batch of 32×32 images, in one or several runtimes, measured interleaved.
+    """The time of networks for a batch of 32×32 images, in one or several runtimes, measured interleaved.
 
     Parameters
     ----------
-    networks : by name; the first is the one that the others are compared with
-    batch_size : images
-    settings : runtimes and precisions, from `runtimes.PRECISIONS`. The ranges of int8, which do not matter to time, are those of random
+    networks : by name; the others are compared with the first
+    batch_size : images per batch
+    settings : runtimes and precisions, from `runtimes.PRECISIONS`. The ranges of int8, which do not affect the time, are those of random
         inputs
-    device : a GPU where there is one, if not given. The table names the one that computed: see `runtimes.prepared`
+    device : by default, a GPU if there is one. The table names the device that computed: see `runtimes.prepared`
     rounds : turns of each network in each setting
     progress : whether to show a bar
 
@@ -39,11 +39,11 @@ def latency(
     -------
     DataFrame with a row per setting and network: milliseconds for the batch, the median over the rounds, and the lowest and the highest;
     speedup, the median over the rounds of the first network's time in the first setting divided by this one's in the same round, and the
-    lowest and the highest; own_speedup, likewise, over the first network in the row's own setting
+    lowest and the highest; own_speedup, likewise, relative to the first network in the row's own setting
 
     Raises
     ------
-    ValueError : no networks or settings, a batch size or a number of rounds below 1, an unknown runtime or precision
+    ValueError : no networks or settings; a batch size or a number of rounds below 1; an unknown runtime or precision
     """
     if not networks or not settings or batch_size < 1 or rounds < 1:
         counts = f"{len(networks)} networks, {len(settings)} settings, batch_size {batch_size} and rounds {rounds}"
@@ -61,7 +61,7 @@ def latency(
 
 
 def compared(runs: Mapping[Hashable, Callable[[], None]], rounds: Integer, progress: bool = True) -> pd.DataFrame:
-    """How long functions take next to the first of them, `interleaved`.
+    """The time of functions compared with that of the first, `interleaved`.
 
     Returns
     -------
@@ -83,12 +83,12 @@ def _with_ranges(times: pd.DataFrame, ratios: Mapping[str, pd.DataFrame]) -> pd.
 
 @full_float32()
 def interleaved(runs: Mapping[Hashable, Callable[[], None]], rounds: Integer, progress: bool = True, least: Real = 0.05) -> pd.DataFrame:
-    """Seconds that each function takes, a column each, in rounds in which they take turns: so a change of the machine's speed meets
-    all alike. In a turn a function runs as often as fits into `least` seconds. Float32 is computed as such, see `hardware.full_float32`."""
+    """Seconds per call of each function, a column each, in rounds in which they take turns: a change of the machine's speed affects all
+    alike. In a turn, a function runs as often as fits into `least` seconds. Float32 is computed in full, see `hardware.full_float32`."""
     keep_freed_memory()
     repeats = {}
     for name, run in runs.items():
-        for _ in range(3):  # the first compiles, and all warm up
+        for _ in range(3):  # the first run compiles, and all warm up
             start = time.perf_counter()
             run()
             repeats[name] = max(1, round(least / (time.perf_counter() - start)))

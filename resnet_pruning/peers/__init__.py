@@ -1,4 +1,4 @@
-"""What others do, to compare with."""
+"""Methods of other authors, for comparison."""
 
 from .centripetal import centripetal, distances_within_clusters, strength_for
 from .folding import compensate_units, fold_units

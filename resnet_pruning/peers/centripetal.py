@@ -13,10 +13,10 @@ from ..training import Recipe
 
 
 class Centripetal(Constraint):
-    """A weight as it is, with a gradient that treats the filters of a cluster alike and pulls them together.
+    """An unchanged weight, whose gradient treats the filters of a cluster alike and pulls them together.
 
-    With g the mean gradient of a filter's cluster and c the cluster's mean, the filter w gets g + strength · (w - c): the update of
-    Ding et al. without its weight decay, which the optimizer has.
+    Let g be the mean gradient of a filter's cluster, and c the cluster's mean. The filter w gets the gradient g + strength · (w - c): the
+    update of Ding et al. without its weight decay, which the optimizer applies.
     """
 
     def __init__(self, labels: Tensor, strength: Real):
@@ -44,18 +44,18 @@ class _Centripetal(torch.autograd.Function):
 
 
 def centripetal(model: Network, clusters: Mapping[str, Clusters], strength: Real) -> nn.Module:
-    """A copy of `model` with the function that it has, whose filters grow together in training.
+    """A copy of `model` that computes the same function, and whose filters approach those of their cluster in training.
 
-    How near they come depends on the training, see `strength_for`; `distances_within_clusters` says how much is left, and
-    `finetuning.released` takes it away.
+    How close they get depends on the training, see `strength_for`. `distances_within_clusters` measures the remaining differences;
+    `finetuning.released` removes them.
 
     Parameters
     ----------
-    strength : of the pull, ε in the paper, which takes 3e-3 for some hundred epochs
+    strength : of the pull; ε in the paper, which uses 3e-3 for a few hundred epochs
 
     Raises
     ------
-    ValueError : clusters of another model, a strength that is not positive
+    ValueError : clusters of another model; a strength that is not positive
     """
     if not strength > 0:
         raise ValueError(f"strength is {strength!r}, expected a positive number")
@@ -63,9 +63,9 @@ def centripetal(model: Network, clusters: Mapping[str, Clusters], strength: Real
 
 
 def strength_for(recipe: Recipe, n_images: Integer, shrinkage: Real = 10.0) -> float:
-    """The strength of `centripetal` with which a training takes what filters differ from their centroid down to exp(-`shrinkage`) of it.
+    """The strength of `centripetal` with which a training shrinks the distance of filters from their centroid to exp(-`shrinkage`) of it.
 
-    Each step takes away the share learning rate · strength / (1 - momentum), and the learning rate is half of its peak on average.
+    Each step removes the share learning rate · strength / (1 - momentum). The learning rate is half of its peak on average.
 
     Raises
     ------
@@ -79,8 +79,8 @@ def strength_for(recipe: Recipe, n_images: Integer, shrinkage: Real = 10.0) -> f
 
 @torch.no_grad()
 def distances_within_clusters(model: AnyNetwork) -> dict[str, float]:
-    """For each constrained layer, how much the filters that the network now computes with differ from their cluster's mean: the norm of the
-    differences as a share of the weight's norm.
+    """For each constrained layer, how far its current filters are from their cluster's mean: the norm of the differences as a share of the
+    weight's norm.
 
     Raises
     ------

@@ -1,9 +1,9 @@
-"""Model Folding (Wang et al., ICLR 2025) inside blocks, and GRAIL's ridge (Tang et al., CPAL 2026), which makes up for it or for removal.
+"""Model Folding (Wang et al., ICLR 2025) inside blocks, and GRAIL's ridge (Tang et al., CPAL 2026) to compensate for folding or removal.
 
-Both narrow the channels between the two convolutions of a block. What becomes of them is a matrix R (K, C), as in GRAIL: row k says how
-much of each of the C channels there were is in channel k of those that are left. Folding averages the channels of a cluster, so its rows
-have 1/n at the n members; removal keeps K channels, so its rows have a single 1. The convolution behind, W (O, C, 3, 3), then reads
-W·B: for folding alone B (C, K) has a 1 where a channel is a member, for removal where it is the same channel.
+Both reduce the channels between the two convolutions of a block. As in GRAIL, the reduction is a matrix R (K, C): row k holds the shares of
+the C original channels in channel k of the K remaining ones. Folding averages the channels of a cluster: a row of R has 1/n at the n
+members. Removal keeps K channels: a row has a single 1. The next convolution, W (O, C, 3, 3), then becomes W·B. For folding alone, B (C, K)
+has a 1 where a channel is a member; for removal alone, where it is the same channel.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,16 +22,16 @@ from .units import check_inside_blocks, kept_units
 
 
 def fold_units(model: OwnNetwork, plan: Plan, *, repaired: bool = False, seed: Seed = 0) -> ResNet:
-    """A compact network by Model Folding, without data: k-means of channels, whose producers are averaged and whose consumers are summed.
+    """A compact network by Model Folding, without data: in each k-means cluster of channels, producers are averaged and consumers summed.
 
-    Channels are compared by all that belongs to them: the filter divided by the standard deviation of its output, the weight and the bias
-    of its batch norm, and the slice of the convolution behind that reads it.
+    Channels are compared by all of their parameters: the filter divided by the standard deviation of its output, the weight and the bias of
+    its batch norm, and the slice of the next convolution that reads the channel.
 
     Parameters
     ----------
-    plan : how many channels stay, for first convolutions of blocks
-    repaired : as in the paper's *Fold-AR*: the average of n channels varies less than each of them does, so that batch norm's weight is
-        multiplied by √(n / (1 + (n - 1)·ρ)), where ρ is the mean cosine between the members
+    plan : number of channels to keep, for first convolutions of blocks
+    repaired : as in the paper's *Fold-AR*: the average of n channels varies less than each of them, so batch norm's weight is multiplied by
+        √(n / (1 + (n - 1)·ρ)), where ρ is the mean cosine similarity between the members
     seed : of k-means
 
     Raises
@@ -52,23 +52,23 @@ def fold_units(model: OwnNetwork, plan: Plan, *, repaired: bool = False, seed: S
 def compensate_units(
     model: OwnNetwork, plan: Plan, images: Images, selection: str = "folding", *, ridge: PositiveReal = 1e-3, seed: Seed = 0
 ) -> ResNet:
-    """A compact network by GRAIL: channels are folded or removed, and the convolution behind them reads what a ridge regression finds.
+    """A compact network by GRAIL: channels are folded or removed, and a ridge regression adapts the next convolution to the remaining ones.
 
-    With the Gram matrix G (C, C) of the activations that the convolution reads in the whole network, B = G Rᵀ (R G Rᵀ + λ)⁻¹, where λ is
-    `ridge` times the mean of the diagonal of R G Rᵀ. As in the authors' code, what is left of the channels counts as R times the
-    activations, although ReLU of an average is not the average of ReLU.
+    Let G (C, C) be the Gram matrix of the activations that the convolution reads in the original network. Then B = G Rᵀ (R G Rᵀ + λ)⁻¹,
+    where λ is `ridge` times the mean of the diagonal of R G Rᵀ. As in the authors' code, the remaining channels are taken to be R times the
+    activations, although the ReLU of an average is not the average of ReLUs.
 
     Parameters
     ----------
-    plan : how many channels stay, for first convolutions of blocks
-    images : a few hundred training images, without labels
+    plan : number of channels to keep, for first convolutions of blocks
+    images : a few hundred training images; labels are not used
     selection : "folding", or one of `UNIT_CRITERIA` for removal
     ridge : 1e-3 in the authors' code
-    seed : of k-means, or of chance
+    seed : of k-means, or of random removal
 
     Raises
     ------
-    ValueError : a plan for other layers, an unknown selection
+    ValueError : a plan for other layers; an unknown selection
     """
     model = expanded(model)
     if selection == "folding":
@@ -88,7 +88,7 @@ def compensate_units(
 
 @torch.no_grad()
 def gram_matrices(model: OwnNetwork, names: list[str], images: Images) -> dict[str, Tensor]:
-    """For first convolutions of blocks the products of the channels that their second ones read, summed over images and positions:
+    """For first convolutions of blocks, the Gram matrix of the channels that the second ones read, summed over images and positions:
     (C, C), float64."""
     grams: dict[str, Tensor] = {}
 
@@ -123,14 +123,14 @@ def _averages(model: ResNet, plan: Plan, seed: Seed) -> dict[str, Tensor]:
 
 
 def _described(block: Block) -> Tensor:
-    """What k-means sees of the channels inside a block: (C, values), float64 on the CPU."""
+    """The points that k-means clusters, for the channels inside a block: (C, values), float64 on the CPU."""
     slices = block.conv2.weight.detach().double().cpu().transpose(0, 1)
     return torch.cat([values.reshape(len(slices), -1) for values in (*_normalised(block)[:3], slices)], 1)
 
 
 def _normalised(block: Block) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The first convolution's filters (C, …) in units of their outputs' standard deviation; and batch norm's weights, biases and means,
-    these in the same units, (C,)."""
+    """The first convolution's filters (C, …) in units of their outputs' standard deviation; and batch norm's weights, biases and means, the
+    means in the same units, each (C,)."""
     norm = block.bn1
     values = (block.conv1.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
     filters, weight, bias, mean, variance = (tensor.detach().double().cpu() for tensor in values)
@@ -141,8 +141,8 @@ def _normalised(block: Block) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _narrowed(
     model: ResNet, reducers: Mapping[str, Tensor], reads: Mapping[str, Tensor], gains: Mapping[str, Tensor] | None = None
 ) -> ResNet:
-    """The network with R times the channels of each block, second convolutions that read them by B (`reads`), and batch norms' weights
-    times `gains`."""
+    """The network with R times the channels of each block, second convolutions W·B (B in `reads`), and batch norms' weights times
+    `gains`."""
     state, inner = dict(model.state_dict()), dict(model.config["inner_widths"])
     for name, reducer in reducers.items():
         block = blocks(model)[_block(name)]

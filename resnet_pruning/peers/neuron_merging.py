@@ -1,4 +1,4 @@
-"""Neuron Merging (Kim et al., NeurIPS 2020): a removed unit is added to the most similar one that stays."""
+"""Neuron Merging (Kim et al., NeurIPS 2020): a removed unit is added to the most similar kept one."""
 
 import torch
 from torch import Tensor, nn
@@ -11,21 +11,21 @@ from .units import kept_units, mask
 
 
 def merge_neurons(model: OwnNetwork, plan: Plan, criterion: str = "L1 norm", *, threshold: Real = 0.1, balance: Real = 0.85) -> ResNet:
-    """Neuron Merging (Kim et al., NeurIPS 2020), without data: each unit that goes is added to the most similar one that stays.
+    """Neuron Merging (Kim et al., NeurIPS 2020), without data: each removed unit is added to the most similar kept one.
 
-    If the filter i is s times the filter j, then batch norm makes of it S times the channel j, plus B, and ReLU keeps S where it is
-    positive: so the slice of ``conv2`` that reads i, times S, is added to that of j. The most similar channel is that with the least
-    balance · (cosine distance of the filters) + (1 - balance) · (|B| / S, scaled to [0, 1] over the channels that stay).
+    If filter i is s times filter j, batch norm turns its output into S times channel j, plus B. ReLU preserves a positive S, so the slice
+    of ``conv2`` that reads i is multiplied by S and added to the slice of j. The most similar channel minimises balance · (cosine distance
+    of the filters) + (1 - balance) · (|B| / S, scaled to [0, 1] over the kept channels).
 
     Parameters
     ----------
-    plan, criterion : which units stay, see `prune_units`
-    threshold : of the filters' cosine similarity, below which a unit goes without being merged
-    balance : λ in the paper; 0.85 and the threshold are those of its ResNet on CIFAR-10
+    plan, criterion : which units are kept, see `prune_units`
+    threshold : cosine similarity of the filters below which a unit is removed without being merged
+    balance : λ in the paper. 0.85 and the default threshold are those of its ResNet on CIFAR-10
 
     Raises
     ------
-    ValueError : an unknown criterion, a plan for other layers, a balance outside [0, 1]
+    ValueError : an unknown criterion; a plan for other layers; a balance outside [0, 1]
     """
     if not 0 <= balance <= 1:
         raise ValueError(f"balance is {balance!r}, expected a number in [0, 1]")
@@ -41,7 +41,7 @@ def merge_neurons(model: OwnNetwork, plan: Plan, criterion: str = "L1 norm", *, 
 
 
 def _factors_of_neurons(conv: nn.Conv2d, norm: nn.BatchNorm2d, kept: Tensor, threshold: Real, balance: Real) -> Tensor:
-    """What each channel is of those that stay: float64 (N, n_kept), with at most one entry in each row."""
+    """Each channel as a multiple of a kept one: float64 (N, n_kept), with at most one non-zero entry in each row."""
     filters = conv.weight.detach().double().cpu().flatten(1)
     lengths = filters.norm(dim=1)
     directions = filters / lengths.clamp(min=1e-12).unsqueeze(1)

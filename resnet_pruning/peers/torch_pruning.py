@@ -28,15 +28,15 @@ def prune_by_torch_pruning(
 
     Parameters
     ----------
-    importance : its score of a unit, over all tensors that hold the unit: "group norm"; "batch-norm scale" (Liu et al., *Network
-        Slimming*, ICCV 2017); "geometric median" (*FPGM*)
-    plan : how many channels stay, for first convolutions of blocks
-    macs : or a budget, as a share of the model's MACs: then it ranks the units of all layers together
+    importance : Torch-Pruning's score of a unit, over all tensors that hold the unit: "group norm"; "batch-norm scale" (Liu et al.,
+        *Network Slimming*, ICCV 2017); "geometric median" (*FPGM*)
+    plan : number of channels to keep, for first convolutions of blocks
+    macs : or a budget, as a share of the model's MACs; the units of all layers are then ranked together
 
     Raises
     ------
     ImportError : torch_pruning is not installed
-    ValueError : an unknown importance, not exactly one of `plan` and `macs`, a budget that it cannot meet
+    ValueError : an unknown importance; not exactly one of `plan` and `macs`; a budget that it cannot meet
     """
     if importance not in IMPORTANCES:
         raise ValueError(f"importance is {importance!r}, expected one of {', '.join(IMPORTANCES)}")
@@ -49,14 +49,14 @@ def prune_by_torch_pruning(
     check_inside_blocks(model, plan)
     convs = convolutions(model)
     ratios = {name: 1 - (min(n_kept, convs[name].out_channels) + 0.5) / convs[name].out_channels for name, n_kept in plan.items()}
-    return _torch_pruned(model, importance, {name: max(ratio, 0.0) for name, ratio in ratios.items()})  # it rounds down what stays
+    return _torch_pruned(model, importance, {name: max(ratio, 0.0) for name, ratio in ratios.items()})  # it rounds down the number kept
 
 
 def _plan_of_torch_pruning(model: ResNet, importance: str, share: Real) -> dict[str, int]:
-    """How many channels stay in each layer when the units of all layers are ranked together.
+    """The number of channels to keep in each layer when the units of all layers are ranked together.
 
-    Each unit that goes makes the network smaller: the fewest go whose removal fits. What is then left of the budget, less than a unit
-    of that layer whose turn it is, goes to single units of others, front to back.
+    The fewest units are removed whose removal meets the budget. The rest of the budget is too small for the unit that was removed last. It
+    is spent on single units of other layers, front to back.
     """
     budget = share * cost.macs(model)
     n_units = sum(block.conv1.out_channels for block in blocks(model).values())
@@ -73,7 +73,7 @@ def _plan_of_torch_pruning(model: ResNet, importance: str, share: Real) -> dict[
         low, high = (low, middle) if macs(plan_without(middle)) <= budget else (middle + 1, high)
     plan = plan_without(low)
     if macs(plan) > budget:
-        raise ValueError(f"macs is {share}, expected more: it takes no layer's last unit, and misses this budget")
+        raise ValueError(f"macs is {share}, expected more: Torch-Pruning removes no layer's last unit, and misses this budget")
     for name, n_kept in plan.items():
         if n_kept < convolutions(model)[name].out_channels and macs(larger := plan | {name: n_kept + 1}) <= budget:
             plan = larger
@@ -81,7 +81,7 @@ def _plan_of_torch_pruning(model: ResNet, importance: str, share: Real) -> dict[
 
 
 def _torch_pruned(model: ResNet, importance: str, ratios: Real | Mapping[str, Real]) -> ResNet:
-    """One step of Torch-Pruning, at ratios by layer, or at one over all units."""
+    """One step of Torch-Pruning, with a ratio for each layer or one for all units."""
     torch_pruning = required("torch_pruning", "peers")
     scores: dict[str, Callable] = {
         "group norm": torch_pruning.importance.GroupMagnitudeImportance,
@@ -98,7 +98,7 @@ def _torch_pruned(model: ResNet, importance: str, ratios: Real | Mapping[str, Re
         pruning_ratio=0.0 if by_layer else ratios,
         pruning_ratio_dict={network.get_submodule(name): ratio for name, ratio in ratios.items()} if by_layer else None,
         global_pruning=not by_layer,
-        max_pruning_ratio=15 / 16,  # or else it takes all units of a layer
+        max_pruning_ratio=15 / 16,  # otherwise, it may remove all units of a layer
         ignored_layers=[layer for layer in weighted_layers(network).values() if layer not in inside],
     )
     pruner.step()

@@ -1,7 +1,7 @@
-"""Unit pruning: channels inside the blocks, between their two convolutions, are removed, and nothing makes up for them.
+"""Unit pruning: channels inside the blocks, between their two convolutions, are removed without compensation.
 
-Inside the blocks is where this network can lose channels: what adds to the residual stream must have all of its channels. A plan (see
-`plans`) names first convolutions of blocks and says how many of their channels stay.
+This network can lose channels only inside the blocks: layers that add to the residual stream must have all of its channels. A plan (see
+`plans`) names first convolutions of blocks and gives the number of their channels to keep.
 """
 
 import copy
@@ -19,24 +19,24 @@ UNIT_CRITERIA = ("L1 norm", "L2 norm", "geometric median", "random")
 
 
 def prune_units(model: OwnNetwork, plan: Plan, criterion: str = "L2 norm", *, seed: Seed = 0) -> ResNet:
-    """A compact network that lacks the units with the lowest scores, without repair for what they did.
+    """A compact network without the units with the lowest scores. Their removal is not compensated.
 
     Parameters
     ----------
-    plan : how many channels stay, for first convolutions of blocks
+    plan : number of channels to keep, for first convolutions of blocks
     criterion : "L1 norm" (Li et al., *Pruning Filters for Efficient ConvNets*, ICLR 2017) or "L2 norm" of a filter; "geometric median":
-        filters that lie nearest to all others of their layer go first (He et al., *FPGM*, CVPR 2019); "random"
-    seed : of chance
+        the filters nearest to all others of their layer are removed first (He et al., *FPGM*, CVPR 2019); "random"
+    seed : of the random choice
 
     Raises
     ------
-    ValueError : an unknown criterion, a plan for other layers
+    ValueError : an unknown criterion; a plan for other layers
     """
     return compact(mask_units(model, plan, criterion, seed=seed))
 
 
 def mask_units(model: OwnNetwork, plan: Plan, criterion: str = "L2 norm", *, seed: Seed = 0) -> ResNet:
-    """What `prune_units` makes smaller: a copy of the same shapes, in which the channels that go are zero on any input."""
+    """The network that `prune_units` compacts: a copy of the same shapes, in which the removed channels are zero on any input."""
     model = expanded(model)
     for name, kept in kept_units(model, plan, criterion, seed=seed).items():
         mask(model, name, kept)
@@ -44,7 +44,7 @@ def mask_units(model: OwnNetwork, plan: Plan, criterion: str = "L2 norm", *, see
 
 
 def kept_units(model: Network, plan: Plan, criterion: str = "L2 norm", *, seed: Seed = 0) -> dict[str, Tensor]:
-    """For each layer of the plan, which of its channels stay: sorted numbers (n_kept,). See `prune_units`."""
+    """The kept channels of each layer of the plan: sorted indices (n_kept,). See `prune_units`."""
     if criterion not in UNIT_CRITERIA:
         raise ValueError(f"criterion is {criterion!r}, expected one of {', '.join(UNIT_CRITERIA)}")
     check_inside_blocks(model, plan)
@@ -69,7 +69,7 @@ def kept_units(model: Network, plan: Plan, criterion: str = "L2 norm", *, seed: 
 
 @torch.no_grad()
 def mask(model: nn.Module, name: str, kept: Tensor) -> None:
-    """Make the other channels of a layer zero after its batch norm, whatever comes in."""
+    """Make all channels of a layer except `kept` zero after its batch norm, on any input."""
     conv, norm = convolutions(model)[name], batch_norms(model)[name]
     gone = torch.ones(conv.out_channels, dtype=torch.bool)
     gone[kept] = False
@@ -80,4 +80,4 @@ def mask(model: nn.Module, name: str, kept: Tensor) -> None:
 def check_inside_blocks(model: nn.Module, plan: Plan) -> None:
     check_plan(model, plan)
     if others := [name for name in plan if not name.endswith(".conv1")]:
-        raise ValueError(f"the plan names {', '.join(others)}, expected first convolutions of blocks, whose channels can go")
+        raise ValueError(f"the plan names {', '.join(others)}, expected first convolutions of blocks, whose channels can be removed")

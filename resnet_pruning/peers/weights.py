@@ -1,4 +1,4 @@
-"""Weight pruning: zeros anywhere, in a network of the same shapes."""
+"""Weight pruning: single weights are set to zero, in a network of the same shapes."""
 
 import copy
 import gzip
@@ -18,25 +18,25 @@ WEIGHT_CRITERIA = ("per layer", "global", "random")
 def prune_weights(model: Network, sparsity: Real, criterion: str = "global", *, seed: Seed = 0) -> nn.Module:
     """A copy in which a share of the weights of all convolutions and linear layers is zero (`torch.nn.utils.prune`).
 
-    Fine-tuning keeps the zeros under `masked`.
+    `masked` keeps the zeros during fine-tuning.
 
     Parameters
     ----------
     sparsity : share of the weights, in [0, 1)
-    criterion : which ones. "per layer": the smallest of each layer, the same share in all; "global": the smallest of the network (Han et
-        al. 2015); "random": the same share of each layer by chance
-    seed : of chance
+    criterion : which weights. "per layer": the smallest of each layer, the same share in all; "global": the smallest of the network (Han et
+        al. 2015); "random": the same share of each layer, at random
+    seed : of the random choice
 
     Raises
     ------
-    ValueError : a sparsity outside [0, 1), an unknown criterion
+    ValueError : a sparsity outside [0, 1); an unknown criterion
     """
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity is {sparsity!r}, expected a number in [0, 1)")
     if criterion not in WEIGHT_CRITERIA:
         raise ValueError(f"criterion is {criterion!r}, expected one of {', '.join(WEIGHT_CRITERIA)}")
     device = next(model.parameters()).device
-    # On the CPU, so that chance is the same everywhere; contiguous because torch ranks weights as one vector, which is a view.
+    # On the CPU, so that random choices are the same everywhere; contiguous, because torch ranks weights as one vector, which is a view.
     model = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format)
     layers = [(module, "weight") for module in weighted_layers(model).values()]
     with torch.random.fork_rng(devices=[]):
@@ -53,7 +53,7 @@ def prune_weights(model: Network, sparsity: Real, criterion: str = "global", *, 
 
 
 class Masked(nn.Module):
-    """A weight of which some entries are zero and stay so, whatever the training does."""
+    """A weight with some entries that are zero and stay zero during training."""
 
     def __init__(self, mask: Tensor):
         super().__init__()
@@ -64,7 +64,7 @@ class Masked(nn.Module):
 
 
 def masked(model: Network) -> nn.Module:
-    """A copy in which the weights of convolutions and linear layers that are zero now stay zero, for `prune_weights`.
+    """A copy in which zero weights of convolutions and linear layers stay zero during training, for `prune_weights`.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def sparsity_of(model: Network) -> float:
 
 
 def gzip_bytes(model: Network) -> int:
-    """Bytes of the file that holds a network's tensors, as gzip packs it: zeros take next to none."""
+    """Bytes of the file that holds a network's tensors, compressed by gzip: zeros take almost none."""
     buffer = io.BytesIO()
     torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, buffer)
     return len(gzip.compress(buffer.getvalue()))

@@ -1,4 +1,4 @@
-"""Weights and activations in few bits: post-training, trained, and by codebooks; files, and PyTorch's own."""
+"""Weights and activations in few bits: post-training, quantization-aware training and codebooks; files; and PyTorch's own."""
 
 from .bits import bit_errors, bits_by_sensitivity
 from .codebooks import coded

@@ -1,7 +1,7 @@
-"""How many bits the weights of each layer get, when all of them together may take so many bytes.
+"""Choose the number of bits for the weights of each layer under a budget of bytes for all of them.
 
-The error of a layer with few bits is what it does alone: the mean squared change of the logits, all else in floats. If these errors are
-independent, they add, and the best bits for any budget are found as the best plans are: see `allocation.cheapest`.
+The error of a layer with few bits is measured for that layer alone: the mean squared change of the logits, with all else in floats. If
+these errors are independent, they add. The best bits for any budget are then found like the best plans: see `knapsack.cheapest`.
 """
 
 import math
@@ -26,13 +26,13 @@ BITS = (2, 3, 4, 5, 6, 8)
 @full_float32()
 @torch.no_grad()
 def bit_errors(model: OwnNetwork, images: Images, bits: Sequence[Integer] = BITS) -> pd.DataFrame:
-    """What each layer alone does to the logits with few bits, its weights rounded to the nearest; labels are not used.
+    """The change of the logits when the weights of one layer at a time are rounded to nearest in few bits. Labels are not used.
 
     Parameters
     ----------
     model : is not changed
-    images : training images to measure on; some hundred are enough
-    bits : to measure
+    images : training images to measure on; a few hundred are enough
+    bits : numbers of bits to measure
 
     Returns
     -------
@@ -41,7 +41,7 @@ def bit_errors(model: OwnNetwork, images: Images, bits: Sequence[Integer] = BITS
 
     Raises
     ------
-    ValueError : no images or of another shape, bits that are no integer from 2 to 16
+    ValueError : no images, or images of another shape; bits that are not an integer from 2 to 16
     """
     images = images.beside(model)
     for n_bits in bits:
@@ -61,13 +61,13 @@ def bit_errors(model: OwnNetwork, images: Images, bits: Sequence[Integer] = BITS
 
 
 def bits_by_sensitivity(errors: pd.DataFrame, weight_bits: Real, end_bits: Integer | None = None) -> dict[str, int]:
-    """The bits of each layer with the smallest sum of errors, in at most the bytes that `weight_bits` in every layer take.
+    """The bits of each layer with the smallest sum of errors, in at most the bytes that `weight_bits` in every layer would take.
 
     Parameters
     ----------
     errors : from `bit_errors`
     weight_bits : the budget; need not be an integer
-    end_bits : of the first and the last layer, which are not part of the budget then; as the others if None
+    end_bits : of the first and the last layer, which then do not count towards the budget; None treats them like the others
 
     Returns
     -------
@@ -75,7 +75,7 @@ def bits_by_sensitivity(errors: pd.DataFrame, weight_bits: Real, end_bits: Integ
 
     Raises
     ------
-    ValueError : a budget below the fewest bits that were measured
+    ValueError : a budget below the fewest measured bits
     """
     if not weight_bits >= errors.bits.min():
         raise ValueError(f"weight_bits is {weight_bits!r}, expected at least {errors.bits.min()}, the fewest in errors")

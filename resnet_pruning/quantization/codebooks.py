@@ -1,11 +1,11 @@
 """Codebooks: pieces of the convolutions' weights are clustered, and each piece is stored as the number of its representative.
 
-A piece is a filter, a pair of kernels, a kernel of 3×3, a row of a kernel, or a single weight; a codebook serves a layer, a stage or the
+A piece is a filter, a pair of kernels, a 3×3 kernel, a row of a kernel, or a single weight. A codebook serves a layer, a stage or the
 network. Each filter has a scale, by which its pieces are divided before they are compared (Han et al., *Deep Compression*, ICLR 2016, for
 weights; Gong et al., *Compressing Deep Convolutional Networks using Vector Quantization*, 2014, for vectors). The first and the last layer
 have 8 bits.
-The result is trained like any other network, while representatives get the sum of their members' gradients, and pieces keep their
-representatives or go to the nearest one from time to time::
+The result is trained like any other network. Representatives get the sum of the gradients of their members. Pieces keep their
+representatives, or move to the nearest ones from time to time::
 
     coded = quantization.coded(network, 64, pieces="kernel", scope="network")
     train(coded, images, recipe, teacher=network)
@@ -25,7 +25,7 @@ from ..model import OwnNetwork, convolutions
 from .learned_steps import LearnedSteps
 from .quantized_model import ENDS
 
-LENGTHS = {"filter": 0, "pair of kernels": 18, "kernel": 9, "row": 3, "weight": 1}  # in weights; a filter has its own
+LENGTHS = {"filter": 0, "pair of kernels": 18, "kernel": 9, "row": 3, "weight": 1}  # in weights; 0: a filter's length depends on its layer
 PIECES = tuple(LENGTHS)
 SCOPES = ("layer", "stage", "network")
 REPRESENTATIVES = ("k-means", "random")
@@ -42,8 +42,8 @@ class Codebook(nn.Module):
 class Coded(nn.Module):
     """A weight (N, …) whose pieces are representatives, times a scale for each filter.
 
-    Where assignments are renewed, the weight is trained with the gradient of what stands for it, and in the first forward pass in training
-    mode and every `renew_every`-th one after it each piece goes to the nearest representative. With 0 they remain as they are.
+    If assignments are renewed, the weight is trained with the gradient of its coded value. In the first forward pass in training mode, and
+    in every `renew_every`-th one after it, each piece moves to the nearest representative. With 0, assignments are fixed.
     """
 
     def __init__(self, codebook: Codebook, labels: Tensor, scale: Tensor, renew_every: Integer = 0):
@@ -52,9 +52,9 @@ class Coded(nn.Module):
         self.renew_every = renew_every
         self.register_buffer("labels", labels)
         self.register_buffer("n_passes", torch.zeros((), dtype=torch.long))
-        self.register_buffer("scale", scale)  # not trained: the batch norm behind it has a factor for each filter
+        self.register_buffer("scale", scale)  # not trained: the batch norm after it has a factor for each filter
 
-    def extra_repr(self) -> str:  # a training is known by what is printed of its network, see `training.train`
+    def extra_repr(self) -> str:  # part of the network's repr, by which `training.train` recognises a training
         return f"{len(self.labels)} pieces of {self.codebook.representatives.shape[1]} weights, renew_every={self.renew_every}"
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Coded(nn.Module):
         return value + (weight - weight.detach()) if self.renew_every else value
 
     def _nearest(self, weight: Tensor) -> Tensor:
-        """The representative of each piece with the smallest squared error, but for what is the same for all of them."""
+        """The representative of each piece with the smallest squared error. Terms that are equal for all representatives are left out."""
         representatives, n_each = self.codebook.representatives.detach(), len(self.labels) // len(weight)
         scale = self.scale.detach().repeat_interleave(n_each).unsqueeze(1)
         with torch.autocast(weight.device.type, enabled=False):
@@ -89,22 +89,22 @@ def coded(
     statistics: Mapping[str, LayerStatistics] | None = None,
     seed: Seed = 0,
 ) -> nn.Module:
-    """A copy of `model` whose weights are put together from representatives, ready to be trained by `training.train`.
+    """A copy of `model` whose weights are composed of representatives, ready to be trained by `training.train`.
 
     Parameters
     ----------
-    n_representatives : in each codebook
+    n_representatives : number of representatives in each codebook
     pieces : one of `PIECES`
-    scope : one of `SCOPES`: how many layers share a codebook. Filters of other lengths are never in one
-    representatives : "k-means", or "random": pieces drawn by chance, which are a control
-    renew_every : training steps between two assignments of pieces to representatives; 0 keeps the first
-    statistics : from `calibration.layer_statistics`; with them, k-means weights a piece by what its error costs the logits: how much they
-        depend on the filter's output, times the mean square of what the piece is multiplied by
-    seed : of k-means, or of what is drawn
+    scope : one of `SCOPES`: which layers share a codebook. Filters of different lengths never share one
+    representatives : "k-means", or "random": pieces drawn at random, as a control
+    renew_every : training steps between two assignments of pieces to representatives; 0 keeps the first assignment
+    statistics : from `calibration.layer_statistics`; with them, k-means weights a piece by the effect of its error on the logits: how much
+        they depend on the output of the filter, times the mean square of the inputs of the piece
+    seed : of k-means, or of the random pieces
 
     Raises
     ------
-    ValueError : an unknown piece, scope or kind of representatives, pieces that do not divide a filter, more representatives than pieces
+    ValueError : an unknown piece, scope or kind of representatives; pieces that do not divide a filter; more representatives than pieces
     """
     if pieces not in PIECES:
         raise ValueError(f"pieces is {pieces!r}, expected one of {', '.join(PIECES)}")
@@ -152,11 +152,11 @@ def groups(model: nn.Module, pieces: str, scope: str) -> dict[tuple[str, int], l
 
 
 def _costs(statistics: Mapping[str, LayerStatistics] | None, name: str, scale: Tensor, n_pieces: Integer) -> Tensor:
-    """What the squared error of each piece, in units of its filter's scale, costs: (pieces,), float64."""
+    """The cost of the squared error of each piece, in units of its filter's scale: (pieces,), float64."""
     of_filters, n_each = scale.square(), n_pieces // len(scale)
     if statistics is None:
         return of_filters.repeat_interleave(n_each)
-    squares = statistics[name].second_moment.diagonal().double().view(n_each, -1).mean(1)  # of what each piece is multiplied by
+    squares = statistics[name].second_moment.diagonal().double().view(n_each, -1).mean(1)  # of the inputs of each piece
     return torch.outer(of_filters * statistics[name].importance.double(), squares).flatten()
 
 
@@ -171,7 +171,7 @@ def _clustered(points: Tensor, costs: Tensor, n_clusters: Integer, seed: Seed) -
 
 
 def _drawn(points: Tensor, costs: Tensor, n_clusters: Integer, seed: Seed) -> tuple[Tensor, Tensor]:
-    """The nearest of some of the points, drawn by chance, for each point (N, P), and these (k, P)."""
+    """For each point (N, P), the nearest of k points that are drawn at random; and these (k, P)."""
     _check_number(n_clusters, points)
     drawn = points[torch.randperm(len(points), generator=torch.Generator().manual_seed(int(seed)))[:n_clusters]]
     return (drawn.square().sum(1) - 2 * points @ drawn.T).argmin(1), drawn

@@ -1,7 +1,7 @@
 """Networks of codebooks in files: for each piece the number of its representative, entropy-coded, and little else.
 
-Batch norm is folded into a factor and a shift for each channel, which take up the scales of the filters. Representatives, factors and
-shifts are in 16 bits, the first and the last layer in 8. What is read is an ordinary `ResNet`, put together from all these.
+Batch norm is folded into a factor and a shift for each channel; the factors absorb the scales of the filters. Representatives, factors and
+shifts have 16 bits, the first and the last layer 8. Reading gives an ordinary `ResNet`, composed from all of these.
 """
 
 import textwrap
@@ -24,11 +24,11 @@ from .learned_steps import LearnedSteps
 def save_coded(path: str | Path, network: nn.Module, facts: Mapping[str, Any]) -> None:
     """Write a network of `quantization.coded`, trained or not, whole or not at all.
 
-    What is read again is this network with its representatives, scales and batch norm rounded to 16 bits.
+    `load_coded` gives this network with its representatives, scales and batch norm rounded to 16 bits.
 
     Raises
     ------
-    ValueError : another network, facts with other than plain values
+    ValueError : a network without codebooks; facts that are not plain values
     """
     codes = {name: _code(network, name) for name in convolutions(network)}
     if not hasattr(network, "coding") or not any(isinstance(code, Coded) for code in codes.values()):
@@ -48,7 +48,7 @@ def save_coded(path: str | Path, network: nn.Module, facts: Mapping[str, Any]) -
         "data": torch.cat([indices, *(tensor.flatten().view(torch.uint8) for tensor in _stored(network, codes).values())]),
         "facts": dict(facts),
     }
-    _rebuilt(content)  # what could not be read again is not written
+    _rebuilt(content)  # raises an error, before writing, if this could not be read again
     write_tensors(content, path)
 
 
@@ -58,14 +58,14 @@ def load_coded(path: str | Path) -> tuple[ResNet, dict[str, Any]]:
     Raises
     ------
     FileNotFoundError : no such file
-    ValueError : a file that is damaged or of another length, an index beyond its codebook, no network of codebooks
+    ValueError : a file that is damaged or of another length; an index beyond its codebook; no network of codebooks
     """
     content = read_tensors(path)
     if not isinstance(content, dict) or not {"config", "coding", "sizes", "bits", "n_bytes", "data", "facts"} <= set(content):
         raise ValueError(f"{path} holds no network of codebooks, expected one from quantization.save_coded")
     try:
         return _rebuilt(content), content["facts"]
-    except Exception as error:  # whatever a file may hold in place of what is expected
+    except Exception as error:  # a file may hold anything
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
         raise ValueError(f"{path} is damaged: {reason}") from error
 
@@ -76,9 +76,9 @@ def _code(network: nn.Module, layer: str) -> Coded | LearnedSteps | None:
 
 
 def _entropy_coded(indices: Tensor, n_representatives: Integer) -> tuple[int, Tensor]:
-    """The bits of an index before deflation, and the deflated indices as bytes: the shortest of what was tried.
+    """The bits of an index before deflation, and the deflated indices as bytes: the shortest of several attempts.
 
-    Huffman's code needs at least a bit for a symbol and does best with large alphabets, so that several small indices make one.
+    Huffman coding needs at least one bit per symbol and does best with large alphabets, so several small indices form one symbol.
     """
     needed = max(1, (n_representatives - 1).bit_length())
     candidates = []
@@ -92,7 +92,7 @@ def _entropy_coded(indices: Tensor, n_representatives: Integer) -> tuple[int, Te
 
 @torch.no_grad()
 def _stored(network: nn.Module, codes: Mapping[str, Coded | LearnedSteps]) -> dict[str, Tensor]:
-    """What a file holds beside indices, in order, on the CPU."""
+    """The tensors that a file holds besides indices, in order, on the CPU."""
     tensors = {str(i): codes[group[0]].codebook.representatives for i, group in enumerate(groups(network, **network.coding).values())}
     for name, norm in batch_norms(network).items():
         (factor, shift), code, conv = affine(norm), codes[name], network.get_submodule(name)
@@ -111,7 +111,7 @@ def _stored(network: nn.Module, codes: Mapping[str, Coded | LearnedSteps]) -> di
 def _rebuilt(content: Mapping[str, Any]) -> ResNet:
     """The network that a file holds."""
     check_plain(content["facts"], "facts")
-    with torch.device("meta"):  # before memory is taken for them: indices of a bit at least, of which deflation packs 1,032 bytes into one
+    with torch.device("meta"):  # no memory before the size check: an index takes a bit or more, deflation packs up to 1,032 bytes into one
         network = ResNet(**content["config"])
     layout, sizes, bits, data = groups(network, **content["coding"]), content["sizes"], content["bits"], content["data"]
     if len(sizes) != len(layout) or not all(1 <= size <= 2**16 for size in sizes):

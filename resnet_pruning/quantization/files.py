@@ -1,4 +1,4 @@
-"""Quantized networks in files: weights in as few bits as they have, deflated."""
+"""Quantized networks in files: weights packed at their bit width, then deflated."""
 
 import math
 import textwrap
@@ -18,14 +18,14 @@ from .quantized_model import QuantizedResNet, activations, layers
 
 
 def save_quantized(path: str | Path, network: QuantizedResNet, facts: Mapping[str, Any]) -> None:
-    """Write a quantized network, whole or not at all: weights in as few bits as they have, everything else as it is, then deflated.
+    """Write a quantized network, whole or not at all: weights packed at their bit width, everything else as it is, then deflated.
 
-    Integers of a bell-shaped distribution are not equally frequent, so that 4 bits take about 3.5 (the last step of Han et al., *Deep
-    Compression*, 2016).
+    Integers of a bell-shaped distribution are not equally frequent, so that deflation reduces 4 bits to about 3.5 (the last step of Han et
+    al., *Deep Compression*, 2016).
 
     Raises
     ------
-    ValueError : facts with other than plain values
+    ValueError : facts that are not plain values
     """
     data = b"".join(tensor.numpy().tobytes() for tensor in _stored(network).values())
     content = {
@@ -35,7 +35,7 @@ def save_quantized(path: str | Path, network: QuantizedResNet, facts: Mapping[st
         "data": torch.frombuffer(bytearray(zlib.compress(data, 9)), dtype=torch.uint8),
         "facts": dict(facts),
     }
-    _rebuilt(content)  # what could not be read again is not written
+    _rebuilt(content)  # raises an error, before writing, if this could not be read again
     write_tensors(content, path)
 
 
@@ -52,7 +52,7 @@ def load_quantized(path: str | Path) -> tuple[QuantizedResNet, dict[str, Any]]:
         raise ValueError(f"{path} holds no quantized network, expected one from quantization.save_quantized")
     try:
         return _rebuilt(content), content["facts"]
-    except Exception as error:  # whatever a file may hold in place of what is expected
+    except Exception as error:  # a file may hold anything
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
         raise ValueError(f"{path} is damaged: {reason}") from error
 
@@ -61,7 +61,7 @@ def _rebuilt(content: Mapping[str, Any]) -> QuantizedResNet:
     """The network that a file holds."""
     check_plain(content["facts"], "facts")
     bits, config = content["bits"], content["config"]
-    # Before memory is taken for them: weights need bytes, of which deflation packs 1,032 into one at best, and each layer has its bits.
+    # Checked before memory is allocated: deflation packs at most 1,032 bytes of weights into one, and each layer needs its bits.
     n_layers = config["depth"] - 2 * list(config["inner_widths"].values()).count(0)
     if n_layers != len(bits["weights"]):
         raise ValueError(f"it has bits for {len(bits['weights'])} layers, expected {n_layers}")
@@ -69,7 +69,7 @@ def _rebuilt(content: Mapping[str, Any]) -> QuantizedResNet:
         weights = [*convolutions(ResNet(**config)).values()]
     claimed, stored = sum(conv.weight.numel() for conv in weights) // 4, 1032 * content["data"].numel()
     if claimed > stored:
-        raise ValueError(f"its weights would take {claimed:,} bytes in 2 bits each, of at most {stored:,} that are there")
+        raise ValueError(f"its weights would take {claimed:,} bytes at 2 bits each, expected at most {stored:,} bytes")
     with torch.random.fork_rng(devices=[]):
         network = QuantizedResNet(ResNet(**config).eval(), bits["weights"], bits["activations"], bits["ends"]).eval()
     for name in content["layers_with_levels"]:
@@ -88,7 +88,7 @@ def _rebuilt(content: Mapping[str, Any]) -> QuantizedResNet:
 
 
 def _stored(network: QuantizedResNet) -> dict[str, Tensor]:
-    """What a file holds of a network, in order, on the CPU."""
+    """The tensors that a file holds of a network, in order, on the CPU."""
     tensors = {}
     for name, layer in layers(network).items():
         tensors[f"{name}.codes"] = pack(layer.codes - layer.ends[0], layer.bits)
@@ -101,7 +101,7 @@ def _stored(network: QuantizedResNet) -> dict[str, Tensor]:
 
 
 def inflated(deflated: Tensor, n_bytes: Integer) -> Tensor:
-    """Deflated bytes as they were, a uint8 tensor; no more than `n_bytes` are made, and a ValueError says where they are not as many."""
+    """Inflate bytes to a uint8 tensor of length `n_bytes`. Raises a ValueError for any other length, without inflating the rest."""
     data = zlib.decompressobj().decompress(deflated.numpy().tobytes(), n_bytes + 1)
     if len(data) != n_bytes:
         raise ValueError(f"its weights do not fill {n_bytes} bytes")
@@ -109,7 +109,7 @@ def inflated(deflated: Tensor, n_bytes: Integer) -> Tensor:
 
 
 def split_bytes(data: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the types and shapes of `like` from bytes, a uint8 tensor."""
+    """Split bytes, a uint8 tensor, into tensors with the types and shapes of `like`."""
     sizes = [tensor.nbytes for tensor in like.values()]
     if len(data) != sum(sizes):
         raise ValueError(f"it has {len(data)} bytes of tensors, expected {sum(sizes)}")
@@ -126,6 +126,6 @@ def pack(codes: Tensor, bits: Integer) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: Integer, shape: torch.Size) -> Tensor:
-    """What `pack` packed, as int32."""
+    """The integers that `pack` packed, as int32."""
     values = np.unpackbits(packed.numpy(), count=bits * math.prod(shape), bitorder="little").reshape(-1, bits)
     return torch.from_numpy((values.astype(np.int32) << np.arange(bits)).sum(1).astype(np.int32)).view(shape)

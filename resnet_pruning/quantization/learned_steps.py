@@ -1,8 +1,8 @@
-"""Quantization-aware training: rounding is part of the forward pass, and the sizes of its steps are trained with the weights.
+"""Quantization-aware training: rounding is part of the forward pass, and step sizes are trained with the weights.
 
-*Learned step size quantization* (Esser et al., ICLR 2020): a weight w becomes round(w / s), cut off at the ends of the integers, times s;
-gradients pass the rounding as if it were not there, to w and to s. Batch norm stays as it is while the network is trained, and is folded
-into the scales of the integers behind it, which changes nothing: a filter's factor and its step make one number::
+*Learned step size quantization* (Esser et al., ICLR 2020): a weight w becomes round(w / s), clipped to the range of the integers, times s.
+Gradients pass through the rounding as if it were not there, to w and to s. Batch norm stays during training. It is then folded into the
+scales of the integers, which changes nothing: the factor and the step of a filter become one number::
 
     aware = quantization.aware(network, images, weight_bits=2, activation_bits=2)
     train(aware, images, recipe, teacher=network)
@@ -36,11 +36,11 @@ from .quantized_model import (
 
 
 class LearnedSteps(nn.Module):
-    """A weight (N, …) on a grid of signed integers, with a step for each filter that is trained.
+    """A weight (N, …) on a grid of signed integers, with a trained step for each filter.
 
-    Steps start at twice the mean magnitude over √(highest integer), and their gradients are divided by √(weights of a filter · highest
-    integer), both as in the paper. What is trained is a step's ratio to its start, near 1, so that optimizers that move all parameters
-    alike (Adam, and Muon's part for vectors) fit too; for SGD it makes no difference.
+    Steps start at twice the mean magnitude over √(highest integer). Their gradients are divided by √(weights of a filter · highest
+    integer). Both are as in the paper. The trained parameter is a step's ratio to its start, near 1. This also suits optimizers that move
+    all parameters alike (Adam, and Muon's part for vectors); for SGD, it makes no difference.
     """
 
     def __init__(self, weight: Tensor, bits: Integer):
@@ -51,11 +51,11 @@ class LearnedSteps(nn.Module):
         self.register_buffer("start", (2 * magnitude / math.sqrt(self.highest)).clamp(min=1e-8))
         self.ratio = nn.Parameter(torch.ones_like(self.start))
 
-    def extra_repr(self) -> str:  # a training is known by what is printed of its network, see `training.train`
+    def extra_repr(self) -> str:  # part of the network's repr, by which `training.train` recognises a training
         return f"{self.lowest} to {self.highest}"
 
     def codes(self, weight: Tensor) -> Tensor:
-        """The integers (N, …) that a weight becomes, in its own type."""
+        """The integers (N, …) of a weight, in the type of the weight."""
         return (weight / _in_shape_of(weight, self.steps)).round().clamp(self.lowest, self.highest)
 
     @property
@@ -64,13 +64,13 @@ class LearnedSteps(nn.Module):
         return self.start * self.ratio
 
     def forward(self, weight: Tensor) -> Tensor:
-        # Divided by the start's square: once because the gradient of the ratio has it, once because the ratio's steps are so much larger.
+        # Divided by the square of the start: the gradient of the ratio contains the start, and a step is the start times the ratio.
         steps = self.start * _slowed(self.ratio, self.gradient_scale / self.start.square())
         return _on_grid(weight, _in_shape_of(weight, steps), self.lowest, self.highest)
 
 
 class LearnedActivations(nn.Module):
-    """Activations, none below zero, on a grid of `bits`-bit integers whose step is trained."""
+    """Non-negative activations on a grid of `bits`-bit integers with a trained step."""
 
     def __init__(self, bits: Integer):
         super().__init__()
@@ -132,14 +132,14 @@ def aware(model: OwnNetwork, images: Images, weight_bits: Integer, activation_bi
 
     Parameters
     ----------
-    model : trained; compact ones, with shared filters, too
-    images : some hundred training images, on which the activations' steps start: at twice their mean over √(highest integer)
+    model : trained; may be compact, with shared filters
+    images : a few hundred training images, from which the activations' steps are initialised: twice their mean over √(highest integer)
     weight_bits, activation_bits : 2 to 16
-    end_bits : of the first and the last layer's weights, of the input, whose range is that of `images`, and of what enters the last layer
+    end_bits : of the first and the last layer's weights, of the input, whose range is that of `images`, and of the last layer's input
 
     Raises
     ------
-    ValueError : bits that are no integer from 2 to 16, no images or of another shape
+    ValueError : bits that are not an integer from 2 to 16; no images, or images of another shape
     """
     for name, bits in {"weight_bits": weight_bits, "activation_bits": activation_bits, "end_bits": end_bits}.items():
         check_bits(bits, name)
@@ -157,7 +157,7 @@ def aware(model: OwnNetwork, images: Images, weight_bits: Integer, activation_bi
 
         return see
 
-    for name, quantizer in activations(exact).items():  # which have no ranges, so that nothing is rounded
+    for name, quantizer in activations(exact).items():  # they have no ranges, so that nothing is rounded
         quantizer.see = observer(name)
     for batch in inputs.split(BATCH):
         exact(batch)
@@ -168,11 +168,11 @@ def aware(model: OwnNetwork, images: Images, weight_bits: Integer, activation_bi
 
 @torch.no_grad()
 def integers(network: AwareResNet) -> QuantizedResNet:
-    """The quantized network that computes what a trained one does in evaluation mode, batch norm folded into its scales."""
+    """The quantized network that computes the same as a trained one in evaluation mode, with batch norm folded into its scales."""
     bits = network.bits
     names = [*convolutions(network.model), "fc"]
     by_layer = {name: bits["ends"] if name in ENDS else bits["weights"] for name in names}
-    # Under the names of an ordinary network's tensors, with the weights that the steps make.
+    # With the names of an ordinary network's tensors, and the weights on the grid.
     state = {name: tensor for name, tensor in network.model.state_dict().items() if ".parametrizations." not in name}
     state |= {f"{name}.weight": network.model.get_submodule(name).weight for name in names}
     plain = with_tensors(network.model.config, {name: tensor.cpu() for name, tensor in state.items()})
@@ -181,7 +181,7 @@ def integers(network: AwareResNet) -> QuantizedResNet:
         trained = network.model.get_submodule(name)
         weight, steps = trained.parametrizations.weight.original, trained.parametrizations.weight[0]
         codes = steps.codes(weight)
-        # What batch norm multiplies a filter by belongs to its scale; where filters are shared, the layer keeps the factors.
+        # Batch norm's factor of a filter becomes part of its scale; where filters are shared, the layer keeps the factors.
         products = (layer.float_weight.double() * codes).flatten(1).sum(1)
         scale = products / codes.double().square().flatten(1).sum(1).clamp(min=1)
         layer.set_codes(codes, torch.where(scale == 0, 1.0, scale))
@@ -192,7 +192,7 @@ def integers(network: AwareResNet) -> QuantizedResNet:
 
 
 def _learned(network: AwareResNet) -> dict[str, LearnedActivations]:
-    """The trained activations by the names that they have in a `QuantizedResNet`."""
+    """The trained activations by their names in a `QuantizedResNet`."""
     found = {"act1": network.act1, "pooled": network.pooled}
     for block, pair in network.acts.items():
         found |= {f"{block.replace('_', '.')}.{name}": layer for name, layer in pair.items()}

@@ -1,4 +1,4 @@
-"""Which range of an activation its integers should span: statistics of several batches, and ways to choose from them."""
+"""Choose the range of an activation that its integers span: statistics of several batches, and methods to choose from them."""
 
 import math
 
@@ -10,7 +10,7 @@ from ..arguments import Integer, Real, Seed
 from .quantized_model import affine_grid, quantized
 
 OBSERVERS = ("min-max", "moving average", "percentile", "mse", "entropy")
-N_SAMPLED = 20_000  # values that are kept from a batch
+N_SAMPLED = 20_000  # values kept from each batch
 
 
 class Observer:
@@ -33,13 +33,13 @@ class Observer:
         self.samples.append(values[chosen.to(values.device)].float().cpu())
 
     def range(self, method: str, bits: Integer) -> tuple[float, float]:
-        """The ends of the range that is to be represented.
+        """The ends of the range to be represented.
 
         Parameters
         ----------
         method : "min-max"; "moving average", of the batches' ends with decay 0.9; "percentile", between the 0.01th and the 99.99th;
-            "mse", the share of the whole range with the smallest squared error of `bits`-bit integers; "entropy", that with the smallest
-            divergence of the integers' distribution (Migacz, *8-bit Inference with TensorRT*, 2017)
+            "mse", the share of the whole range with the smallest squared error of `bits`-bit integers; "entropy", the share with the
+            smallest divergence of the integers' distribution (Migacz, *8-bit Inference with TensorRT*, 2017)
         """
         low, high = min(low for low, _ in self.ends), max(high for _, high in self.ends)
         if method == "min-max":
@@ -70,9 +70,9 @@ def _squared_error(values: Tensor, low: Real, high: Real, bits: Integer) -> floa
 
 
 def _divergence(values: Tensor, low: Real, high: Real, bits: Integer, n_bins: Integer = 2048) -> float:
-    """Kullback–Leibler divergence of values clipped to a range from the same after quantization, as histograms.
+    """Kullback–Leibler divergence of values clipped to a range from the same values after quantization, as histograms.
 
-    Within a step of the grid, quantization keeps the number of values but not where they are: it is spread over the bins that have any.
+    Within a step of the grid, quantization keeps the number of values but not their positions: the number is spread over non-empty bins.
     """
     if high <= low:
         return math.inf

@@ -1,8 +1,8 @@
 """Post-training quantization of a `ResNet`: weights and activations as integers of 2 to 16 bits, with a scale and an offset.
 
-Weights are *symmetric*: no offset, a scale for each filter, or one for the layer. Activations are *affine*: one scale and offset for each
-tensor, whose range is measured on some training images. Zero is an integer, so padding stays exact. Batch norm is folded into the
-convolutions first. See `quantized_model` for what the result computes.
+Weights are *symmetric*: no offset, and a scale for each filter or one for the layer. Activations are *affine*: one scale and offset for
+each tensor, whose range is measured on some training images. Zero is represented exactly, so padding stays exact. Batch norm is folded into
+the convolutions first. See `quantized_model` for what the result computes.
 """
 
 import copy
@@ -40,29 +40,29 @@ def quantize(
     seed: Seed = 0,
     progress: bool = True,
 ) -> QuantizedResNet:
-    """A quantized network, without labels and without training of the whole.
+    """A quantized network, without labels and without training the whole network.
 
     Parameters
     ----------
-    model : trained; compact ones, with shared filters, too. It is not changed
-    images : training images, of which the labels are not used; the activations' ranges are measured on all of them
-    weight_bits, activation_bits : 2 to 16; the weights' also by layer, for every convolution and "fc"
-    end_bits : of the first and the last layer's weights, of the input and of what enters the last layer; as the others if None
-    observer : how ranges of activations follow from statistics, one of `OBSERVERS`
+    model : trained; may be compact, with shared filters. It is not changed
+    images : training images; labels are not used. The activations' ranges are measured on all of them
+    weight_bits, activation_bits : 2 to 16; `weight_bits` also by layer, for every convolution and "fc"
+    end_bits : of the first and the last layer's weights, of the network's input and of the last layer's input; as the others if None
+    observer : how the ranges of activations are chosen from statistics, one of `OBSERVERS`
     weight_range : "min-max", or "mse" for the scale with the smallest squared error
-    per_channel : a scale for each filter, or one for a layer
-    levels : "uniform", or "k-means": the 2^weight_bits values in steps that k-means finds for the layer's weights
-    bias_correction : shift each channel so that its mean on `images` is what it was (Nagel et al., *Data-Free Quantization*, ICCV 2019)
-    rounding : "nearest", or learnt so that outputs stay what they were: "layer" by layer (Nagel et al., *AdaRound*, ICML 2020) or "block"
-        by block, with the activations' scales (Li et al., *BRECQ*, ICLR 2021); see `rounding.reconstruct`
-    n_steps : of learning, for each layer or block
+    per_channel : a scale for each filter, or one for the layer
+    levels : "uniform", or "k-means": 2^weight_bits values, in steps, found by k-means of the weights of the layer
+    bias_correction : shift each channel so that its mean on `images` is that of `model` (Nagel et al., *Data-Free Quantization*, ICCV 2019)
+    rounding : "nearest", or learnt to preserve the outputs: "layer" by layer (Nagel et al., *AdaRound*, ICML 2020) or "block" by block,
+        with the activations' scales (Li et al., *BRECQ*, ICLR 2021); see `rounding.reconstruct`
+    n_steps : learning steps for each layer or block
     seed : of samples, k-means and batches
-    progress : whether to show a bar while rounding is learnt
+    progress : whether to show a progress bar while rounding is learnt
 
     Raises
     ------
-    ValueError : bits that are no integer from 2 to 16, an unknown choice, no images or of another shape, a model that is quantized already,
-        activations that are not finite (the message names them), levels by k-means with rounding to be learnt or with more than 8 bits
+    ValueError : bits that are not an integer from 2 to 16; an unknown choice; no images, or images of another shape; a model that is
+        already quantized; activations that are not finite (the message names them); k-means levels with learnt rounding or over 8 bits
     """
     by_layer = isinstance(weight_bits, Mapping)
     checked = {f"weight_bits[{layer!r}]": bits for layer, bits in weight_bits.items()} if by_layer else {"weight_bits": weight_bits}
@@ -78,7 +78,7 @@ def quantize(
         if value not in known:
             raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
     if rounding != "nearest" and n_steps < 1:
-        raise ValueError(f"n_steps is {n_steps!r}, expected at least 1 where rounding is learnt")
+        raise ValueError(f"n_steps is {n_steps!r}, expected at least 1 if rounding is learnt")
     model, images = copy.deepcopy(model).eval(), images.beside(model)
     names = [*convolutions(model), "fc"]
     if by_layer and set(weight_bits) != set(names):
@@ -103,7 +103,7 @@ def quantize(
 
 @torch.no_grad()
 def observe(network: QuantizedResNet, images: Images, observer: str = "mse", seed: Seed = 0) -> None:
-    """Set the ranges of all activations from what they are without quantization."""
+    """Set the ranges of all activations from their values without quantization."""
     quantizers, observers = activations(network), {}
     for i, (name, quantizer) in enumerate(quantizers.items()):
         observers[name] = Observer(name, seed + i)
@@ -120,7 +120,7 @@ def correct_biases(network: QuantizedResNet, model: OwnNetwork, images: Images) 
     """Shift each layer's channels, front to back, so that their means are those of the float `model`."""
     exact = QuantizedResNet(model, network.bits["weights"], network.bits["activations"], network.bits["ends"]).to(images.device).eval()
     targets = _channel_means(exact, images, list(layers(exact)))
-    for name, layer in layers(network).items():  # each sees what the corrected ones before it give
+    for name, layer in layers(network).items():  # each gets the outputs of the corrected ones before it
         layer.bias += targets[name] - _channel_means(network, images, [name])[name]
 
 
@@ -141,7 +141,7 @@ def _channel_means(network: QuantizedResNet, images: Images, names: Sequence[str
 
 
 def round_weights(layer: QuantizedLayer, weight_range: str, per_channel: bool) -> None:
-    """The nearest integers, with the scale that covers all weights, or the one with the smallest squared error.
+    """Round weights to the nearest integers, with the scale that covers all weights, or the one with the smallest squared error.
 
     There is one more negative integer than positive ones: a negative scale gives it to the side that needs it.
     """

@@ -1,4 +1,4 @@
-"""PyTorch's own post-training quantization, to compare with: float16, bfloat16, and 8 bits by torchao's PT2E flow for x86 processors."""
+"""PyTorch's own post-training quantization, for comparison: float16, bfloat16, and 8 bits by torchao's PT2E flow for x86 processors."""
 
 import copy
 import logging
@@ -39,12 +39,12 @@ class HalfPrecision(nn.Module):
 def to_int8(model: Network, images: Images) -> nn.Module:
     """Static 8-bit quantization of weights, by channel, and activations, by torchao's defaults for x86: a network on the CPU.
 
-    The result computes with real numbers on the integers' grid, for any number of images; `compiled` makes integer kernels of it.
+    The result computes with real numbers on the integers' grid, for any number of images; `compiled` turns it into integer kernels.
 
     Parameters
     ----------
     model : trained; it is not changed
-    images : training images, of which the labels are not used; the activations' ranges are measured on all of them
+    images : training images; labels are not used. The activations' ranges are measured on all of them
 
     Raises
     ------
@@ -69,8 +69,8 @@ def to_int8(model: Network, images: Images) -> nn.Module:
 
 
 def compiled(network: nn.Module, inputs: Tensor) -> Callable[[], None]:
-    """A function that runs a copy of a network on `inputs`, on their device, compiled with its weights as constants: where the processor
-    has them, in integer kernels if it is from `to_int8`."""
+    """A function that runs a copy of a network on `inputs`, on their device, compiled with its weights as constants. A network from
+    `to_int8` runs in integer kernels if the processor has them."""
     network = copy.deepcopy(network).to(inputs.device)
     inputs = inputs.contiguous(memory_format=torch.channels_last)
     with torch._inductor.config.patch(freezing=True), torch.no_grad(), _quiet():
@@ -88,7 +88,7 @@ def compiled(network: nn.Module, inputs: Tensor) -> Callable[[], None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the remarks that torchao and the compiler make about their own innards."""
+    """Suppress messages of torchao and the compiler about their internals."""
     loggers = [logging.getLogger(name) for name in ("torch.utils._pytree", "torch.utils.cpp_extension", "torch._export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,8 +1,8 @@
-"""A `ResNet` of integers: scale · (integer - offset) stands for a real number.
+"""A `ResNet` of integers: scale · (integer - offset) represents a real number.
 
-The network computes with real numbers that lie on the integers' grid. `QuantizedLayer.integers` and `QuantizedResNet.integer_logits` do
-the same with integers: products and sums are exact, with 8 bits within 32, and only the rescaling of a sum, a factor for each channel, is
-not an integer.
+The network computes with real numbers that lie on the integers' grid. `QuantizedLayer.integers` and `QuantizedResNet.integer_logits` do the
+same with integers. Products and sums are exact; with 8 bits, they fit into 32 bits. Only the rescaling of a sum, by a factor for each
+channel, is not done in integers.
 """
 
 import math
@@ -17,7 +17,7 @@ from ..arguments import Integer, Real
 from ..data import Images
 from ..model import Block, ResNet, SharedConv2d, affine, batch_norms, blocks
 
-BATCH = 128  # images at a time where no gradient is needed
+BATCH = 128  # images at a time if no gradient is needed
 ENDS = ("conv1", "fc")  # the first and the last layer
 
 
@@ -45,7 +45,7 @@ def affine_grid(low: Real, high: Real, bits: Integer) -> tuple[float, int]:
 
 
 def quantized(x: Tensor, scale: Tensor | Real, offset: Tensor | Integer, lowest: Integer, highest: Integer) -> Tensor:
-    """The integers nearest to `x` on a grid, as a tensor of x's own type; values outside the grid become its ends."""
+    """The integers nearest to `x` on a grid, as a tensor of the type of `x`; values outside the grid are clipped to its ends."""
     return (x / scale).round().add(offset).clamp(lowest, highest)
 
 
@@ -55,9 +55,9 @@ def rounded(x: Tensor) -> Tensor:
 
 
 class ActivationQuantizer(nn.Module):
-    """Rounds a tensor to a grid of `bits`-bit integers; passes it on as it is until it has a range.
+    """Rounds a tensor to a grid of `bits`-bit integers. Until it has a range, it passes the tensor on unchanged.
 
-    Rounding passes the gradient straight through, to the scale too, while that is learnt.
+    Rounding passes the gradient straight through, also to the scale while that is learnt.
     """
 
     def __init__(self, bits: Integer):
@@ -98,12 +98,12 @@ class ActivationQuantizer(nn.Module):
 class QuantizedLayer(nn.Module):
     """A convolution or linear layer with batch norm folded in: factor · (W ∗ x)[labels] + bias, with integers and scales for W.
 
-    Where filters are shared, batch norm cannot be folded into them: there `factor` and `labels` make the channels of what is computed.
+    Batch norm cannot be folded into shared filters. `factor` and `labels` then turn their outputs into channels.
 
     Parameters
     ----------
     layer : a convolution, or a linear layer
-    norm : the batch norm behind, if there is one
+    norm : the batch norm after it, if there is one
     bits : of the weights
     """
 
@@ -126,7 +126,7 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("bias", bias.float())
         self.register_buffer("factor", None if factor is None else factor.float())
         self.register_buffer("labels", labels)
-        self.register_buffer("levels", None)  # what codes stand for, in steps; codes themselves where it is None
+        self.register_buffer("levels", None)  # what codes stand for, in steps; None if for themselves
         self.register_buffer("float_weight", weight.float(), persistent=False)
         self.rounding: nn.Module | None = None  # while it is learnt: see `rounding`
 
@@ -139,7 +139,7 @@ class QuantizedLayer(nn.Module):
         return values.view(-1, *[1] * (self.weight.ndim - 1))
 
     def set_codes(self, codes: Tensor, scale: Tensor, levels: Tensor | None = None) -> None:
-        """Take over integers (as the weight), a scale for each filter, and what the integers stand for, if not for themselves."""
+        """Set the integers (shaped like the weight), a scale for each filter, and what the integers stand for, if not for themselves."""
         self.codes, self.scale, self.levels = codes.to(torch.int32), scale.float(), levels
         self.weight = self.steps().float() * self.in_shape_of_filters(self.scale)
 
@@ -156,7 +156,7 @@ class QuantizedLayer(nn.Module):
         return F.linear(x, weight)
 
     def finish(self, sums: Tensor, scale: Tensor | None = None) -> Tensor:
-        """What the layer makes of W ∗ x, given in steps of `scale` (a number for each filter) if that is given."""
+        """The output of the layer from W ∗ x, which is in steps of `scale` (a number for each filter) if that is given."""
         shape = (1, -1, 1, 1) if self.is_convolution else (1, -1)
         if scale is not None:
             sums = sums * scale.view(shape)
@@ -168,14 +168,14 @@ class QuantizedLayer(nn.Module):
         return self.finish(self.compute(x, self.weight if self.rounding is None else self.rounding()))
 
     def integers(self, x: Tensor, activation: ActivationQuantizer) -> Tensor:
-        """The layer's output from the integers of its input, by exact integer products and sums: float32, to be rounded by what follows.
+        """The layer's output from the integers of its input, by exact integer products and sums: float32, still to be rounded.
 
         Parameters
         ----------
-        x : int32 tensor, as `activation.integers` makes it
+        x : int32 tensor, as returned by `activation.integers`
         """
-        # CUDA has no matrix product of integers, but float64 is exact up to 2^53: with 16 bits a product is below 2^31, the sum of a
-        # filter's 576 products below 2^41. Patches and a matrix product, because a convolution may be computed in inexact ways.
+        # CUDA has no matrix product of integers, but float64 is exact up to 2^53: with 16 bits, a product is below 2^31, and the sum of a
+        # filter's 576 products below 2^41. Patches and a matrix product, because a convolution may use inexact algorithms.
         centred, weights = x.double() - activation.offset, self.steps().double()
         if self.is_convolution:
             height, width = ((side - 1) // self.stride + 1 for side in x.shape[2:])
@@ -187,7 +187,7 @@ class QuantizedLayer(nn.Module):
 
 
 class QuantizedBlock(nn.Module):
-    """A residual block; the sum with the shortcut is made before rounding. A dropped one hands integers on."""
+    """A residual block. The shortcut is added before rounding. A dropped block passes integers on."""
 
     def __init__(self, block: Block, weight_bits: Mapping[str, Integer], activation_bits: Integer):
         super().__init__()
@@ -215,7 +215,7 @@ class QuantizedResNet(nn.Module):
     ----------
     model : in evaluation mode; it is not changed
     weight_bits : by layer
-    activation_bits : of all activations but the input and what enters the linear layer
+    activation_bits : of all activations except the network's input and the input of the linear layer
     end_bits : of these two
     """
 
@@ -235,7 +235,7 @@ class QuantizedResNet(nn.Module):
         self.fc = QuantizedLayer(model.fc, None, weight_bits["fc"])
 
     def stored_bytes(self) -> int:
-        """Bytes of packed weights, scales, offsets, biases and levels, not deflated, without the file's own structure."""
+        """Bytes of packed weights, scales, offsets, biases, factors and levels, not deflated, without the file's own structure."""
         total = 8 * len(activations(self))  # a scale and an offset each
         for layer in layers(self).values():
             total += math.ceil(layer.codes.numel() * layer.bits / 8)
@@ -268,7 +268,7 @@ class QuantizedResNet(nn.Module):
 
 
 def layers(model: QuantizedResNet) -> dict[str, QuantizedLayer]:
-    """The layers with weights by the name that they have in a `ResNet`, front to back."""
+    """The layers with weights by their name in a `ResNet`, front to back."""
     return {_name(name): module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
 
 

@@ -1,4 +1,4 @@
-"""Learn whether each weight is rounded up or down, so that what a part of the network computes stays what it was."""
+"""Learn whether each weight is rounded up or down, so as to preserve the outputs of each part of the network."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from ..model import OwnNetwork
 from .quantized_model import BATCH, ActivationQuantizer, QuantizedBlock, QuantizedLayer, QuantizedResNet, normalised_batches
 
 ROUNDINGS = ("nearest", "layer", "block")
-WARMUP = 0.2  # share of the steps before rounding is made to decide
+WARMUP = 0.2  # share of the steps before weights are pulled towards a decision
 
 
 class SoftRounding(nn.Module):
@@ -25,7 +25,7 @@ class SoftRounding(nn.Module):
 
     def __init__(self, layer: QuantizedLayer):
         super().__init__()
-        self.layer = (layer,)  # in a tuple, or else it would be a part of this module, as this is of the layer
+        self.layer = (layer,)  # in a tuple, so that it is not a submodule of this module, which is one of the layer
         self.scale = layer.in_shape_of_filters(layer.scale)
         steps = layer.float_weight.to(layer.scale.device) / self.scale
         self.below = steps.floor()
@@ -33,14 +33,14 @@ class SoftRounding(nn.Module):
         self.decision = nn.Parameter((share / (1 - share)).log())
 
     def up(self) -> Tensor:
-        """Between 0, down, and 1, up."""
+        """Between 0 (down) and 1 (up)."""
         return (self.decision.sigmoid() * 1.2 - 0.1).clamp(0, 1)
 
     def forward(self) -> Tensor:
         return (self.below + self.up()).clamp(*self.layer[0].ends) * self.scale
 
     def undecided(self, power: Real) -> Tensor:
-        """What is left to decide: 0 where a weight is rounded, up to 1 between."""
+        """How undecided the weights are, summed: 0 for a weight that is rounded, up to 1 in between."""
         return (1 - (2 * self.up() - 1).abs().pow(power)).sum()
 
     def codes(self) -> Tensor:
@@ -62,17 +62,17 @@ def reconstruct(
 ) -> None:
     """Learn the rounding of all weights of `network` in place, unit by unit, front to back, with biases and the scales of activations.
 
-    A unit gets what the quantized network before it gives, half of the values at random as they were without quantization (Wei et al.,
-    *QDrop*, ICLR 2022), and is to give what the original one gave.
+    A unit gets the outputs of the quantized network before it, with half of the values, at random, replaced by those without quantization
+    (Wei et al., *QDrop*, ICLR 2022). It is trained to match the outputs of the original unit.
 
     Parameters
     ----------
     network : from `quantization.quantize`, with ranges and rounded weights
     model : the original network
-    images : training images, without labels
-    unit : "layer", each layer with the rounding behind it; or "block"
-    n_steps, batch_size, learning_rate : of Adam, with a cosine to 0; the activations' scales have a twentieth of the rate, in units of
-        themselves
+    images : training images; labels are not used
+    unit : "layer", each layer with the rounding after it; or "block"
+    n_steps, batch_size, learning_rate : of Adam, with a cosine schedule to 0; the activations' scales have a twentieth of the rate,
+        relative to their size
     strength : of the pull towards a decision, with a power that falls from 20 to 2
     """
     exact = QuantizedResNet(model, network.bits["weights"], network.bits["activations"], network.bits["ends"]).to(images.device).eval()
@@ -90,7 +90,7 @@ def reconstruct(
 
 
 class Part(NamedTuple):
-    """What is learnt together."""
+    """The layers and quantizers that are learnt together."""
 
     quantized: Callable[[Tensor], Tensor]
     exact: Callable[[Tensor], Tensor]
