@@ -1,11 +1,15 @@
 import dataclasses
 
+import pandas as pd
 import pytest
 import torch
 
 from resnet_pruning import checkpoints, evaluation, model
 from resnet_pruning.studies import protocol
 from resnet_pruning.studies.method_runs import MethodRuns
+
+
+HISTORY = pd.DataFrame({"train_accuracy": [50.0], "seconds": [1.0]})
 
 
 @pytest.fixture
@@ -32,6 +36,15 @@ def test_trials_are_judged_on_images_that_they_were_not_trained_on(runs, tmp_pat
     assert (table.held_out_accuracy - table.change).tolist() == pytest.approx([whole, whole], abs=0.02)
     assert all(len(images) == len(runs.material.trained_on("training")) for images in seen) and len(seen) == 2
     assert protocol.run_trials(runs, points, tmp_path / "trials.csv", progress=False).equals(table) and len(seen) == 2
+
+
+def test_the_base_teaches_where_nothing_else_is_named(runs, tmp_path, monkeypatch):
+    teachers = []
+    monkeypatch.setattr("resnet_pruning.studies.finetuning_runs.train", lambda *_, teacher, **__: teachers.append(teacher) or HISTORY)
+    points = [protocol.ProtocolPoint(runs.base, "a", "smallest L2 norm")]
+    protocol.run_trials(runs, points, tmp_path / "trials.csv", progress=False)
+    (teacher,) = teachers
+    assert torch.equal(teacher.fc.weight, runs.material.network.fc.weight)
 
 
 def test_each_trial_names_what_it_changes():

@@ -27,7 +27,7 @@ def rows_of(path: str | Path, base: str) -> pd.DataFrame:
 
     Raises
     ------
-    ValueError : there are none
+    ValueError : there are no such rows
     """
     table = pd.read_csv(path)
     rows = table[table.base == base]
@@ -37,12 +37,12 @@ def rows_of(path: str | Path, base: str) -> pd.DataFrame:
 
 
 def main_result(methods: pd.DataFrame, tuned: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The assignment's way, this project's and the best of the other methods: rows with accuracy by `what` and `macs` (%), by panel.
+    """The method of the assignment, that of this project and the best of the others: rows with accuracy, `what` and `macs` (%), by panel.
 
     Parameters
     ----------
-    methods : ``baselines_methods.csv``; the best method is the one ahead after fine-tuning at half of the MACs
-    tuned : ``fine_tune.csv``, of which the longest training at each budget is taken
+    methods : ``baselines_methods.csv``; the best method has the highest median accuracy after fine-tuning at half of the MACs
+    tuned : ``fine_tune.csv``; the longest training at each budget is used
     """
     others = methods[~is_own(methods.method) & (methods.stage == "fine-tuned") & (methods.level == 0.5)]
     named = MAIN | {others.groupby("method").accuracy.median().idxmax(): "best of the other methods"}
@@ -57,7 +57,7 @@ def main_result(methods: pd.DataFrame, tuned: pd.DataFrame) -> dict[str, pd.Data
 
 
 def share_curves(uniform: pd.DataFrame) -> pd.DataFrame:
-    """Rows of ``prune_uniform.csv`` with the same share of filters in every layer: by `way`, and by the share, `kept (%)`."""
+    """Rows of ``prune_uniform.csv`` with the same share of filters in every layer, with their `way` and the share as `kept (%)`."""
     rows = uniform[uniform.plan == "uniform fraction"]
     parts = {
         "raw filters, as trained": replaced_rows(rows, batch_norm="as trained"),
@@ -69,7 +69,7 @@ def share_curves(uniform: pd.DataFrame) -> pd.DataFrame:
 
 
 def knee(curve: pd.Series) -> float | None:
-    """Where a curve is furthest above the straight line between its ends; None where it is nowhere above it. The index is x, sorted."""
+    """The x at which a curve is furthest above the straight line between its ends, or None if it never is. The index is x, sorted."""
     x, y = curve.index.to_numpy(), curve.to_numpy()
     line = y[0] + (y[-1] - y[0]) * (x - x[0]) / (x[-1] - x[0])
     furthest = (y - line).argmax()
@@ -77,13 +77,13 @@ def knee(curve: pd.Series) -> float | None:
 
 
 def knees(curves: pd.DataFrame, at_least: Integer = 6) -> dict[str, float | None]:
-    """The `knee` of each way in `share_curves` that was measured at so many shares."""
+    """The `knee` of each way in `share_curves` that was measured at `at_least` shares or more."""
     medians = {way: rows.groupby("kept (%)").accuracy.median() for way, rows in curves.groupby("way", sort=False)}
     return {way: knee(curve) for way, curve in medians.items() if len(curve) >= at_least}
 
 
 def allocations(uniform: pd.DataFrame, budgets: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Accuracy by `MACs (%)` and `what`, how clusters are divided among layers: rows by panel.
+    """Rows by panel, with accuracy, `MACs (%)` and `what`: how clusters are divided among layers.
 
     Parameters
     ----------
@@ -105,14 +105,14 @@ def accuracy_at(rows: pd.DataFrame, what: str, macs: Real) -> float:
 
 
 def mean_gains(gains: pd.DataFrame) -> pd.DataFrame:
-    """The mean gain of each family of plans, best first, from `tables.gains_over_uniform`, without the one that was chosen."""
+    """The mean gain of each family of plans, best first, from `tables.gains_over_uniform`, except those chosen on training images."""
     means = gains.drop(columns="chosen on training images", errors="ignore").groupby(["distance", "measure"]).mean().reset_index()
     table = means.melt(["distance", "measure"], var_name="family", value_name="gain (pp)").sort_values("gain (pp)", ascending=False)
     return table.assign(plan=table.family + " · " + table.distance + ", equal " + table.measure)
 
 
 def ladder(methods: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
-    """Half of the MACs, one thing added in each step: step, accuracy (median over seeds), and what the step is worth (pp).
+    """The steps of the method at half of the MACs, each adding one thing: step, accuracy (median over seeds), and worth, its gain (pp).
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def ladder(methods: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_distance(uniform: pd.DataFrame, shares: Collection[Real] = (0.75, 0.5)) -> pd.DataFrame:
-    """Median accuracy in ``prune_uniform.csv`` by what is clustered and what replaces it: a column for each share, best at the last."""
+    """Median accuracy in ``prune_uniform.csv`` by distance and representative: a column for each share, sorted by the last, best first."""
     rows = uniform[(uniform.plan == "uniform fraction") & uniform.level.isin(shares) & (uniform.batch_norm == "re-estimated")]
     weighted = rows.weighting.map(lambda weighting: ", weighted" if weighting else "")
     rows = rows.assign(what=rows.distance + weighted + " · " + rows.representative)
@@ -148,7 +148,7 @@ def by_distance(uniform: pd.DataFrame, shares: Collection[Real] = (0.75, 0.5)) -
 
 
 def alone_and_redundancy(alone: pd.DataFrame, measures: pd.DataFrame) -> pd.DataFrame:
-    """What each layer loses with half of its filters as clusters, the others whole, beside how redundant it is: a row for each layer.
+    """The change of accuracy when one layer alone has half as many clusters as filters, and its redundancy: a row for each layer.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def alone_and_redundancy(alone: pd.DataFrame, measures: pd.DataFrame) -> pd.Data
 
 
 def grown_mistakes(before: ArrayLike, after: ArrayLike, classes: Collection[str]) -> pd.DataFrame:
-    """How often each class is taken for each other one, before and after: true, predicted, before, after and more; most growth first.
+    """How often each class is mistaken for each other one, before and after: true, predicted, before, after and more; largest growth first.
 
     `before` and `after` (n_classes, n_classes) are counts by true and predicted class.
     """
@@ -183,21 +183,21 @@ def time_by_macs(speed: pd.DataFrame) -> pd.DataFrame:
 
 
 def saved_time(times: pd.DataFrame) -> pd.Series:
-    """Saved per cent of the time for each saved per cent of the MACs, the median over networks, by `how`; from `time_by_macs`."""
+    """The per cent of the time saved for each per cent of the MACs saved, median over networks, by `how`; from `time_by_macs`."""
     fewer = times[times.macs_share < 1]
     return ((100 - fewer["time (%)"]) / (100 - fewer["MACs (%)"])).groupby(fewer.how).median()
 
 
 def removal(methods: pd.DataFrame) -> pd.DataFrame:
-    """Median accuracy in ``baselines_methods.csv`` at half of the MACs, by removal, clustering and repair, a column for each stage."""
+    """Median accuracy of removal, clustering and repair in ``baselines_methods.csv`` at half of the MACs, with a column for each stage."""
     wide = methods[methods.level == 0.5].pivot_table(index="method", columns="stage", values="accuracy", aggfunc="median")
     return wide.reindex([*REMOVED, *CLUSTERED, *REPAIRED])[["as pruned", NEW_STATISTICS, "fine-tuned"]]
 
 
 def pruned_quantized_both(pareto: pd.DataFrame, least_change: Real = -6) -> pd.DataFrame:
-    """Networks of ``quantize_pareto.csv`` that lose no more than `least_change` (pp), by `group`: "pruned", "quantized" or "both".
+    """Networks of ``quantize_pareto.csv`` with a change above `least_change` (pp), by `group`: "pruned", "quantized" or "both".
 
-    Of networks that differ only in how their bits are divided among layers, the better one is taken. Adds `kB`, `bits` and a `text`.
+    Of networks that differ only in how their bits are divided among layers, the better one is kept. Adds `kB`, `bits` and `text`.
     """
     whole, plain = pareto.pruned == "not pruned", pareto.what == "float32"
     group = np.select([plain, whole], GROUPS[:2], GROUPS[2])

@@ -8,12 +8,12 @@ from ..arguments import Integer, Real
 
 
 def by_share(table: pd.DataFrame, values: str, widths: Mapping[str, Integer]) -> pd.DataFrame:
-    """A row for each layer and a column for each share of its filters that is kept (%, as text, from the lowest to the highest).
+    """A row for each layer and a column for each share of its filters that is kept (%, as text, in increasing order).
 
     Parameters
     ----------
     table : with the columns layer, n_clusters and `values`
-    widths : the number of filters of each layer, and more layers than `table` has if need be
+    widths : the number of filters of each layer; may have more layers than `table`
     """
     shares = (100 * table.n_clusters / table.layer.map(widths)).round(2)
     grid = table.assign(share=shares).pivot_table(index="layer", columns="share", values=values, sort=False).sort_index(axis=1)
@@ -25,7 +25,7 @@ def time_by_share(timings: pd.DataFrame, widths: Mapping[str, Integer]) -> pd.Da
 
     Parameters
     ----------
-    timings : from `compression.allocation.part_timings`
+    timings : from `compression.part_timings`
     widths : the number of filters of each layer
     """
     percent = 100 * timings.seconds / timings.groupby("layer").seconds.transform("last")
@@ -34,9 +34,9 @@ def time_by_share(timings: pd.DataFrame, widths: Mapping[str, Integer]) -> pd.Da
 
 
 def removed(plans: Mapping[Real, Mapping[str, Integer]], widths: Mapping[str, Integer]) -> pd.DataFrame:
-    """The share of each layer's filters that a plan takes away (%), with a column for each plan, by its budget in %.
+    """The share of each layer's filters that a plan removes (%), with a column for each plan, named by its budget in %.
 
-    All of a dropped block's; and of layers that write a narrower stream, the channels that it lacks.
+    A dropped block loses all filters. A layer that writes a narrower stream loses at least the channels that the stream lacks.
     """
 
     def kept(plan: Mapping[str, Integer], name: str) -> int:
@@ -53,8 +53,7 @@ def removed(plans: Mapping[Real, Mapping[str, Integer]], widths: Mapping[str, In
 
 
 def spread_of_choices(table: pd.DataFrame, choices: Collection[str], level: Real) -> pd.Series:
-    """How much each choice matters at one level (pp): the range of the median changes over what can be chosen, averaged over the other
-    choices.
+    """The effect of each choice at one level (pp): the range of the median changes over its values, averaged over the other choices.
 
     Parameters
     ----------
@@ -68,6 +67,6 @@ def spread_of_choices(table: pd.DataFrame, choices: Collection[str], level: Real
 
 
 def gain(table: pd.DataFrame, column: str, new: str, old: str, keys: Collection[str]) -> pd.DataFrame:
-    """What one choice gains over another (pp), by the first of `keys`: mean, lowest and highest over rows that are equal in `keys`."""
+    """The gain of one choice over another (pp), by the first of `keys`: mean, lowest and highest over rows that are equal in `keys`."""
     wide = table.pivot_table(index=[*keys], columns=column, values="accuracy")
     return (wide[new] - wide[old]).dropna().groupby(keys[0], sort=False).agg(["mean", "min", "max"])

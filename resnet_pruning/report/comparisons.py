@@ -1,4 +1,4 @@
-"""What the notebooks on training, plans and optimizers read off their tables."""
+"""Results that the notebooks on training, plans and optimizers derive from their tables."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from ..arguments import Integer, Real
 
 
 def frequent_mistakes(counts: pd.DataFrame, n: Integer = 4) -> pd.DataFrame:
-    """The `n` classes that are taken for another one most often, in % of the true class.
+    """The `n` most frequent mistakes of one class for another, in % of the true class.
 
     `counts` is the table of `plots.confusion`: the true class in the first column, then a column for each predicted one.
     """
@@ -22,15 +22,15 @@ def frequent_mistakes(counts: pd.DataFrame, n: Integer = 4) -> pd.DataFrame:
 def replaced_rows(table: pd.DataFrame, **values: object) -> pd.DataFrame:
     """The rows of ``prune_uniform.csv`` with these values, one for each seed.
 
-    Columns that are not given have the values that most points share: raw weights, all filters counting the same, centroids,
-    re-estimated batch-norm statistics.
+    Columns that are not given have their most common values: raw weights, equally weighted filters, centroids, re-estimated batch-norm
+    statistics.
     """
     values = {"distance": "raw", "weighting": 0.0, "representative": "centroid", "batch_norm": "re-estimated"} | values
     return table[(table[list(values)] == pd.Series(values)).all(axis=1)]
 
 
 def with_range(values: pd.Series) -> str:
-    """The median of accuracies in %; of several, one for each seed, the lowest and the highest too."""
+    """The median of accuracies in %, as text; if there are several, one for each seed, with the lowest and the highest."""
     spread = f" ({values.min():.2f} to {values.max():.2f} over {len(values)} seeds)" if len(values) > 1 else ""
     return f"{values.median():.2f} %{spread}"
 
@@ -44,7 +44,7 @@ def changes_by_class(rows: Mapping[str, pd.Series], whole: pd.Series) -> pd.Data
 
 
 def summary_of_gains(gains: pd.DataFrame) -> pd.DataFrame:
-    """Mean, lowest and highest gain of each family of plans over uniform plans (pp), and in how many comparisons it is above zero.
+    """Mean, lowest and highest gain of each family of plans over uniform plans (pp), and the number of comparisons with a gain above zero.
 
     `gains` is what `tables.gains_over_uniform` returns; the result has a row for each distance, measure and family.
     """
@@ -56,7 +56,7 @@ def summary_of_gains(gains: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_plans(means: pd.DataFrame) -> str:
-    """Which plans do best at each measure, in words; uniform ones where no family gains anything.
+    """Which plans do best at each measure, in words; uniform ones if no family has a gain.
 
     `means` has the mean gains over uniform plans: a row for "MACs" and one for "distinct filters", a column for each family.
     """
@@ -70,7 +70,7 @@ def best_plans(means: pd.DataFrame) -> str:
 
 
 def schedule_gains(accuracies: Mapping[str, Real] | pd.Series, settings: Mapping[str, Real] | pd.Series) -> pd.Series:
-    """What warm-up and cosine change over a constant rate (pp), by optimizer.
+    """The gain of warm-up and cosine over a constant learning rate (pp), by optimizer.
 
     Parameters
     ----------

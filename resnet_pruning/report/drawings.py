@@ -1,4 +1,4 @@
-"""Drawings of images, filters and kinds of pruning. Notebooks take them from `plots`."""
+"""Drawings of images, filters and kinds of pruning. Notebooks import them from `plots`."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from .style import as_array, subplots
 
 
 def sample_grid(images: Any, per_class: Integer = 8) -> Figure:
-    """The first of the images (`data.Images`) of each class, a class per row."""
+    """The first images (`data.Images`) of each class, one class per row."""
     labels, n_classes = as_array(images.labels), len(images.classes)
     with subplots("", n_classes, per_class, figsize=(0.75 * per_class, 0.7 * n_classes), squeeze=False) as (figure, grid):
         for label, row in enumerate(grid):
@@ -24,7 +24,7 @@ def sample_grid(images: Any, per_class: Integer = 8) -> Figure:
 
 
 def mistakes(images: Any, logits: ArrayLike, n: Integer = 8) -> Figure:
-    """The `n` wrong answers that the network was surest of, each with its three highest probabilities.
+    """The `n` most confident wrong answers of the network, each with its three highest probabilities.
 
     `logits` (N, n_classes) are its answers for the N `images` (`data.Images`).
     """
@@ -43,7 +43,7 @@ def mistakes(images: Any, logits: ArrayLike, n: Integer = 8) -> Figure:
 
 
 def _show_images(row, images, indices: np.ndarray) -> None:
-    """An image in each of the axes in `row`, as long as there are `indices`."""
+    """Show one image in each of the axes in `row`, until there are no more `indices`."""
     for axes in row:
         axes.set_axis_off()
     for axes, index in zip(row, indices, strict=False):
@@ -53,8 +53,8 @@ def _show_images(row, images, indices: np.ndarray) -> None:
 def filters_by_cluster(weight: ArrayLike, clusters: Any, title: str) -> tuple[Figure, pd.DataFrame]:
     """The filters (N, C_in, k_h, k_w) of a layer by cluster, largest cluster first: the centroid framed, its members beside it.
 
-    Filters with three input channels are drawn in colour, grey being zero; others as the mean over their input channels.
-    `clusters` are `clustering.Clusters`; their medoids have a star.
+    Filters with three input channels are drawn in colour, with grey for zero; others as the mean over their input channels.
+    `clusters` are `clustering.Clusters`; their medoids are marked with a star.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def filters_by_cluster(weight: ArrayLike, clusters: Any, title: str) -> tuple[Fi
 
 
 def kinds_of_pruning() -> tuple[Figure, pd.DataFrame]:
-    """What weight, unit and filter pruning and filter clustering take away from the weights of two layers.
+    """What weight, unit and filter pruning and filter clustering remove from the weights of two layers.
 
     Returns
     -------

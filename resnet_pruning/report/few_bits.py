@@ -11,18 +11,18 @@ def bits(table: pd.DataFrame) -> pd.Series:
 
 
 def ways(table: pd.DataFrame) -> pd.Series:
-    """How each row's network was quantized, as text: how it was rounded, and whether biases were corrected."""
+    """How the network of each row was quantized, as text: the rounding, and whether biases were corrected."""
     rounded = table.rounding.replace({"nearest": "own, nearest", "block": "own, blocks"})
     return rounded + table.bias_correction.map({True: ", biases", False: ""})
 
 
 def side_by_side(own: pd.DataFrame, ready: pd.DataFrame) -> pd.DataFrame:
-    """The change of accuracy (pp), a row for each way and a column for the bits of each.
+    """The change of accuracy (pp), with a row for each way and a column for each combination of bits.
 
     Parameters
     ----------
-    own : rows of `studies.quantization_runs.QuantizationRuns.measure_quantized`, with 16 and with 8 bits among them
-    ready : of its `measure_ready`
+    own : rows of `studies.quantization_runs.QuantizationRuns.measure_quantized`, including some with 16 and with 8 bits
+    ready : rows of its `measure_ready`
     """
     named = own.assign(bits=bits(own), way=ways(own))
     table = named.pivot_table(index="way", columns="bits", values="change", sort=False)
@@ -33,12 +33,12 @@ def side_by_side(own: pd.DataFrame, ready: pd.DataFrame) -> pd.DataFrame:
 
 
 def pruned_and_quantized(quantized: pd.DataFrame, floats: pd.DataFrame) -> pd.DataFrame:
-    """The rows of both, with what the numbers are (`what`) and how many MACs the network has (`pruned`) as text.
+    """The rows of both, with the kind of numbers (`what`) and the share of MACs (`pruned`) as text.
 
     Parameters
     ----------
     quantized : rows of `studies.quantization_runs.QuantizationRuns.measure_quantized` for some networks
-    floats : of its `measure_ready`
+    floats : rows of its `measure_ready`
     """
     divided = quantized.allocation.map({"equal": "", "by sensitivity": ", by layer"})
     everything = pd.concat([quantized.assign(what=bits(quantized) + divided), floats.assign(what=floats.kind)], ignore_index=True)
@@ -47,19 +47,19 @@ def pruned_and_quantized(quantized: pd.DataFrame, floats: pd.DataFrame) -> pd.Da
 
 
 def better_allocation(everything: pd.DataFrame) -> pd.DataFrame:
-    """Of networks with equal bits in all layers or as many bytes divided by layer, the more accurate one; from `pruned_and_quantized`."""
+    """The more accurate of networks with equal bits in all layers and with as many bytes divided by layer; from `pruned_and_quantized`."""
     same = everything.assign(bits=everything.what.str.removesuffix(", by layer")).sort_values("accuracy")
     return same.drop_duplicates(["pruned", "bits"], keep="last").sort_index()
 
 
 def sizes(own: pd.DataFrame, ready: pd.DataFrame) -> pd.DataFrame:
-    """Bytes of the tensors and of the file, by what the numbers are; arguments as of `side_by_side`."""
+    """Bytes of the tensors and of the file, by the kind of numbers; arguments as in `side_by_side`."""
     nearest = own[ways(own) == "own, nearest"]
     numbers = pd.concat([ready.kind, bits(nearest)])
     return pd.concat([ready, nearest])[["bytes", "file_bytes"]].set_axis(pd.Index(numbers, name="numbers"))
 
 
 def shortfall(table: pd.DataFrame, column: str) -> Mapping[str, float]:
-    """How much lower the accuracy is with the fewest images than with the most (pp), by the values of a column; images that all have."""
+    """The loss of accuracy (pp) with the fewest images instead of the most, by the values of a column; for `n_images` that all have."""
     wide = table.pivot_table(index="n_images", columns=column, values="accuracy").dropna()
     return dict(wide.iloc[-1] - wide.iloc[0])

@@ -1,4 +1,4 @@
-"""Tables on ways to prune side by side, for notebook 07, from the rows of its sweeps."""
+"""Tables that compare methods of pruning, for notebook 07, from the rows of its sweeps."""
 
 from collections.abc import Collection, Mapping
 
@@ -9,7 +9,7 @@ from ..arguments import Real
 
 
 def by_family(table: pd.DataFrame, families: Mapping[str, Collection[str]]) -> dict[str, pd.DataFrame]:
-    """The rows of each family's methods, without families that have none."""
+    """The rows of each family's methods. Families without rows are left out."""
     parts = {family: table[table.method.isin(methods)] for family, methods in families.items()}
     return {family: part for family, part in parts.items() if len(part)}
 
@@ -18,15 +18,15 @@ CURRENCIES = {"macs_share": "MACs", "parameters_share": "parameters", "bytes_sha
 
 
 def in_currencies(table: pd.DataFrame, methods: Collection[str]) -> dict[str, pd.DataFrame]:
-    """The rows of some methods, in this order, once for each of `CURRENCIES`, with what is left of it as `share`, in %."""
+    """The rows of some methods, in this order, once for each of `CURRENCIES`, with the remaining share of it as `share`, in %."""
     rows = pd.concat([table[table.method == method] for method in methods])
     return {words: rows.assign(share=100 * rows[column]) for column, words in CURRENCIES.items()}
 
 
 def at_equal(table: pd.DataFrame, share: Real) -> pd.DataFrame:
-    """The accuracy of each method where a share of the MACs, parameters or bytes is left, between the levels that were measured.
+    """The accuracy of each method at an equal share of the MACs, parameters or bytes, between the levels that were measured.
 
-    Means over seeds, interpolated linearly over the logarithm of the share; NaN beyond the levels.
+    Means over seeds, interpolated linearly over the logarithm of the share; NaN outside the measured levels.
 
     Returns
     -------
@@ -43,13 +43,13 @@ def at_equal(table: pd.DataFrame, share: Real) -> pd.DataFrame:
 
 
 def leaders(table: pd.DataFrame) -> pd.Series:
-    """The method with the highest accuracy, the median over seeds, by level."""
+    """The method with the highest median accuracy over seeds, by level."""
     medians = table.groupby(["level", "method"]).accuracy.median()
     return medians.groupby("level").idxmax().map(lambda key: key[1])
 
 
 def change_by_stage(table: pd.DataFrame, methods: Collection[str], stages: Collection[str]) -> pd.DataFrame:
-    """The median change of accuracy (pp) of each method, in this order: a column for each level, from the highest, and stage."""
+    """The median change of accuracy (pp) of each method, in this order: a column for each level, highest first, and stage."""
     wide = table.pivot_table(index="method", columns=["level", "stage"], values="change", aggfunc="median").reindex(methods)
     order = [(level, stage) for level in sorted(table.level.unique(), reverse=True) for stage in stages]
     return wide[[column for column in order if column in wide]]
@@ -65,7 +65,7 @@ def against_others(table: pd.DataFrame, own: Collection[str]) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame by level, from the highest, and stage
+    DataFrame by level, highest first, and stage
     """
     medians = table.groupby(["level", "stage", "method"], sort=False).accuracy.median().reset_index()
     sides = {"this project": medians[medians.method.isin(own)], "others": medians[~medians.method.isin(own)]}
@@ -78,18 +78,18 @@ def against_others(table: pd.DataFrame, own: Collection[str]) -> pd.DataFrame:
 
 
 def among_published(published: pd.DataFrame, runs: pd.DataFrame, base_accuracy: Real, network: str) -> pd.DataFrame:
-    """Published results, and runs of this project's in the same columns.
+    """Published results, and runs of this project in the same columns.
 
     Parameters
     ----------
     published : ``figures/published.csv``
     runs : with the columns epochs, accuracy, change and macs_share
-    base_accuracy : of the network that these were pruned from
-    network : what it is called
+    base_accuracy : accuracy of the network that the runs were pruned from
+    network : name of that network
 
     Returns
     -------
-    DataFrame with the columns of `published`; change (pp); epochs, of the runs; MACs (%); and group, by which they are drawn
+    DataFrame with the columns of `published`; change (pp); epochs (of the runs); MACs (%); and group, by which rows are drawn
     """
     names = [f"by sensitivity, {epochs} epochs" for epochs in runs.epochs]
     own = runs.assign(network=network, method=names, year=2026, source="this notebook and notebook 04")
@@ -101,6 +101,6 @@ def among_published(published: pd.DataFrame, runs: pd.DataFrame, base_accuracy: 
 
 
 def outdone(everything: pd.DataFrame, network: str, by: str) -> pd.Series:
-    """Whether each result on `network` has one on network `by` that loses no more and has no more MACs; from `among_published`."""
+    """For each result on `network`, whether one on network `by` loses no more and has no more MACs; from `among_published`."""
     theirs, ours = (everything[everything.network == name] for name in (network, by))
     return theirs.apply(lambda row: ((ours.macs_share <= row.macs_share) & (ours.change >= row.change)).any(), axis=1)

@@ -1,7 +1,7 @@
-"""Run the notebooks top to bottom: ``python -m resnet_pruning.report.notebooks --dataset digits --profile quick``.
+"""Run the notebooks from top to bottom: ``python -m resnet_pruning.report.notebooks --dataset digits --profile quick``.
 
-The real thing, CIFAR-10 at ``full``, replaces the committed notebooks, each when it has run to its end; any other run
-writes its executed notebooks to ``build/``, beside its figures and checkpoints.
+A run for CIFAR-10 at ``full`` replaces the committed notebooks, each one when it has finished. Any other run writes its
+executed notebooks to ``build/``, beside its figures and checkpoints.
 """
 
 import argparse
@@ -19,11 +19,11 @@ ASSIGNMENT = ("01", "02", "03", "04", "05")
 
 
 def run_notebook(source: Path, dataset: str, profile: str) -> Path:
-    """Execute one notebook in a fresh kernel and return where the executed one is.
+    """Execute one notebook in a fresh kernel and return the path of the executed one.
 
     Raises
     ------
-    papermill.PapermillExecutionError : a cell failed; the notebook so far is in ``build/``, the committed one unchanged
+    papermill.PapermillExecutionError : a cell failed; the notebook so far is in ``build/``, and the committed one is unchanged
     """
     papermill = required("papermill", "studies")
     folder = results_folder(dataset, profile)
@@ -34,11 +34,11 @@ def run_notebook(source: Path, dataset: str, profile: str) -> Path:
     papermill.execute_notebook(
         source,
         running,
-        # The real thing is what the notebooks' own parameters say, and needs no injected cell.
+        # CIFAR-10 at "full" is the default of the notebooks' own parameters, and needs no injected cell.
         parameters={} if folder == ROOT else {"dataset": dataset, "profile": profile},
         kernel_name="python3",
         cwd=NOTEBOOKS,
-        coalesce_streams=True,  # of a progress bar only its last state is kept
+        coalesce_streams=True,  # keeps only the last state of a progress bar
         progress_bar=False,
         extra_arguments=["--log-level=ERROR"],  # of the kernel, which warns that it talks to this process over TCP
     )
@@ -49,7 +49,7 @@ def run_notebook(source: Path, dataset: str, profile: str) -> Path:
 
 
 def lasting(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A notebook without what differs at each run: times, paths, and the state of progress bars, of which the text stays."""
+    """A copy of a notebook without what differs between runs: times, paths, and the state of progress bars, except their text."""
     notebook = copy.deepcopy(notebook)
     for part in (notebook, *notebook.cells):
         for name in ("papermill", "execution", "widgets"):
@@ -60,7 +60,7 @@ def lasting(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def chosen_notebooks(only: Collection[str]) -> list[Path]:
-    """The notebooks whose names begin with one of `only`, in order; "assignment" stands for 01 to 05, "all" for every one.
+    """The notebooks whose names begin with one of `only`, in order; "assignment" stands for 01 to 05, "all" for all of them.
 
     Raises
     ------

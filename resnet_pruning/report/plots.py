@@ -1,7 +1,7 @@
-"""The figures of the notebooks, from tables and arrays; where a function takes an array, a torch tensor on any device does too.
+"""The figures of the notebooks, from tables and arrays. A function that takes an array also takes a torch tensor on any device.
 
 Most functions return a figure and the table of the numbers that it shows, for `save_figure`. A figure is closed when it is
-returned: show it by ending a cell with it.
+returned. To show it, end a cell with it.
 """
 
 import itertools
@@ -33,7 +33,7 @@ def save_figure(figure: Figure, table: pd.DataFrame, path: str | Path) -> None:
 
 
 def learning_curves(history: pd.DataFrame, recipe: Any, test_accuracy: Real) -> tuple[Figure, pd.DataFrame]:
-    """Loss and accuracy per epoch of one training, with the test accuracy that it ended at, in %.
+    """Loss and accuracy per epoch of one training, with its final test accuracy in %.
 
     `history` and `recipe` are those of `training.train`; the end of the recipe's small crops is marked. The table is the
     history, rounded, with the test accuracy in its last row.
@@ -121,7 +121,7 @@ def curves(
     """`y` against `x`, a panel for each table and a line for each value of its column `by`: the median over rows with the same
     `x` (seeds), in a band from the lowest to the highest.
 
-    The panels share a legend, unless there are more lines in all than colours: then each has its own.
+    The panels share a legend. If there are more lines in all than colours, each panel has its own.
 
     Parameters
     ----------
@@ -224,20 +224,20 @@ def scatter(
         axes.margins(x=0.12)
         axes.get_legend().remove()
         legend_below(figure, axes, 9, loc="outside lower center")
-        figure.draw_without_rendering()  # the layout settles where things are
+        figure.draw_without_rendering()  # the layout fixes all positions
         _label_points(axes, table[[x, y]].to_numpy(), table[label])
     return figure, table
 
 
 def _looks(labels: Collection[str]) -> dict:
-    """What seaborn needs to give each label a colour and a marker, in this order."""
+    """The arguments for seaborn that give each label a colour and a marker, in this order."""
     colors, markers = (dict(zip(labels, itertools.cycle(looks), strict=False)) for looks in (COLORS, MARKERS))
     return {"hue_order": labels, "style_order": labels, "palette": colors, "markers": markers}
 
 
 def _label_points(axes: plt.Axes, points: np.ndarray, texts: Collection[str]) -> None:
-    """Write each text beside its point (N, 2), where it covers no point and no text before it: at the same height if there is
-    room, else further above or below, with a thin line to its point."""
+    """Write each text beside its point (N, 2), where it covers no point and no earlier text: at the same height if there is
+    room, otherwise further above or below, with a thin line to its point."""
     taken = [Bbox.from_extents(*(centre - 5), *(centre + 5)) for centre in axes.transData.transform(points)]
     places = [(side * (7 + abs(up) / 4), up) for up in sorted(range(-90, 91, 6), key=abs) for side in (1, -1)]  # in points
     line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 5}
@@ -263,14 +263,14 @@ def heat_map(
     worst: Real | None = None,
     dark: Literal["good", "bad"] | None = None,
 ) -> tuple[Figure, pd.DataFrame]:
-    """A cell per row and column of `values` with its number, darker for what is further from zero; empty where it is NaN.
+    """A cell per row and column of `values` with its number, darker the further it is from zero; empty for NaN.
 
-    The values have one sign; those of the other are as light as zero. The table is `values` with its index as first column.
+    The values should have one sign: if any is negative, positive ones are as light as zero. The table is `values`, its index first.
 
     Parameters
     ----------
-    worst : where the shade ends, so that one bad cell does not make the others look the same
-    dark : whether dark cells are "good" (drawn in blue) or "bad" (orange), which the colour bar says; None (purple) for neither
+    worst : value at which the shade ends, so that one bad cell does not make the others look the same
+    dark : whether dark cells are "good" (drawn in blue) or "bad" (orange), as the colour bar states; None (purple) for neither
     """
     columns = [wrapped(name, 14) for name in values.columns]
     widest = max(len(line) for name in columns for line in name.split("\n"))

@@ -1,6 +1,6 @@
 """Write the numbers of README.md and docs/results.md from the CSVs in ``figures/``: ``make readme``.
 
-A block of them between ``<!-- begin:NAME -->`` and ``<!-- end:NAME -->`` is what the function NAME in `BLOCKS` returns.
+The text between ``<!-- begin:NAME -->`` and ``<!-- end:NAME -->`` is what the function NAME in `BLOCKS` returns.
 """
 
 import re
@@ -16,7 +16,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {"notebooks": notebooks} | {f.__name_
 
 
 def filled(text: str, figures: Path) -> str:
-    """`text` with each block's content made anew.
+    """`text` with the content of each block replaced by a new one.
 
     Raises
     ------

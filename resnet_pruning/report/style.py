@@ -1,4 +1,4 @@
-"""How all figures look, and the helpers that `plots` and `drawings` share."""
+"""The style of all figures, and the helpers that `plots` and `drawings` share."""
 
 import textwrap
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from numpy.typing import ArrayLike
 
 from ..arguments import Integer, Real
 
-# Okabe and Ito's colours, which differ for colour-blind readers too. There is one marker more than colours, so that where
-# both start again they make new pairs; all markers are filled, as seaborn wants of a set.
+# Okabe and Ito's colours, which colour-blind readers can tell apart too. There is one more marker than colours, so that both
+# form new pairs when they repeat. All markers are filled, as seaborn requires of a set.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
 COLORS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-SHADES = {"good": "Blues", "bad": "Oranges", None: "Purples"}  # of heat maps, by what a dark cell is
+SHADES = {"good": "Blues", "bad": "Oranges", None: "Purples"}  # of heat maps, by the meaning of a dark cell
 STYLE = {
     "figure.dpi": 110,
     "figure.titlesize": 11,
@@ -53,12 +53,12 @@ def subplots(title: str, *shape: Integer, figsize: tuple[Real, Real], **settings
 
 
 def wrapped(text: object, width: Integer) -> str:
-    """`text` in lines of at most `width` characters, besides the line breaks that it has."""
+    """`text` in lines of at most `width` characters; its own line breaks are kept."""
     return "\n".join(textwrap.fill(line, width) for line in str(text).split("\n"))
 
 
 def legend_below(place: Figure | plt.Axes, axes: plt.Axes, width: Real, **settings: Any) -> None:
-    """The legend of `axes` at `place`, in as many columns, up to five, as `width` inches hold."""
+    """Draw the legend of `axes` at `place`, in as many columns, up to five, as fit into `width` inches."""
     handles, labels = axes.get_legend_handles_labels()
     fitting = min(5, max(1, int(width / (0.55 + 0.075 * max(map(len, labels))))))
     n_rows = -(-len(labels) // fitting)
@@ -66,5 +66,5 @@ def legend_below(place: Figure | plt.Axes, axes: plt.Axes, width: Real, **settin
 
 
 def as_array(values: ArrayLike) -> np.ndarray:
-    """A NumPy array of an array, or of a tensor, which is told by its methods: this folder needs no torch."""
+    """A NumPy array from an array or a tensor. Tensors are recognised by a method, because this folder does not import torch."""
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)

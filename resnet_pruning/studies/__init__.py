@@ -1,1 +1,1 @@
-"""What the notebooks measure: base networks, sweeps, runs, trials, benchmarks."""
+"""The measurements of the notebooks: base networks, sweeps, runs, trials, benchmarks."""

@@ -1,7 +1,7 @@
-"""The networks that all else starts from, and how they are trained: ``python -m resnet_pruning.studies.base NAME``.
+"""Train the networks that everything else starts from: ``python -m resnet_pruning.studies.base NAME``.
 
-A network of doubled widths is trained first and teaches the others. Neither it nor ``resnet20_choosing`` has seen the held-out tenth of the
-training images, on which recipes and settings are chosen.
+A network of doubled widths is trained first and is the teacher of the others. Neither it nor ``resnet20_choosing`` is trained on the
+held-out tenth of the training images, on which recipes and settings are chosen.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from .trials import LONG
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How a network is made.
+    """How a network is trained.
 
     Attributes
     ----------
     recipe : hyper-parameters
     stage_widths, depth : of the network, see `model.ResNet`
-    teacher : name of the network that is imitated, or ""
-    holds_out : whether a tenth of the training images (always the same) is left out and judged on
+    teacher : name of the teacher network, or ""
+    holds_out : whether a tenth of the training images (always the same) is held out for evaluation
     dtype : of the weights in the file
     """
 
@@ -53,16 +53,16 @@ TRAININGS = {
     "resnet20_wide": Training(LONG, stage_widths=(32, 64, 128), holds_out=True, dtype=torch.float16),
     "resnet20": TAUGHT,
     "resnet20_choosing": dataclasses.replace(TAUGHT, holds_out=True),
-    # Controls of pruning: half of the MACs from the start, for as many epochs as the base and its fine-tuning have together.
+    # Controls for pruning: half of the MACs from the start, for as many epochs as the base and its fine-tuning together.
     "resnet20_half": dataclasses.replace(SMALLER, stage_widths=(11, 23, 45)),
     "resnet14_half": dataclasses.replace(SMALLER, stage_widths=(14, 28, 56), depth=14),
 }
-# On digits, where they take seconds.
+# For digits, on which a training takes seconds.
 QUICK = Recipe(epochs=4, warmup_epochs=1, small_share=0.25, ema=0.9, batch_size=64)
 
 
 def training_of(name: str, dataset: str) -> Training:
-    """The entry of `TRAININGS`, for digits with the recipe `QUICK` and no teacher."""
+    """The entry of `TRAININGS`; for digits, with the recipe `QUICK` and without a teacher."""
     if name not in TRAININGS:
         raise ValueError(f"network is {name!r}, expected one of {', '.join(TRAININGS)}")
     chosen = TRAININGS[name]
@@ -70,9 +70,9 @@ def training_of(name: str, dataset: str) -> Training:
 
 
 def train_network(name: str, dataset: str, folder: Path, seed: Seed = 0, progress: bool = True) -> tuple[Path, pd.DataFrame]:
-    """Train one of `TRAININGS`, its teacher first where it is missing, and return its checkpoint in `folder` and the history.
+    """Train one of `TRAININGS`, after its teacher if that is missing. Return the path of its checkpoint in `folder`, and the history.
 
-    An interrupted training goes on where it stopped. Other seeds than 0 have their own names: ``resnet20_seed1``.
+    An interrupted training resumes where it stopped. Seeds other than 0 are part of the name: ``resnet20_seed1``.
     """
     training = training_of(name, dataset)
     images, test_images = load_images(dataset, device=default_device())
@@ -95,7 +95,7 @@ def train_network(name: str, dataset: str, folder: Path, seed: Seed = 0, progres
         folder=state,
         progress=progress,
     )
-    network = network.to(training.dtype).float()  # so that the accuracy is that of the file
+    network = network.to(training.dtype).float()  # so that the accuracy is that of the rounded weights in the file
     facts = {
         "test_accuracy": round(accuracy(network, test_images), 2),
         "held_out_accuracy": round(accuracy(network, held_out), 2) if held_out is not None else None,
@@ -110,17 +110,17 @@ def train_network(name: str, dataset: str, folder: Path, seed: Seed = 0, progres
         "torch": str(torch.__version__),
     }
     save_checkpoint(path, network, facts, dtype=training.dtype)
-    shutil.rmtree(state)  # else the next training would be this one
+    shutil.rmtree(state)  # otherwise, the next training would return the result of this one
     return path, history
 
 
 def checkpoint(name: str, dataset: str, profile: str, anew: bool = False) -> Path:
-    """Path of a network's checkpoint: for CIFAR-10 the committed one; for digits it is trained, in seconds, where it is missing.
+    """Path of a network's checkpoint; for CIFAR-10, the committed one. If it is missing, it is trained first, for digits within seconds.
 
     Parameters
     ----------
-    anew : train it in any case, into `files.results_folder`. For CIFAR-10 at "full" this replaces the committed checkpoint and its rows in
-        ``figures/``, and everything that was measured on the old network has to be measured anew.
+    anew : always train it, into `files.results_folder`. For CIFAR-10 at "full", this replaces the committed checkpoint and its rows in
+        ``figures/``. Everything that was measured on the old network must then be measured again.
     """
     folder = ROOT if dataset == "cifar10" and not anew else results_folder(dataset, profile)
     path = folder / "checkpoints" / f"{name}.pt"
@@ -134,28 +134,28 @@ def base_checkpoint(dataset: str, profile: str, first: bool = False) -> Path:
 
     Parameters
     ----------
-    first : the network of the first training, whose results are in the notebooks that have not been run on the present one yet
+    first : whether to use the network of the first training, for the notebooks that have not been run on the present one yet
     """
     return checkpoint("resnet20_first" if first and dataset == "cifar10" else "resnet20", dataset, profile)
 
 
 def choosing_checkpoint(dataset: str, profile: str, first: bool = False) -> Path:
-    """Path of the checkpoint that settings of fine-tuning are chosen with: it has never seen the held-out tenth of the training images.
+    """Path of the checkpoint with which fine-tuning settings are chosen. It was not trained on the held-out tenth of the training images.
 
-    A network remembers the images that it was trained on, so on these the gentlest fine-tuning would look best.
+    A network remembers the images that it was trained on. On these, the gentlest fine-tuning would look best.
     """
     return checkpoint("resnet20_first_choosing" if first and dataset == "cifar10" else "resnet20_choosing", dataset, profile)
 
 
 def histories(dataset: str, profile: str) -> pd.DataFrame:
-    """The trainings of all networks, epoch by epoch: ``figures/trainings.csv``, whose columns are those of `training.train`."""
+    """The trainings of all networks, epoch by epoch, from ``figures/trainings.csv``: the network, and the columns of `training.train`."""
     folder = ROOT if dataset == "cifar10" else results_folder(dataset, profile)
     return pd.read_csv(folder / "figures" / "trainings.csv")
 
 
 def record(path: Path, history: pd.DataFrame, figures: Path) -> None:
-    """Put a trained network's row into ``base_seeds.csv``, or ``other_networks.csv``, and its epochs into ``trainings.csv``, in
-    place of older ones of its name."""
+    """Write a trained network's row to ``base_seeds.csv`` or ``other_networks.csv``, and its epochs to ``trainings.csv``. They replace
+    older rows of the same name."""
     network, facts = load_checkpoint(path)
     row = {
         "seed": facts["seed"],
@@ -180,7 +180,7 @@ def record(path: Path, history: pd.DataFrame, figures: Path) -> None:
 
 
 def recipe_of(facts: Mapping[str, Any]) -> Recipe:
-    """The recipe in a checkpoint's facts. The oldest ones count the epochs with small crops, and say that no square was blanked."""
+    """The recipe in a checkpoint's facts. The oldest have the number of epochs with small crops, not their share, and an unused cutout."""
     recipe = {name: value for name, value in facts["recipe"].items() if name != "cutout"}
     if "small_epochs" in recipe:
         recipe["small_share"] = recipe.pop("small_epochs") / recipe["epochs"]

@@ -1,12 +1,12 @@
-"""Timings, turn and turn about: ``python -m resnet_pruning.studies.benchmark training``, ``accuracy`` or ``inference``.
+"""Interleaved timings: ``python -m resnet_pruning.studies.benchmark training``, ``accuracy`` or ``inference``.
 
 *training* compares a straightforward loop (a DataLoader with workers, torchvision's transforms on PIL images,
-float32, eager) with `training.train`, step by step of what makes the difference. Each loop lives in a process of its
-own and they take turns, so that a change of the machine's speed meets all of them alike. On a GPU, float32 is here what PyTorch makes of
-it by default: convolutions in TF32.
+float32, eager) with `training.train`, adding one improvement at a time. Each loop runs in its own process, and the loops
+take turns, so that a change of the machine's speed affects all of them alike. On a GPU, float32 here means PyTorch's default:
+convolutions in TF32.
 
-*accuracy* takes the time to the accuracy that He et al. (2015) published for this network, with the shortest of our trainings that reaches
-it, and says how long the straightforward loop needs for theirs.
+*accuracy* measures the time to the accuracy that He et al. (2015) published for this network, with the shortest of our trainings that
+reaches it. It estimates the time that the straightforward loop needs for their training.
 
 *inference* compares the trained network with the compact ones in ``checkpoints/``, in each runtime and at each batch size.
 """
@@ -49,8 +49,8 @@ from .base import base_checkpoint
 from .trials import LONG
 
 STRAIGHTFORWARD = "straightforward loop: DataLoader, float32, eager"
-CROPS = "+ crops of 24×24 pixels"  # which two thirds of the epochs of `trials.LONG` see
-# What `train` is called with, one thing more in each line.
+CROPS = "+ crops of 24×24 pixels"  # used in two thirds of the epochs of `trials.LONG`
+# How `train` is called: each line adds one improvement.
 STEPS = {
     "data as one tensor on the device": Execution(amp=False, channels_last=False, compile=False, reuse_memory=False),
     "+ freed memory kept": Execution(amp=False, channels_last=False, compile=False),
@@ -60,12 +60,12 @@ STEPS = {
     CROPS: Execution(amp=True, compile=True),
 }
 
-# He et al. (2015), section 4.2: what ResNet-20 reaches, and in how many steps of 128 images.
+# He et al. (2015), section 4.2: the accuracy of ResNet-20 (%), and the number of steps of 128 images.
 PUBLISHED, PUBLISHED_STEPS = 91.25, 64_000
 SHORTEST = dataclasses.replace(LONG, epochs=24)
 
 BATCH_SIZES = (1, 16, 256)
-# The first is what the others are compared with: the fastest of PyTorch's own in float32.
+# The others are compared with the first: the fastest of PyTorch's own in float32.
 SETTINGS = tuple(
     sorted(
         ((runtime, precision) for runtime, precisions in runtimes.PRECISIONS.items() for precision in precisions),
@@ -96,7 +96,7 @@ class PILImages(Dataset):
 
 
 def straightforward_loop(images: Images, batch_size: Count, device: torch.device):
-    """A straightforward loop; each call of what is returned trains an epoch, and returns images/s."""
+    """A straightforward training loop. Each call of the returned function trains an epoch and returns images/s."""
     model = ResNet(n_classes=len(images.classes)).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     loader = DataLoader(
@@ -123,7 +123,7 @@ def straightforward_loop(images: Images, batch_size: Count, device: torch.device
 
 
 def this_loop(images: Images, batch_size: Count, device: torch.device, name: str):
-    """`train` itself on images that are on the device, in one of `STEPS`; each call trains two epochs, the first of which warms up."""
+    """`train` itself, with the images on the device, in one of `STEPS`. Each call trains two epochs; the first is a warm-up."""
     model, images, execution = ResNet(n_classes=len(images.classes)), images.to(device), STEPS[name]
     recipe = Recipe(epochs=2, batch_size=batch_size, small_share=float(name == CROPS))
 
@@ -134,7 +134,7 @@ def this_loop(images: Images, batch_size: Count, device: torch.device, name: str
 
 
 def _serve(pipe: Connection, name: str, dataset: str, batch_size: Count, n_steps: Count) -> None:
-    """In a child process: an epoch of `n_steps` steps at each request, answered with its images/s."""
+    """In a child process, train an epoch of `n_steps` steps at each request, and answer with its images/s."""
     device = default_device()
     images = load_images(dataset)[0][: n_steps * batch_size]
     epoch = straightforward_loop(images, batch_size, device) if name == STRAIGHTFORWARD else this_loop(images, batch_size, device, name)
@@ -148,14 +148,14 @@ def _serve(pipe: Connection, name: str, dataset: str, batch_size: Count, n_steps
 def _loops(
     names: Sequence[str], dataset: str, batch_size: Count, n_steps: Count, progress: bool = True
 ) -> Iterator[dict[str, Callable[[], float]]]:
-    """Each loop in a process of its own, by name: a call trains an epoch and returns its images/s."""
+    """Start each loop in its own process. Yields a function for each name: a call trains an epoch and returns its images/s."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     for name in tqdm(names, desc="starting the loops", disable=not progress):
         pipes[name], child = context.Pipe()
         processes.append(context.Process(target=_serve, args=(child, name, dataset, batch_size, n_steps)))
         processes[-1].start()
-        child.close()  # so that a child that dies ends the wait for it
+        child.close()  # so that the wait for a child ends if it dies
         pipes[name].recv()
 
     def epoch(pipe: Connection) -> float:
@@ -175,8 +175,8 @@ def benchmark_training(
 
     Returns
     -------
-    DataFrame with a row per loop: median, lowest and highest images/s over the rounds, and the median over the rounds of
-    its ratio to the straightforward loop in the same round. Loops that the machine cannot run are left out, with a sentence.
+    DataFrame with a row per loop: median, lowest and highest over the rounds, of its images/s and of their ratio to those of
+    the straightforward loop in the same round. Loops that the machine cannot run are left out, with a message.
     """
     device = default_device()
     names = [STRAIGHTFORWARD, *STEPS]
@@ -209,14 +209,13 @@ def benchmark_training(
 def benchmark_accuracy(
     dataset: str, recipe: Recipe = SHORTEST, seeds: Sequence[Seed] = (0, 1, 2), n_steps: Count = 40, progress: bool = True
 ) -> pd.DataFrame:
-    """The time that trainings take, from the first step to the last with compilation, and the accuracy that they end with.
+    """The time of trainings, from the first step to the last including compilation, and their final accuracy.
 
     Returns
     -------
-    DataFrame with a row for the straightforward loop, whose accuracy is the published one and whose minutes are an estimate: the steps
-    that were published, at the speed that the loop has in epochs of `n_steps` steps before each of the trainings (median); and a row for
-    `recipe`: minutes (median over seeds), mean, lowest and highest test accuracy in %, and the ratio of the straightforward loop's minutes
-    to these.
+    DataFrame with two rows. For the straightforward loop, the accuracy is the published one, and the minutes are an estimate: the published
+    number of steps, at the median speed of the loop in epochs of `n_steps` steps, one before each training. For `recipe`: minutes (median
+    over seeds), mean, lowest and highest test accuracy in %, and the ratio of the straightforward loop's minutes to these.
     """
     images, test_images = load_images(dataset, device=default_device())
     speeds, minutes, accuracies = [], [], []
@@ -244,7 +243,7 @@ def benchmark_accuracy(
 
 
 def working_settings(settings: Sequence[tuple[str, str]] = SETTINGS) -> list[tuple[str, str]]:
-    """Those of `settings`, runtimes and precisions, that this machine can run; a sentence says what is left out, and why."""
+    """The `settings` (runtimes and precisions) that this machine can run. Prints which ones are left out, and why."""
     reasons = {setting: _lacking(*setting) for setting in settings}
     for reason in dict.fromkeys(filter(None, reasons.values())):
         print(f"Left out: {', '.join(' in '.join(setting) for setting in settings if reasons[setting] == reason)}: {reason}.")
@@ -274,23 +273,23 @@ def benchmark_inference(
     rounds: Integer = 15,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Time networks in every runtime and precision that works here, next to what they could take at best.
+    """Time networks in every runtime and precision that works here, with lower bounds on their time.
 
     Parameters
     ----------
-    networks : by name, the one that the others are compared with first
-    batch_sizes : images at once
-    settings : runtimes and precisions; in the first, the first network is what `speedup` is measured against
-    images : to measure each network's accuracy in each setting on, test images; without them there is none
+    networks : by name; the others are compared with the first
+    batch_sizes : images per batch
+    settings : runtimes and precisions; `speedup` is relative to the first network in the first of them
+    images : test images, to measure each network's accuracy in each setting; without them, accuracy is not measured
     calibration : training images for the ranges of int8
-    bounded : whether to measure what bounds them, too
+    bounded : whether to measure lower bounds too
     rounds, progress : see `deployment.timing.latency`
 
     Returns
     -------
-    The rows of `deployment.timing.latency`, with macs_share (of the first network), threads, what a batch takes at least by MACs and by
-    memory, if `bounded` and on a CPU (compute_milliseconds, memory_milliseconds, see `deployment.bounds`), and with `images` accuracy and
-    accuracy_change, in pp, from the first row's
+    The rows of `deployment.timing.latency`, with macs_share (relative to the first network), threads and torch; if `bounded` and on a CPU,
+    lower bounds on the time of a batch by MACs and by memory (compute_milliseconds, memory_milliseconds, see `deployment.bounds`); and with
+    `images`, accuracy (%) and accuracy_change, in pp, from the first row
     """
     settings = working_settings(settings)
     tables = [timing.latency(networks, size, settings, rounds=rounds, progress=progress) for size in batch_sizes]
@@ -318,18 +317,18 @@ def benchmark_inference(
 def benchmark_numbers(
     networks: Mapping[str, nn.Module], batch_sizes: Sequence[Integer] = (1, 256), rounds: Integer = 20, compiles: bool = True
 ) -> pd.DataFrame:
-    """Time networks of other kinds of numbers on the CPU, which has the integer kernels that `quantization.pytorch.to_int8` is made for.
+    """Time networks with different kinds of numbers on the CPU, which has the integer kernels that `quantization.pytorch.to_int8` targets.
 
     Parameters
     ----------
-    networks : by what their numbers are; the first is the one that the others are compared with
-    rounds : in which the networks take turns
-    compiles : whether networks are compiled, with their weights as constants; without it integers are only simulated
+    networks : by the kind of their numbers; the others are compared with the first
+    rounds : number of rounds, in which the networks take turns
+    compiles : whether to compile networks, with their weights as constants; otherwise, integers are only simulated
 
     Returns
     -------
-    DataFrame with a row for each batch size and network: milliseconds, the median over the rounds; the speed-up over the first in the same
-    round, its median, lowest and highest
+    DataFrame with a row for each batch size and network: milliseconds, the median over the rounds; and the median, lowest and highest
+    speed-up over the first network in the same round
     """
     tables = []
     for batch_size in batch_sizes:
@@ -349,7 +348,7 @@ def benchmark_numbers(
 
 
 def record(table: pd.DataFrame, csv: Path) -> None:
-    """Write `table` to `csv` in place of earlier rows of the same machine, batch size and, where it has one, runtime; others stay."""
+    """Write `table` to `csv`, in place of earlier rows of the same machine, batch size and (if any) runtime and precision; others stay."""
     if csv.exists():
         old = pd.read_csv(csv)
         key = [name for name in ("machine", "batch_size", "runtime", "precision") if name in table]
@@ -358,8 +357,8 @@ def record(table: pd.DataFrame, csv: Path) -> None:
 
 
 def recorded(csv: Path, networks: Sequence[str]) -> pd.DataFrame:
-    """The newest rows that `benchmark_inference` and `record` left for these networks: of one machine for each setting and batch size,
-    where that one has timed all of them. Empty if there are none."""
+    """The newest rows from `benchmark_inference` and `record` for these networks. For each setting and batch size, they are from one
+    machine, the last that timed all of these networks. Empty if there are none."""
     if not csv.exists():
         return pd.DataFrame()
     table = pd.read_csv(csv)

@@ -1,4 +1,4 @@
-"""Compact networks: how exact they are, kept as checkpoints, and run by onnxruntime."""
+"""Compact networks: their exactness, their checkpoints, and their agreement with onnxruntime."""
 
 import itertools
 import tempfile
@@ -31,18 +31,18 @@ def exactness(
     replacements: Sequence[tuple[str, Real, bool]] = REPLACEMENTS,
     representatives: Sequence[str] = ("centroid", "medoid"),
 ) -> tuple[pd.DataFrame, dict[str, ResNet]]:
-    """How far compact networks are from the replaced ones that they are made of.
+    """The difference between compact networks and the networks with replaced filters that they are made from.
 
     Parameters
     ----------
     runs : the network and its images
-    shares : of the filters that are kept in every layer
+    shares : shares of the filters to keep in every layer
     replacements, representatives : see `REPLACEMENTS` and `pruning.replace_filters`
 
     Returns
     -------
     DataFrame with a row for each network: its name; difference, the largest of any logit on 500 test images, in 10⁻⁷ of the largest logit;
-    MACs and parameters as shares. And the compact networks by name
+    MACs and parameters as shares. And the compact networks, by name
     """
     rows, networks = [], {}
     material, test = runs.material, runs.material.images("test")[:500]
@@ -65,9 +65,9 @@ def exactness(
 def compact_checkpoint(
     runs: PruningRuns, name: str, plan: Plan, method: str, n_steps: Count = 400, anew: bool = False
 ) -> tuple[ResNet, dict[str, Any]]:
-    """A compact network by `compression.compress_by_plan`, kept as a checkpoint among the results, and its facts.
+    """A compact network from `compression.compress_by_plan`, saved as a checkpoint among the results, and its facts.
 
-    Where the checkpoint is there and was made from this network, it is loaded.
+    If the checkpoint already exists and was made from this network, it is loaded instead.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def compact_checkpoint(
     name : of the checkpoint
     plan, n_steps : of `compression.compress_by_plan`
     method : how the plan was found, for the facts
-    anew : whether to compress again in any case
+    anew : whether to compress again even if the checkpoint exists
     """
     path = results_folder(runs.dataset, runs.profile) / "checkpoints" / f"{name}.pt"
     base, material = runs.base, runs.material
@@ -103,8 +103,8 @@ def compact_checkpoint(
 
 
 def in_onnxruntime(networks: Mapping[str, nn.Module], images: Images) -> pd.DataFrame:
-    """How networks, exported to ONNX, agree with themselves: a row for each with its share of same predictions, its largest difference of
-    a logit, and the bytes of its file."""
+    """Compare networks with their exports to ONNX, in onnxruntime: a row for each, with the percentage of equal predictions, the largest
+    difference of a logit, and the bytes of the file."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, network in networks.items():
@@ -125,7 +125,7 @@ def in_onnxruntime(networks: Mapping[str, nn.Module], images: Images) -> pd.Data
 
 
 def layer_table(before: ResNet, after: ResNet) -> pd.DataFrame:
-    """What compacting did to each convolution: its channels, the filters that are computed, and its MACs, before and after."""
+    """The effect of compacting on each convolution: channels and MACs before and after, computed filters and input channels after."""
     rows = []
     macs_before, macs_after = cost.macs_by_layer(before), cost.macs_by_layer(after)
     for name, conv in convolutions(after).items():

@@ -1,4 +1,4 @@
-"""Plans in which some layers keep more of their filters than the others, within a budget: the first and the last, or those at borders."""
+"""Plans within a budget in which some layers keep more of their filters: the first and the last ones, or those at borders of stages."""
 
 from collections.abc import Collection
 
@@ -12,18 +12,18 @@ MEASURES = ("MACs", "distinct filters")
 
 
 def heavy(network: Network, layers: Collection[str], measure: str, budget: Real, share: Real = 1.0) -> dict[str, int]:
-    """A share of the filters for some layers, and for all others the largest equal share that the budget allows.
+    """A plan with a given share of the filters in some layers, and in all others the largest equal share that the budget allows.
 
     Parameters
     ----------
     layers : names of convolutions, see `end_layers` and `border_layers`
     measure : one of `MEASURES`
     budget : share of the network's MACs (see `compression.cost_of_plan`) or filters
-    share : of the filters of `layers`, in (0, 1]
+    share : share of the filters of `layers`, in (0, 1]
 
     Raises
     ------
-    ValueError : an unknown measure, layers that do not exist, a share outside (0, 1], a budget that `layers` alone exceed
+    ValueError : an unknown measure; layers that do not exist; a share outside (0, 1]; a budget below the cost of the smallest plan
     """
     if measure not in MEASURES:
         raise ValueError(f"measure is {measure!r}, expected one of {', '.join(MEASURES)}")
@@ -41,11 +41,11 @@ def heavy(network: Network, layers: Collection[str], measure: str, budget: Real,
 
 
 def end_layers(network: Network, n_first: Natural, n_last: Natural) -> list[str]:
-    """The first and the last convolutions.
+    """The names of the first and the last convolutions.
 
     Raises
     ------
-    ValueError : more than there are
+    ValueError : more layers than the network has
     """
     names = list(convolutions(network))
     if n_first + n_last > len(names):
@@ -54,7 +54,7 @@ def end_layers(network: Network, n_first: Natural, n_last: Natural) -> list[str]
 
 
 def border_layers(network: Network) -> list[str]:
-    """The convolutions of the blocks before and behind each border between stages."""
+    """The names of the convolutions in the blocks before and after each border between stages."""
     names = [name for name in convolutions(network) if "." in name]
     last = {stage: max(int(name.split(".")[1]) for name in names if name.startswith(stage)) for stage in ("layer1", "layer2")}
     blocks = {f"{stage}.{block}." for stage, block in last.items()} | {"layer2.0.", "layer3.0."}
@@ -62,5 +62,5 @@ def border_layers(network: Network) -> list[str]:
 
 
 def whole_ends(network: Network, n_first: Integer, n_last: Integer, measure: str, budget: Real) -> dict[str, int]:
-    """`heavy` with the first and the last layers whole."""
+    """`heavy` with all filters of the first and the last layers."""
     return heavy(network, end_layers(network, n_first, n_last), measure, budget)

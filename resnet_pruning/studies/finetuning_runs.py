@@ -47,11 +47,11 @@ class FineTuningPoint(PlanPoint):
     way : one of `WAYS`
     distance : of the clusters, for the constrained ways
     shrinkage : of `peers.strength_for`, for "centripetal"
-    teacher : whether the base network is imitated
-    n_images : trained on, 0 for all
+    teacher : whether a teacher is imitated, see `FineTuningRuns`
+    n_images : number of training images, 0 for all
     epochs, learning_rate : of `finetuning.RECIPE`
     seed : of clusters, initial weights and batches
-    checkpoint : a name under which the result is kept, or ""
+    checkpoint : name under which the result is saved, or ""
     """
 
     way: str = "compact"
@@ -69,12 +69,12 @@ class FineTuningPoint(PlanPoint):
 class FineTuningRuns(PruningRuns):
     """Fine-tuning of one checkpoint under plans, in each of `WAYS`.
 
-    The constrained ways start from clusters by `distance`, "compact" from the network that `compression.compress_by_plan` makes of the
-    plan, and "from scratch" from random weights of that network's shape. All see the same batches.
+    The constrained ways start from clusters by `distance`; "compact" from the network that `compression.compress_by_plan` returns for the
+    plan; and "from scratch" from a network of that shape with random weights. All are trained on the same batches.
 
     Attributes
     ----------
-    taught_by : path of the checkpoint that is imitated; the base network's own if ""
+    taught_by : path of the teacher's checkpoint; "" for the base network
     """
 
     taught_by: str = ""
@@ -82,19 +82,19 @@ class FineTuningRuns(PruningRuns):
     def fine_tuning_points(self, plans: Plans, images: str = "test", **choices: Sequence) -> list[FineTuningPoint]:
         """Points for `measure_fine_tuned`: each plan with each combination of choices for fields of `FineTuningPoint`.
 
-        With images "test", all training images are trained on, and with "training" all but the held-out tenth, which is judged on.
+        For images "test", networks are trained on all training images; for "training", on all but the held-out tenth, and evaluated on it.
         """
         return self.grid(FineTuningPoint, plans, images, choices)
 
     def measure_fine_tuned(self, point: FineTuningPoint) -> dict[str, Any]:
-        """Train, and judge the network that `compaction.compact` makes of the result. An interrupted run goes on where it stopped.
+        """Train, make the result compact by `compaction.compact`, and evaluate it. An interrupted run resumes where it stopped.
 
         Returns
         -------
         accuracy in %, its change in pp, cost, accuracy per class; the accuracy before the first epoch, with new batch-norm statistics;
-        seconds; and a table of `epochs`: the accuracy at the start, 0, and after each (bfloat16 where it is fast, filters merged), the
-        share of filters in another cluster than an epoch before (`moved`, %), and the largest difference of filters from their centroid
-        (`apart`)
+        seconds; and a table `epochs`: the accuracy at the start (epoch 0) and after each epoch (in bfloat16 if it is fast, constraints
+        released), the share of filters in a different cluster than one epoch before (`moved`, %), and the largest difference of filters
+        from their centroid (`apart`)
         """
         if point.way not in WAYS:
             raise ValueError(f"way is {point.way!r}, expected one of {', '.join(WAYS)}")
@@ -127,7 +127,7 @@ class FineTuningRuns(PruningRuns):
         }
 
     def merged(self, plan: Plan, seed: Seed = 0) -> ResNet:
-        """What `compression.compress_by_plan` makes of a plan, kept for runs that differ in what comes after it. Not to be changed."""
+        """The network that `compression.compress_by_plan` returns for a plan, cached for runs that share it. It must not be modified."""
         return _merged(self, tuple(plan.items()), seed)
 
     def fine_tune(
@@ -139,10 +139,10 @@ class FineTuningRuns(PruningRuns):
         *,
         watch: Callable[[nn.Module], Mapping[str, Any]] | None = None,
     ) -> pd.DataFrame:
-        """Train the network of a point in place, with the point's seed, and the base network as teacher unless the point says otherwise;
-        resumes where it was interrupted."""
+        """Train the network of a point in place, with the point's seed, and with the teacher (see `taught_by`) unless the `teacher` of the
+        point is false or empty. An interrupted training resumes where it stopped."""
         build = results_folder(self.dataset, self.profile) / "build"
-        torch.compiler.reset()  # compiled networks of runs before count towards a limit, from which on nothing is compiled
+        torch.compiler.reset()  # compiled networks of earlier runs count towards a limit, beyond which nothing is compiled
         return train(
             network,
             images,
@@ -159,7 +159,7 @@ class FineTuningRuns(PruningRuns):
         return load_checkpoint(self.taught_by)[0].to(network.fc.weight.device) if self.taught_by else copy.deepcopy(network)
 
     def recipe(self, epochs: Integer, learning_rate: PositiveReal) -> Recipe:
-        """`finetuning.RECIPE` with these, and in profile "quick" with smaller batches."""
+        """`finetuning.RECIPE` with these settings; in profile "quick", also with smaller batches and a shorter average of the weights."""
         recipe = dataclasses.replace(finetuning.RECIPE, epochs=epochs, learning_rate=learning_rate)
         return recipe if self.profile == "full" else dataclasses.replace(recipe, batch_size=64, ema=0.9)
 
@@ -192,7 +192,7 @@ def _merged(experiment: FineTuningRuns, plan: tuple[tuple[str, Integer], ...], s
 
 @functools.lru_cache(maxsize=4)
 def first_clusters(experiment: FineTuningRuns, plan: tuple[tuple[str, Integer], ...], distance: str, seed: Seed) -> dict[str, Clusters]:
-    """What the constrained ways start from. Not to be changed."""
+    """The clusters that the constrained ways start from. They must not be modified."""
     material, weighting = experiment.material, 0.5 if distance == "correlation" else 0.0
     return cluster_layers(material.network, dict(plan), distance, statistics=material.statistics, weighting=weighting, seed=seed)
 
@@ -206,7 +206,7 @@ def plain(network: nn.Module) -> nn.Module:
 
 
 def _clusters(network: nn.Module) -> dict[str, Any]:
-    """The cluster of every filter, and the largest distance within clusters; nothing where filters are not constrained."""
+    """The cluster of every filter, and the largest distance within clusters; empty if filters are not constrained."""
     if not is_constrained(network):
         return {}
     labels = itertools.chain(*finetuning.assignments(network).values())
@@ -214,7 +214,7 @@ def _clusters(network: nn.Module) -> dict[str, Any]:
 
 
 def _epochs(start: Mapping[str, Any], history: pd.DataFrame) -> pd.DataFrame:
-    """A row for the start, epoch 0, and for each epoch, by what was watched."""
+    """A row for the start (epoch 0) and for each epoch, from the watched values."""
     seen = pd.concat([pd.DataFrame([start]), history], ignore_index=True)
     table = pd.DataFrame({"epoch": range(len(seen)), "accuracy": seen.accuracy.round(2), "moved": np.nan, "apart": np.nan})
     if "labels" in start:

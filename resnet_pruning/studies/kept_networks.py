@@ -1,7 +1,7 @@
 """The pruned and fine-tuned networks that are kept as checkpoints: ``python -m resnet_pruning.studies.kept_networks``.
 
-Some are planned by MACs, some by the time that a network's parts take in OpenVINO with int8. These times are measured once, on an idle
-machine: ``--measure`` does that and nothing else. Plans divide their budget among channels, blocks and streams, see `compression`.
+Some plans have a budget of MACs, others of time, from the times of a network's parts in OpenVINO with int8. These are measured once, on an
+idle machine: ``--measure`` does only that. Plans divide their budget among channels, blocks and streams, see `compression`.
 """
 
 import argparse
@@ -25,9 +25,9 @@ from .protocol import RATES, TEACHER
 from .sweeps import read_or_measure, run_sweep
 
 LEVELS = (0.5, 0.36, 0.25)  # of the MACs
-BATCH_SIZES, SPEEDS = (256, 1), (2, 3)  # images at once, and how many times as fast a network is to be
+BATCH_SIZES, SPEEDS = (256, 1), (2, 3)  # images per batch, and the planned speed-ups
 SETTING = {"runtime": "openvino", "precision": "int8"}
-STREAMS = {"layer1": (8, 12, 16), "layer2": (16, 24, 32), "layer3": (32, 48, 64)}  # widths that are timed
+STREAMS = {"layer1": (8, 12, 16), "layer2": (16, 24, 32), "layer3": (32, 48, 64)}  # widths to time
 SEEDS = (0, 1, 2)
 
 
@@ -38,7 +38,7 @@ def measured_parts(
     streams: Mapping[str, Sequence[Integer]] = STREAMS,
     rounds: Count = 20,
 ) -> pd.DataFrame:
-    """The times of a network's parts, see `compression.part_timings`, at each batch size, with what they were measured on."""
+    """The times of a network's parts at each batch size, see `compression.part_timings`, with the setting and the machine."""
     tables = []
     for batch_size in batch_sizes:
         table = part_timings(network, batch_size, **setting, drops=True, stream_widths=streams, rounds=rounds, device="cpu")
@@ -49,7 +49,7 @@ def measured_parts(
 def named_plans(
     runs: FineTuningRuns, timings: pd.DataFrame, levels: Sequence[PositiveReal] = LEVELS, speeds: Sequence[PositiveReal] = SPEEDS
 ) -> dict[str, tuple[tuple[str, str, float], Plan]]:
-    """By the name of a checkpoint, such as ``resnet20_fast2_batch256``: where its plan is in its family, and the plan."""
+    """For each checkpoint name, such as ``resnet20_fast2_batch256``: the family, measure and level of its plan, and the plan."""
     network, errors = runs.material.network, runs.material.errors
     plans = {
         f"resnet20_macs{100 * level:g}": (("by sensitivity", "MACs", level), compression.by_sensitivity(network, macs=level, errors=errors))
@@ -64,7 +64,7 @@ def named_plans(
 def kept_points(
     runs: FineTuningRuns, plans: Mapping[str, tuple[tuple[str, str, float], Plan]], seeds: Sequence[Integer] = SEEDS, **choices: Sequence
 ) -> list[FineTuningPoint]:
-    """Points for `FineTuningRuns.measure_fine_tuned`; of each plan the network of the first seed is kept, not the best one."""
+    """Points for `FineTuningRuns.measure_fine_tuned`. For each plan, the network of the first seed is kept, not the best one."""
     return [
         point
         for seed in seeds

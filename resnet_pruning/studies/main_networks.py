@@ -1,4 +1,4 @@
-"""The networks in a folder of checkpoints, side by side: size, accuracy and time."""
+"""Compare the networks in a folder of checkpoints: size, accuracy and time."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ COLUMNS = [
 
 
 def load_networks(folder: Path, names: Sequence[str], device: torch.device | str) -> tuple[dict[str, nn.Module], dict[str, Any]]:
-    """The networks that a folder holds under some of these names, on a device; and by name, what the quantized ones were made of."""
+    """The networks of these names that exist in a folder, on a device; and for each quantized one, the name of its original."""
     networks, made_of = {}, {}
     for name in names:
         path = folder / f"{name}.pt"
@@ -46,17 +46,17 @@ def measure_networks(
     settings: Sequence[tuple[str, str]] = (("eager", "float32"), ("compiled", "float32")),
     rounds: Integer = 15,
 ) -> pd.DataFrame:
-    """Size and accuracy of networks, and how many times as fast as the first they are; all of it goes to `csv`.
+    """Size and accuracy of networks, and their speed-up over the first. The table is written to `csv`.
 
     Parameters
     ----------
     networks : by name
-    made_of : the names of those that quantized networks were made of, whose MACs and parameters are theirs. Quantized ones are not timed:
-        their arithmetic is simulated in floats
-    images : to measure accuracy on
-    csv : where times are taken from, if it has them for these networks
-    measure_time : measure times anyway, which needs an idle machine
-    batch_size, settings, rounds : see `deployment.timing.latency`; of the settings that work here, the one that gains most is taken
+    made_of : for each quantized network, the name of its original, whose MACs and parameters are reported. Quantized networks are not
+        timed: their arithmetic is simulated in floats
+    images : images to measure accuracy on
+    csv : times are taken from here if it has them for these networks
+    measure_time : whether to measure times even then, which requires an idle machine
+    batch_size, settings, rounds : see `deployment.timing.latency`; for each network, the setting with its largest speed-up is reported
 
     Returns
     -------
@@ -87,7 +87,7 @@ def _sizes_and_accuracies(networks: Mapping[str, nn.Module], made_of: Mapping[st
 
 
 def _recorded_times(csv: Path, macs: pd.Series) -> pd.DataFrame | None:
-    """The times in a CSV, by network; None where one of the networks has none, or had other MACs."""
+    """The times in a CSV, by network; None if one of the networks has no times there, or had other MACs."""
     if not csv.exists():
         return None
     rows = pd.read_csv(csv).dropna(subset="own_speedup").set_index("network")
@@ -97,7 +97,7 @@ def _recorded_times(csv: Path, macs: pd.Series) -> pd.DataFrame | None:
 def _measured_times(
     networks: Mapping[str, nn.Module], batch_size: Count, settings: Sequence[tuple[str, str]], rounds: Integer
 ) -> pd.DataFrame:
-    """The times of each network in the runtime that gains most, by network."""
+    """The times of each network in the setting with its largest speed-up, by network."""
     table = benchmark_inference(networks, [batch_size], settings, bounded=False, rounds=rounds, progress=False)
     best = table.sort_values("own_speedup", kind="stable").groupby("network").tail(1)
     return best.set_index("network")[TIMES].loc[list(networks)]

@@ -1,4 +1,4 @@
-"""Ways to prune side by side, as points of a sweep: every one at the same MACs, and then fine-tuned in the same way."""
+"""Compare methods of pruning, as points of a sweep: each at the same MACs, then fine-tuned in the same way."""
 
 import copy
 import dataclasses
@@ -22,22 +22,22 @@ from .finetuning_runs import FineTuningRuns, first_clusters, is_constrained, pla
 from .sweeps import expanded
 
 STAGES = ("as pruned", "new batch-norm statistics", "fine-tuned")
-FINE_TUNING = {"n_images": 0, "epochs": 0, "learning_rate": 0.0}  # where there is none
+FINE_TUNING = {"n_images": 0, "epochs": 0, "learning_rate": 0.0}  # without fine-tuning
 
 
 @dataclasses.dataclass(frozen=True)
 class MethodPoint:
-    """A way to prune one checkpoint, and what comes after it.
+    """A method of pruning one checkpoint, and the stage at which the network is evaluated.
 
     Attributes
     ----------
     base : the checkpoint, by `files.fingerprint`
-    images : what accuracy is measured on, see `FineTuningRuns.fine_tuning_points`
+    images : on which accuracy is measured, see `FineTuningRuns.fine_tuning_points`
     method : one of `METHODS`
     level : budget, as a share of the MACs
     stage : one of `STAGES`
     seed : of the method and of the fine-tuning
-    n_images, epochs, learning_rate : of the fine-tuning, n_images 0 for all; 0 for other stages
+    n_images, epochs, learning_rate : of the fine-tuning (n_images 0 for all images); 0 in other stages
     """
 
     base: str
@@ -53,7 +53,7 @@ class MethodPoint:
 
 @dataclasses.dataclass(frozen=True)
 class WeightPoint:
-    """Weight pruning of one checkpoint: the share of zeros, by `peers.prune_weights`, and the fine-tuning that keeps them, if any."""
+    """Weight pruning of one checkpoint to a share of zeros, by `peers.prune_weights`, and the fine-tuning that keeps them, if any."""
 
     base: str
     images: str
@@ -66,13 +66,13 @@ class WeightPoint:
 
 @dataclasses.dataclass(frozen=True)
 class MethodRuns(FineTuningRuns):
-    """One network, pruned in each of `METHODS`."""
+    """One network, pruned by each of `METHODS`."""
 
     def comparison_points(
         self, methods: Sequence[str], levels: Sequence[Real], images: str = "test", stage: Sequence[str] = STAGES[:2], **choices: Sequence
     ) -> list[MethodPoint]:
         """Points for `measure_method`: methods at shares of the MACs, in some stages, with each combination of choices for fields of
-        `MethodPoint`; those of the fine-tuning are left out in other stages."""
+        `MethodPoint`. In other stages, choices for the fine-tuning are ignored."""
         base, points = self.base, []
         for kind, (method, level) in itertools.product(stage, itertools.product(methods, levels)):
             point = MethodPoint(base, images, method, level, kind)
@@ -84,10 +84,10 @@ class MethodRuns(FineTuningRuns):
         return points
 
     def measure_method(self, point: MethodPoint) -> dict[str, Any]:
-        """Accuracy in %, its change in pp, cost, accuracy per class, and the seconds that pruning and fine-tuning took; and a table `right`
-        with the images that the network gets right, see `right_answers`.
+        """Accuracy in %, its change in pp, cost, accuracy per class, the seconds of pruning and of the whole run, and a table `right` of
+        the images that the network gets right, see `right_answers`.
 
-        Fine-tuning is by `finetuning.RECIPE` with distillation from the base network, and goes on where it was interrupted.
+        Fine-tuning follows `finetuning.RECIPE` with distillation from the teacher, see `FineTuningRuns`. An interrupted one resumes.
         """
         if point.method not in METHODS:
             raise ValueError(f"method is {point.method!r}, expected one of {', '.join(METHODS)}")
@@ -123,7 +123,7 @@ class MethodRuns(FineTuningRuns):
         return right_answers.packed(evaluation.predict(network, judged).argmax(1) == judged.labels.cpu())
 
     def ready_to_train(self, network: nn.Module, method: str) -> nn.Module:
-        """What a method made, as fine-tuning starts from it: those that are solved for have the base's scales again."""
+        """The network of a method, ready for fine-tuning: one that was solved for gets the scales of the base's filters."""
         return rescale_like(network, self.material.network) if method in SOLVED else network
 
     def weight_points(
@@ -135,7 +135,7 @@ class MethodRuns(FineTuningRuns):
         return [point for each in start for point in expanded(each, **choices)]
 
     def measure_weights(self, point: WeightPoint) -> dict[str, Any]:
-        """As `measure_method`, for `peers.prune_weights`; also the share of zeros, and the bytes of the weights, plain and by gzip."""
+        """As `measure_method`, for `peers.prune_weights`; also the share of zeros, and the bytes of the network, plain and by gzip."""
         start = time.perf_counter()
         network = peers.prune_weights(self.material.network, point.sparsity, point.criterion, seed=point.seed)
         if point.epochs:
@@ -157,7 +157,7 @@ class MethodRuns(FineTuningRuns):
         self.fine_tune(network, training[: n_images or len(training)], recipe, point)
 
 
-Method = Callable[[MethodRuns, float, int], nn.Module]  # from a budget of MACs and a seed
+Method = Callable[[MethodRuns, float, int], nn.Module]  # of runs, a budget of MACs and a seed
 
 
 def _unit_pruning(criterion: str) -> Method:
@@ -186,7 +186,7 @@ def _torch_pruning(importance: str, ranked_together: bool) -> Method:
 
 
 def _clusters(distance: str, representative: str) -> Method:
-    """Clustering alone, with batch norms that let channels of a cluster be merged: then `compaction.compact` loses nothing more."""
+    """Clustering alone, with batch norms that allow a cluster's channels to be merged, so that `compaction.compact` loses nothing more."""
 
     def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
         network = experiment.material.network
@@ -209,7 +209,7 @@ def _reconstruction(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
 
 
 def _by_sensitivity(sharing: bool, others: bool = True) -> Method:
-    """Allocation by sensitivity; without `others`, of channels inside blocks alone."""
+    """Allocation by sensitivity. Without `others`, no block is dropped and no stream is narrowed."""
 
     def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
         errors = experiment.material.errors
@@ -237,7 +237,7 @@ def _grail(selection: str) -> Method:
 
 
 def _constrained(constraint: Callable[..., nn.Module], distance: str) -> Method:
-    """The same share of the filters of every layer, the residual stream's too, which stay clustered while they are trained."""
+    """The same share of the filters in every layer, also on the residual stream. Filters stay clustered during training."""
 
     def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> nn.Module:
         network = experiment.material.network
@@ -305,7 +305,7 @@ SOLVED = tuple(name for family, methods in FAMILIES.items() if family.startswith
 
 
 def available(methods: Sequence[str] = tuple(METHODS)) -> tuple[list[str], str]:
-    """Those of the methods whose libraries are installed, and a sentence on those that are left out, empty if there are none."""
+    """The methods whose libraries are installed, and a sentence that names those left out, empty if there are none."""
     missing = [method for method in methods if method in FAMILIES["Torch-Pruning"] and not peers.HAS_TORCH_PRUNING]
     sentence = f"Left out because torch_pruning is not installed (pip install torch-pruning): {'; '.join(missing)}." if missing else ""
     return [method for method in methods if method not in missing], sentence

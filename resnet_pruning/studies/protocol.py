@@ -35,7 +35,7 @@ class ProtocolPoint:
     ----------
     base : the checkpoint that it is made of, by `files.fingerprint`
     method, level : of `method_runs.METHODS`, and its share of the MACs
-    teacher : name of the network in ``checkpoints/`` that is imitated, or "" for the base
+    taught_by : name of the network in ``checkpoints/`` that is imitated, or "" for the base
     """
 
     base: str
@@ -43,7 +43,7 @@ class ProtocolPoint:
     method: str = FIRST
     level: float = 0.5
     seed: int = 0
-    teacher: str = ""
+    taught_by: str = ""
     recipe: Recipe = SGD
 
 
@@ -63,7 +63,7 @@ def run_trials(runs: MethodRuns, points: list[ProtocolPoint], csv: Any, progress
     def run(point: ProtocolPoint) -> dict[str, Any]:
         material = runs.material
         network = runs.ready_to_train(METHODS[point.method](runs, point.level, point.seed), point.method)
-        taught = dataclasses.replace(runs, taught_by=str(ROOT / "checkpoints" / f"{point.teacher}.pt") if point.teacher else "")
+        taught = dataclasses.replace(runs, taught_by=str(ROOT / "checkpoints" / f"{point.taught_by}.pt") if point.taught_by else "")
         history = taught.fine_tune(network, material.trained_on("training"), point.recipe, point)
         accuracy = evaluation.accuracy(network, material.images("training"))
         change = accuracy - evaluation.accuracy(material.network, material.images("training"))

@@ -27,14 +27,14 @@ Plans = Mapping[tuple[str, str, int | float], Plan]
 
 @dataclasses.dataclass(frozen=True)
 class PlanPoint:
-    """A plan for one checkpoint; what is done with it is for the classes below.
+    """A plan for one checkpoint. The subclasses add how the plan is used.
 
     Attributes
     ----------
     base : the checkpoint, by `files.fingerprint`
-    images : what accuracy is measured on, "test" or "training" (a tenth of the training images)
-    plan, measure, level : its family, and where in the family it is: "uniform fraction", "filters", 0.5
-    clusters : numbers of clusters of all convolutions, front to back, and if streams are narrower the channels of the three
+    images : on which accuracy is measured, "test" or "training" (a tenth of the training images)
+    plan, measure, level : the plan's family, and its place in the family, such as "uniform fraction", "filters", 0.5
+    clusters : number of clusters of each convolution, front to back, followed by the channels of the three streams if any is narrowed
     """
 
     base: str
@@ -88,7 +88,7 @@ class PruningRuns:
 
     @property
     def base(self) -> str:
-        """The checkpoint, as its rows name it."""
+        """The name of the checkpoint in its rows."""
         return fingerprint(self.checkpoint)
 
     @property
@@ -97,13 +97,13 @@ class PruningRuns:
         return _material(self)
 
     def points(self, plans: Plans, images: str = "test", **choices: Sequence) -> list[ReplacementPoint]:
-        """Points for `measure`: each plan, under what tells it from others, with each combination of choices.
+        """Points for `measure`: each plan with each combination of choices.
 
         Parameters
         ----------
-        plans : by name, what the level is a number or a share of, and level, such as
+        plans : by name, measure (of which the level is a number or a share) and level, such as
             ``{("uniform", "clusters", 8): plans.uniform(model, 8)}``
-        images : what accuracy is measured on, "test" or "training" (a tenth of the training images)
+        images : on which accuracy is measured, "test" or "training" (a tenth of the training images)
         choices : lists for fields of `ReplacementPoint`
         """
         return self.grid(ReplacementPoint, plans, images, choices)
@@ -151,7 +151,7 @@ class PruningRuns:
         }
 
     def measure_compressed(self, point: CompressionPoint) -> dict[str, int | float]:
-        """As `measure`, for the network that `compression.compress_by_plan` makes with 2,048 training images."""
+        """As `measure`, for the network from `compression.compress_by_plan` with 2,048 training images."""
         material, statistics = self.material, self.material.statistics
         start = time.perf_counter()
         settings = {name: getattr(point, name) for name in ("repair", "selection", "n_steps", "seed")}
@@ -171,7 +171,7 @@ class PruningRuns:
         return network
 
     def judged(self, network: nn.Module, images: str, size: Mapping[str, Integer]) -> dict[str, int | float]:
-        """Accuracy in % and its change in pp, `size`, its parameters and macs as shares of the base too, accuracy per class."""
+        """Accuracy in %, its change in pp, `size` (parameters and macs also as shares of the base's), and accuracy per class."""
         material = self.material
         chosen = material.images(images)
         logits, labels = evaluation.predict(network, chosen), chosen.labels.cpu()
@@ -186,7 +186,7 @@ class PruningRuns:
 
 
 class Material:
-    """What all points of an experiment need, loaded and measured once per process."""
+    """The network, images and measurements that all points of an experiment require, loaded and measured once per process."""
 
     def __init__(self, experiment: PruningRuns):
         keep_freed_memory()
@@ -210,7 +210,7 @@ class Material:
         return self._images[name]
 
     def trained_on(self, name: str) -> Images:
-        """What a network that is judged on these images is trained on: what is judged for a choice was not trained on for it."""
+        """The training images for networks that are evaluated on the images `name`, which are not among them."""
         return self._trained_on[name]
 
     @functools.cached_property
@@ -219,12 +219,12 @@ class Material:
 
     @functools.cached_property
     def errors(self) -> pd.DataFrame:
-        """What `allocation.by_sensitivity` needs to know."""
+        """The errors that `allocation.by_sensitivity` requires."""
         choices = {"shares": self._shares, "drops": True, "stream_shares": [share for share in self._shares if share >= 0.5]}
         return layer_errors(self.network, self._measured_on, statistics=self.statistics, progress=False, **choices)
 
 
-@functools.lru_cache(maxsize=2)  # a notebook goes back and forth between its network and the one that choices are made with
+@functools.lru_cache(maxsize=2)  # a notebook alternates between its network and the one with which choices are made
 def _material(experiment: PruningRuns) -> Material:
     return Material(experiment)
 

@@ -27,18 +27,18 @@ READY = ("float32", *pytorch.HALVES, "torchao int8")
 
 @dataclasses.dataclass(frozen=True)
 class QuantizationPoint:
-    """A network in few bits.
+    """A network quantized to few bits.
 
     Attributes
     ----------
     base : the network's checkpoint, by `files.fingerprint`
-    images : what accuracy is measured on, "test" or "training" (a tenth of the training images)
+    images : on which accuracy is measured, "test" or "training" (a tenth of the training images)
     network : a checkpoint's name, or "" for the experiment's own
-    layer : the only one with so few bits, the others have 16; "" for all
+    layer : the only layer with `weight_bits`, the others have 16 (or `end_bits`); "" for all
     allocation : "equal", or "by sensitivity": as many bytes, divided among layers by `quantization.bits_by_sensitivity`
-    n_images : to calibrate and learn on
-    checkpoint : a name under which the result is kept, or ""
-    weight_bits, activation_bits, and the rest : of `quantization.quantize`; end_bits 0 for none
+    n_images : number of images to calibrate and learn on
+    checkpoint : name under which the result is saved, or ""
+    weight_bits, activation_bits, and the rest : of `quantization.quantize`; end_bits 0 for None
     """
 
     base: str
@@ -76,12 +76,12 @@ class ReadyPoint:
 
 @dataclasses.dataclass(frozen=True)
 class QuantizationRuns(PruningRuns):
-    """Networks, quantized without labels and without training of the whole, and judged."""
+    """Quantize networks without labels and without training the whole network, and evaluate them."""
 
     def quantizing_points(
         self, bits: Sequence[tuple[Integer, Integer]], images: str = "test", network: Sequence[str] = ("",), **choices: Sequence
     ) -> list[QuantizationPoint]:
-        """Points for `measure_quantized`: bits of weights and activations, pairs such as (4, 8), with each combination of choices for
+        """Points for `measure_quantized`: pairs of bits of weights and activations, such as (4, 8), with each combination of choices for
         fields of `QuantizationPoint`."""
         start = [
             QuantizationPoint(fingerprint(self.path(name)), images, weight_bits, activation_bits, name)
@@ -91,7 +91,7 @@ class QuantizationRuns(PruningRuns):
         return [point for each in start for point in expanded(each, **choices)]
 
     def measure_quantized(self, point: QuantizationPoint) -> dict[str, Any]:
-        """Accuracy in %, its change from the network in floats and from the experiment's own in pp, bits by layer, bytes, seconds."""
+        """Accuracy in %, its change in pp from the network in floats and from the experiment's own, bits by layer, bytes, seconds."""
         if point.allocation not in ALLOCATIONS:
             raise ValueError(f"allocation is {point.allocation!r}, expected one of {', '.join(ALLOCATIONS)}")
         start = time.perf_counter()
@@ -121,7 +121,7 @@ class QuantizationRuns(PruningRuns):
         return [ReadyPoint(fingerprint(self.path(network)), images, kind, network) for network in networks for kind in kinds]
 
     def measure_ready(self, point: ReadyPoint) -> dict[str, Any]:
-        """As `measure_quantized`, for PyTorch's own ways; bytes are those of the tensors, computed for 8 bits as for the custom ones."""
+        """As `measure_quantized`, for PyTorch's own ways. Bytes are those of the tensors; for torchao, a byte per convolution weight."""
         if point.kind not in READY:
             raise ValueError(f"kind is {point.kind!r}, expected one of {', '.join(READY)}")
         whole = self.network(point.network)
@@ -138,18 +138,18 @@ class QuantizationRuns(PruningRuns):
         return {**self._judged(small, point.network, point.images), "bytes": n_bytes, "seconds": round(seconds, 1)}
 
     def path(self, name: str) -> Path:
-        """Of a checkpoint by name, or of the experiment's own where the name is empty."""
+        """The path of a checkpoint by name, or of the experiment's own if the name is empty."""
         return results_folder(self.dataset, self.profile) / "checkpoints" / f"{name}.pt" if name else Path(self.checkpoint)
 
     def network(self, name: str) -> model.ResNet:
-        """The network of a checkpoint by name, or the experiment's own where the name is empty."""
+        """The network of a checkpoint by name, or the experiment's own if the name is empty."""
         if not name:
             return self.material.network
         network, _ = checkpoints.load_checkpoint(self.path(name))
         return network.to(self.material.calibration.device, memory_format=torch.channels_last)
 
     def images_to_calibrate(self, n_images: Integer, seed: Seed) -> Images:
-        """Other training images for other seeds, none of them held out."""
+        """Random training images, different ones for each seed, none of them held out."""
         training = self.material.trained_on("training")
         order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))
         return training[order[:n_images]]
@@ -164,12 +164,12 @@ class QuantizationRuns(PruningRuns):
 def ranges_in_bits(
     network: quantization.QuantizedResNet, inputs: Tensor, weights: Sequence[str], outputs: Sequence[str]
 ) -> dict[str, tuple[Tensor, tuple[float, float]]]:
-    """The real numbers of some layers, and the ends of what their integers span: for weights by the median scale of the layer's filters.
+    """The real numbers of some weights and activations, and the range of their integers; for weights, by the median scale of the filters.
 
     Parameters
     ----------
     network : from `quantization.quantize`
-    inputs : float32 (N, 3, 32, 32), on its device
+    inputs : float32 (N, 3, 32, 32), on the network's device
     weights : names of layers, see `quantized_model.layers`
     outputs : names of activations, see `quantized_model.activations`
     """

@@ -1,4 +1,4 @@
-"""How much the filters of each layer repeat each other."""
+"""The redundancy of the filters of each layer."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,10 +15,10 @@ def redundancy(model: Network, seed: Seed = 0) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame with the columns layer, n_filters; inertia: what is left within clusters, in % of the variance, when k-means has half as many
+    DataFrame with the columns layer, n_filters; inertia: the variance that remains within clusters, in %, when k-means has half as many
     clusters as there are filters; effective_rank: the exponential of the entropy of the shares of the squared singular values (Roy &
-    Vetterli 2007), in % of the number of filters; rank_90: singular values that hold 90 % of the sum of squares, in % of the filters;
-    neighbour: the mean over filters of the largest absolute cosine similarity to another one
+    Vetterli 2007), in % of the number of filters; rank_90: the number of singular values that hold 90 % of their sum of squares, in % of
+    the number of filters; neighbour: the mean over filters of the largest absolute cosine similarity to another filter
     """
     norms, rows = batch_norms(model), []
     for name, conv in convolutions(model).items():
@@ -62,7 +62,7 @@ def inertia_by_share(model: Network, shares: Sequence[Real]) -> pd.DataFrame:
 
 
 def cluster_sizes(clusters: Mapping[str, Clusters]) -> pd.DataFrame:
-    """Filters (%) of each layer by the size of the cluster that they are in, a column for each range of sizes."""
+    """The percentage of each layer's filters by the size of their cluster: a column for each range of sizes."""
     ranges = ["1", "2", "3", "4 to 7", "8 and more"]
     rows = {}
     for name, layer in clusters.items():
@@ -72,7 +72,7 @@ def cluster_sizes(clusters: Mapping[str, Clusters]) -> pd.DataFrame:
 
 
 def length_ratios(model: Network, clusters: Mapping[str, Clusters]) -> pd.Series:
-    """How many times as long the filters that are alone in their cluster are as the others, by layer: the ratio of mean lengths.
+    """The mean length of the filters that are alone in their cluster, divided by that of the others, by layer.
 
     Layers without filters of both kinds are left out.
     """

@@ -1,4 +1,4 @@
-"""Which images the networks of a sweep get right, one text for each network, for tests of pairs."""
+"""The images that the networks of a sweep get right, as one text for each network, for tests of pairs."""
 
 import base64
 import itertools
@@ -14,12 +14,12 @@ from ..evaluation import compared
 
 
 def packed(right: Tensor) -> str:
-    """Text for bool (N,)."""
+    """A bool tensor (N,) as text."""
     return base64.b64encode(np.packbits(right.numpy())).decode()
 
 
 def unpacked(text: str, n_images: Count) -> Tensor:
-    """What `packed` packed; a ValueError for a text of another length."""
+    """The tensor from a text of `packed`. Raises a ValueError for a text of another length."""
     data = np.frombuffer(base64.b64decode(text), dtype=np.uint8)
     if len(data) != -(-n_images // 8):
         raise ValueError(f"the text holds {8 * len(data)} images, expected {n_images}")
@@ -27,12 +27,12 @@ def unpacked(text: str, n_images: Count) -> Tensor:
 
 
 def pairs(answers: Mapping[str, Tensor], chosen: Sequence[tuple[str, str]] | None = None) -> pd.DataFrame:
-    """`evaluation.compared` for pairs of networks, all of them if none are chosen.
+    """`evaluation.compared` for pairs of networks, by default all pairs.
 
     Returns
     -------
-    DataFrame with the columns first, second, difference (of the second, pp), lowest, highest, p_value; and tie: whether the interval
-    holds zero
+    DataFrame with the columns first, second, difference (second minus first, pp), lowest, highest, p_value; and tie: whether the interval
+    contains zero
     """
     rows = [
         {"first": first, "second": second, **compared(answers[first], answers[second])}

@@ -1,7 +1,7 @@
-"""Networks in few bytes, as points of a sweep: learned steps and codebooks, trained, and what post-training methods make of the same.
+"""Networks in few bytes, as points of a sweep: trained ones with learned steps or codebooks, and post-training ones for comparison.
 
-``python -m resnet_pruning.studies.size_runs`` measures what ``figures/bytes.csv`` has. Bytes are those of the file, as it lies on the disk:
-numbers in few bits, deflated, and everything else that the network needs.
+``python -m resnet_pruning.studies.size_runs`` measures the rows of ``figures/bytes.csv``. Bytes are those of the file on disk: numbers in
+few bits, deflated, and everything else that the network requires.
 """
 
 import argparse
@@ -33,15 +33,15 @@ class SizePoint:
     Attributes
     ----------
     base : the network's checkpoint, by `files.fingerprint`
-    images : what accuracy is measured on, see `FineTuningRuns.fine_tuning_points`
+    images : on which accuracy is measured, see `FineTuningRuns.fine_tuning_points`
     method : one of `METHODS`
-    pruned : the name of the checkpoint in ``checkpoints/`` that it is made of, or "" for the experiment's own
+    pruned : the name of the checkpoint in ``checkpoints/`` that it is made from, or "" for the experiment's own
     weight_bits, activation_bits : of `quantization.quantize` and `quantization.aware`; 0 for codebooks, whose activations are floats
     granularity, n_representatives, scope, representatives : of `quantization.coded`; "weight" and 0 for the other methods
     renewed : whether assignments are renewed in every epoch
     epochs, learning_rate : of the training, 0 for none
     seed : of k-means, rounding and batches
-    checkpoint : a name under which the result is kept, or ""
+    checkpoint : name under which the result is saved, or ""
     """
 
     base: str
@@ -63,7 +63,7 @@ class SizePoint:
 
 @dataclasses.dataclass(frozen=True)
 class SizeRuns(FineTuningRuns):
-    """Networks made of one checkpoint, or of those that were pruned from it, in few bytes."""
+    """Networks in few bytes, made from one checkpoint or from networks that were pruned from it."""
 
     def size_points(self, method: str, images: str = "test", pruned: Sequence[str] = ("",), **choices: Sequence) -> list[SizePoint]:
         """Points for `measure_size`: each combination of choices for fields of `SizePoint`."""
@@ -71,9 +71,9 @@ class SizeRuns(FineTuningRuns):
         return [point for each in start for point in expanded(each, **choices)]
 
     def measure_size(self, point: SizePoint) -> dict[str, Any]:
-        """Accuracy in %, its change from the experiment's own network in floats in pp, bytes on disk, and bits for each weight.
+        """Accuracy in %, its change in pp from the experiment's own network in floats, bytes on disk, and bits per parameter of the latter.
 
-        Of a codebook, what is judged is what was read from the file. An interrupted training goes on where it stopped.
+        The network is evaluated as it is read back from the file. An interrupted training resumes where it stopped.
         """
         if point.method not in METHODS:
             raise ValueError(f"method is {point.method!r}, expected one of {', '.join(METHODS)}")
@@ -104,11 +104,11 @@ class SizeRuns(FineTuningRuns):
         }
 
     def path(self, name: str) -> Path:
-        """Of a checkpoint by name, or of the experiment's own where the name is empty."""
+        """The path of a checkpoint by name, or of the experiment's own if the name is empty."""
         return results_folder(self.dataset, self.profile) / "checkpoints" / f"{name}.pt" if name else Path(self.checkpoint)
 
     def whole(self, point: SizePoint) -> ResNet:
-        """The network in floats that a point's is made of."""
+        """The network in floats that a point's network is made from."""
         if not point.pruned:
             return self.material.network
         network, _ = checkpoints.load_checkpoint(self.path(point.pruned))
@@ -128,7 +128,7 @@ class SizeRuns(FineTuningRuns):
         return quantization.quantize(whole, calibration_images, *bits, end_bits=8, seed=point.seed, progress=False, **learned)
 
     def _written(self, path: Path, network: nn.Module, point: SizePoint, facts: dict[str, Any]) -> nn.Module:
-        """Write a network to a file, and return what is in it."""
+        """Write a network to a file, and return the network that is read back from it."""
         if point.method == "codebook":
             quantization.save_coded(path, network, facts)
             return quantization.load_coded(path)[0]
@@ -141,17 +141,17 @@ class SizeRuns(FineTuningRuns):
 def distortions(
     network: OwnNetwork, numbers: Mapping[str, Sequence[Count]], representatives: str = "k-means", seed: Seed = 0
 ) -> pd.DataFrame:
-    """How well pieces are represented, untrained, by one codebook for the whole network.
+    """How well one codebook for the whole network represents the pieces, before training.
 
     Parameters
     ----------
     network : is not changed
-    numbers : of representatives, by the kind of piece, see `quantization.coded`
+    numbers : numbers of representatives, by the kind of piece, see `quantization.coded`
 
     Returns
     -------
-    DataFrame with a row for each kind and number: granularity, n_representatives, bits_per_weight (the entropy of the indices, shared among
-    a piece's weights), error (squared error of the weights, % of their squares)
+    DataFrame with a row for each kind and number: granularity, representatives, n_representatives, bits_per_weight (the entropy of the
+    indices, divided by the number of weights of a piece), error (squared error of the weights, in % of their squares)
     """
     layers, rows = convolutions(network), []
     for granularity, counts in numbers.items():
@@ -172,14 +172,14 @@ def distortions(
 
 
 def _bits(labels: torch.Tensor) -> float:
-    """How many bits an ideal code needs for all of these, knowing how frequent each is."""
+    """The number of bits that an ideal code, given the frequencies of the labels, requires for all of them."""
     counts = labels.bincount().double()
     counts = counts[counts > 0]
     return -(counts * (counts / counts.sum()).log2()).sum().item()
 
 
 def all_points(runs: SizeRuns, rate: float, epochs: int) -> list[SizePoint]:
-    """What ``figures/bytes.csv`` has, what matters most first."""
+    """The points of ``figures/bytes.csv``, the most important ones first."""
     trained = {"epochs": [epochs], "learning_rate": [rate]}
     points = []
     for bits in ((2, 2), (4, 4), (3, 3), (2, 8)):

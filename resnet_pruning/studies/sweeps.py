@@ -1,9 +1,9 @@
-"""Sweeps: points → one row each in a CSV, resumable, on one machine or on a cluster.
+"""Sweeps: compute one row of a CSV for each point, resumable, on one machine or on a cluster.
 
-A point is an instance of a frozen dataclass, which describes it once: its fields are the first columns of the CSV, and their defaults the
-customary choices. `expanded` makes a grid of them. What is computed for a point comes behind it in its row.
+A point is an instance of a frozen dataclass. Its fields are the first columns of the CSV, and their defaults are the usual choices.
+`expanded` makes a grid of points. The results for a point follow its fields in the same row.
 
-A sweep runs through joblib, so the same call goes to many processes or machines inside a context that says so::
+A sweep runs through joblib. Inside one of joblib's contexts, the same call runs in many processes or on many machines::
 
     with joblib.parallel_config(backend="dask"):      # after distributed.Client("scheduler:8786")
         run_sweep(runs.measure, points, "figures/sweep.csv")
@@ -39,7 +39,7 @@ def expanded(point: Point, **choices: Iterable) -> list[Point]:
 
     Raises
     ------
-    ValueError : choices of what the point has no field for
+    ValueError : choices for fields that the point does not have
     """
     names = [field.name for field in dataclasses.fields(point)]
     if unknown := sorted(set(choices) - set(names)):
@@ -53,24 +53,24 @@ def run_sweep(
 ) -> pd.DataFrame:
     """Call ``function(point)`` for each point that has no row in the CSV yet, and return the rows of all points in order.
 
-    A row is the point and what the function returned; it is appended when its point is done, so an interrupted sweep loses
-    only the points in flight. A file that does not fit is copied to ``NAME.aside-1.csv`` with a warning, and then
-    begun anew if it has other columns or is no text in UTF-8, or repaired if lines are cut off. Where it lacks a field that has a default,
-    its rows get the default. One process at a time writes to a file.
+    A row is the point and what the function returned. It is appended when its point is done, so an interrupted sweep loses
+    only the points in flight. A file that does not fit is copied to ``NAME.aside-1.csv`` with a warning. It is then
+    started anew if it has other columns or is not UTF-8 text, or repaired if lines are cut off. If the file lacks a field that has a
+    default, its rows get the default. Only one process at a time writes to a file.
 
     Parameters
     ----------
-    function : must be picklable where joblib uses processes. It returns the same names for every point, with numbers, text or None. A table
-        among them, say ``{"epochs": DataFrame}``, goes to a CSV of its own, here NAME_epochs.csv, see `read_details`
-    points : of one frozen dataclass, with fields that are str, int, float, bool, ``tuple[int, ...]`` or again such dataclasses; equal
+    function : must be picklable if joblib uses processes. It returns the same names for every point, with numbers, text or None. A table
+        among them, such as ``{"epochs": DataFrame}``, goes to its own CSV, here NAME_epochs.csv, see `read_details`
+    points : instances of one frozen dataclass, with fields of type str, int, float, bool, ``tuple[int, ...]`` or such a dataclass; equal
         points are computed once
     path : the CSV
-    progress : whether to show a bar, with the time that is left
+    progress : whether to show a progress bar, with the remaining time
 
     Raises
     ------
-    ValueError : no points, points of several kinds, a function that returns a value under the name of a point's field, other names than for
-        the point before, or a value that a CSV would not give back as it is
+    ValueError : no points; points of several kinds; a function that returns the name of a field of the point, other names than for the
+        point before, or a value that a CSV cannot hold unchanged
     RuntimeError : another process writes to the file
     """
     path, kind, points = Path(path), _kind(points), list(dict.fromkeys(points))
@@ -81,7 +81,7 @@ def run_sweep(
         done = _rows(path, kind)
         n_done = sum(_key(point) in done for point in points)
         with tqdm(total=len(points), initial=n_done, desc=path.stem, unit="point", disable=not progress) as bar:
-            while missing := [point for point in points if _key(point) not in done]:  # twice, if a file was set aside on the way
+            while missing := [point for point in points if _key(point) not in done]:  # repeated if a file was set aside in the meantime
                 for point, result in _results(function, missing):
                     tables = {name: value for name, value in result.items() if isinstance(value, pd.DataFrame)}
                     row = _joined(point, {name: value for name, value in result.items() if name not in tables})
@@ -95,7 +95,7 @@ def run_sweep(
 
 
 def read_details(path: str | Path, name: str, points: Sequence[Point]) -> pd.DataFrame:
-    """What a function returned as the table `name` for these points, behind their fields; the first of its columns tells its rows apart.
+    """The table `name` that a function returned for these points, after their fields. The first column of the table identifies its rows.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def read_details(path: str | Path, name: str, points: Sequence[Point]) -> pd.Dat
     for point in dict.fromkeys(points):
         if _key(point) not in done:
             raise ValueError(f"{path} has no rows for {point}, expected some: see run_sweep")
-        # Of a point that was interrupted between its details and its row, the details were written twice.
+        # If a point was interrupted between its details and its row, its details were written twice.
         last = {next(iter(row.values())): row for row in done[_key(point)]}
         whose += [point] * len(last)
         rows += last.values()
@@ -115,10 +115,10 @@ def read_details(path: str | Path, name: str, points: Sequence[Point]) -> pd.Dat
 
 
 def read_or_measure(path: str | Path, measure: Callable[[], pd.DataFrame], anew: bool = False, base: str = "") -> pd.DataFrame:
-    """The table in a CSV; where there is none, or `anew`, what `measure` returns is written there first.
+    """The table in a CSV. If there is no CSV, or with `anew`, the table that `measure` returns is written there first.
 
-    `base` is the network that it was measured on, by `files.fingerprint`, if it was on one: it is the first column, and a table of another
-    network is measured anew, with a warning.
+    `base` is the network that the table is measured on, by `files.fingerprint`, if there is one. It becomes the first column. A table of
+    another network is measured again, with a warning.
     """
     path = Path(path)
     table = pd.read_csv(path) if path.exists() and not anew else None
@@ -149,7 +149,7 @@ def _beside(path: Path, name: str) -> Path:
 
 
 def _results(function: Callable[[Point], Mapping[str, Any]], points: Sequence[Point]) -> Iterator[tuple[Point, Mapping[str, Any]]]:
-    """Point and result together, as they are done, by joblib's active backend."""
+    """Yield each point with its result as soon as it is done, by joblib's active backend."""
     joblib = required("joblib", "studies")
     calls = [joblib.delayed(_call)(function, point) for point in points]
     try:
@@ -157,7 +157,7 @@ def _results(function: Callable[[Point], Mapping[str, Any]], points: Sequence[Po
     except ValueError as error:
         if "return_as" not in str(error):
             raise
-        # Backends on multiprocessing, Ray's among them, return whole lists only: one slice at a time.
+        # Backends on multiprocessing, including Ray's, return whole lists only: compute one slice at a time.
         parallel = joblib.Parallel(batch_size=1)
         width = joblib.effective_n_jobs(parallel.n_jobs)
         for i in range(0, len(calls), width):
@@ -169,7 +169,7 @@ def _call(function: Callable[[Point], Mapping[str, Any]], point: Point) -> tuple
 
 
 def _fields(kind: type) -> dict[str, dataclasses.Field]:
-    """The fields of a point by column, those of dataclasses among them in their place."""
+    """The fields of a point by column. A field that is a dataclass is replaced by its own fields."""
     fields = {}
     for field in dataclasses.fields(kind):
         fields |= _fields(field.type) if dataclasses.is_dataclass(field.type) else {field.name: field}
@@ -200,7 +200,7 @@ def _joined(point: Any, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _key(point: Any) -> tuple[str, ...]:
-    """What a row is known by: the point's values as a CSV holds them, whole numbers as they are in columns of real ones."""
+    """The key of a row: the point's values as text in a CSV, with integers in float fields written as floats."""
     fields = _fields(type(point))
     return tuple(_text(float(value) if fields[name].type in (float, Real) else value) for name, value in _columns(point).items())
 
@@ -212,7 +212,7 @@ def _text(value: Any) -> str:
 
 
 def _value(cell: str) -> Any:
-    """What a cell of a CSV stands for."""
+    """The value of a cell of a CSV."""
     if cell in ("", "True", "False"):
         return {"": None, "True": True, "False": False}[cell]
     for number in (int, float):
@@ -224,7 +224,7 @@ def _value(cell: str) -> Any:
 
 
 def _table(points: Sequence[Any], rows: Sequence[Mapping[str, str]]) -> pd.DataFrame:
-    """The points' values as they are, and the values of their rows."""
+    """The points' values, unconverted, and the values of their rows."""
     results = [{name: _value(cell) for name, cell in row.items()} for row in rows]
     return pd.concat([pd.DataFrame([_columns(point) for point in points]), pd.DataFrame(results)], axis=1)
 
@@ -239,7 +239,7 @@ def _line(values: Iterable[Any]) -> str:
 
 
 def _append(path: Path, rows: Sequence[Mapping[str, Any]], columns: dict[Path, list[str]]) -> None:
-    """Add rows, all at once; a file with other columns is set aside and begun anew, unless the rows before had them: see `columns`."""
+    """Append all rows at once. A file with other columns is set aside and replaced; rows with other names than `columns` are refused."""
     expected = columns.get(path, list(rows[0]))
     if odd := [row for row in rows if set(row) != set(expected)]:
         raise ValueError(f"the function returned {', '.join(odd[0])} for one point, expected {', '.join(expected)}, as for the one before")
@@ -248,7 +248,7 @@ def _append(path: Path, rows: Sequence[Mapping[str, Any]], columns: dict[Path, l
         columns[path] = _read(path)[0]
         if set(columns[path]) != set(names):
             if columns[path]:
-                _set_aside(path, f"it has the columns {', '.join(columns[path])}, expected {', '.join(names)}. It is begun anew")
+                _set_aside(path, f"it has the columns {', '.join(columns[path])}, expected {', '.join(names)}. It is started anew")
             columns[path] = names
             _write(path, columns[path], [])
     text = "".join(_line(row[name] for name in columns[path]) for row in rows)
@@ -259,7 +259,7 @@ def _append(path: Path, rows: Sequence[Mapping[str, Any]], columns: dict[Path, l
 
 
 def _rows(path: Path, kind: type) -> dict[tuple[str, ...], list[dict[str, str]]]:
-    """The rows of a CSV, less the point's columns, by the point's key."""
+    """The rows of a CSV, without the point's columns, by the point's key."""
     fields = _fields(kind)
     header, rows = _read(path)
     if not header:
@@ -267,7 +267,7 @@ def _rows(path: Path, kind: type) -> dict[tuple[str, ...], list[dict[str, str]]]
     added = [name for name, field in fields.items() if name not in header and field.default is not dataclasses.MISSING]
     results = [name for name in header if name not in fields]
     if not results or set(header) != {*fields, *results} - {*added} or len(set(header)) < len(header):
-        _set_aside(path, f"it has the columns {', '.join(header)}, expected {', '.join(fields)} and results. It is begun anew")
+        _set_aside(path, f"it has the columns {', '.join(header)}, expected {', '.join(fields)} and results. It is started anew")
         path.unlink()
         return {}
     records = [{name: _text(fields[name].default) for name in added} | dict(zip(header, row, strict=True)) for row in rows]
@@ -281,7 +281,7 @@ def _rows(path: Path, kind: type) -> dict[tuple[str, ...], list[dict[str, str]]]
 
 
 def _read(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a CSV, as text; lines that are cut off are taken out of the file."""
+    """Header and rows of a CSV, as text. Lines that are cut off are removed from the file."""
     if not path.exists() or not path.stat().st_size:
         return [], []
     data = path.read_bytes()
@@ -289,11 +289,11 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
         text = data.decode("utf-8-sig", errors="strict")
     except UnicodeDecodeError as error:
         if "unexpected end" not in error.reason:
-            _set_aside(path, f"it is no text in UTF-8 ({error.reason} at byte {error.start}). It is begun anew")
+            _set_aside(path, f"it is not UTF-8 text ({error.reason} at byte {error.start}). It is started anew")
             path.unlink()
             return [], []
         text = data[: error.start].decode("utf-8-sig")  # cut inside a character
-    text = text.replace("\0", "")  # a crash of the machine may leave zeros for what was not on the disk yet
+    text = text.replace("\0", "")  # a crash of the machine may leave zeros in place of data that was not on disk yet
     header, *rows = csv.reader(io.StringIO(text, newline=""))
     whole = [row for row in rows if len(row) == len(header)]
     if rows and not text.endswith("\n") and whole and whole[-1] is rows[-1]:

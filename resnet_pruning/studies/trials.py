@@ -1,8 +1,8 @@
-"""The short runs that the training recipe was chosen by: ``python -m resnet_pruning.studies.trials``.
+"""The short trainings by which the training recipe was chosen: ``python -m resnet_pruning.studies.trials``.
 
-Each trial changes one thing in `BASE`, the recipe of the first base network, or in `LONG`, which the present one grew from. It trains on
-45,000 images and is judged on the 5,000 held out, never on the test set; its teacher has not seen these 5,000 either. A trial that has its
-row in the CSV is skipped, one that was interrupted goes on.
+Each trial changes one thing in `BASE`, the recipe of the first base network, or in `LONG`, from which the present one was derived. It
+trains on 45,000 images and is evaluated on the 5,000 held out, never on the test set. Its teacher was not trained on these 5,000 either. A
+trial that has a row in the CSV is skipped; an interrupted one resumes.
 """
 
 import argparse
@@ -30,12 +30,12 @@ LONG = Recipe(epochs=30, optimizer="Muon", learning_rate=0.03, weight_decay=0.05
 
 @dataclasses.dataclass(frozen=True)
 class TrialPoint:
-    """A short training, by the name of what is tried.
+    """A short training, named after what it tries.
 
     Attributes
     ----------
-    n_images : trained on, 0 for all that are not held out
-    teacher : name of the network in ``checkpoints/`` that is imitated, or ""
+    n_images : number of training images, 0 for all that are not held out
+    teacher : name of the teacher network in ``checkpoints/``, or ""
     width : of the network, as a multiple of ResNet-20's
     """
 
@@ -56,10 +56,10 @@ TRIALS = (
     TrialPoint("full-size images throughout", recipe=dataclasses.replace(BASE, epochs=5, small_share=0.0)),
     TrialPoint("base", seed=1),
     TrialPoint("learning rate 0.1", recipe=dataclasses.replace(BASE, learning_rate=0.1)),
-    # These two were run after the training of the first base, for the one that comes after it.
+    # These two were run after the training of the first base network, for the next one.
     TrialPoint("label smoothing 0.1", recipe=dataclasses.replace(BASE, label_smoothing=0.1)),
     TrialPoint("batch size 256, learning rate 0.4", recipe=dataclasses.replace(BASE, batch_size=256, learning_rate=0.4, ema=0.99)),
-    # Longer ones, long enough to tell: in six epochs a network that is pulled harder always leads.
+    # Longer trials, long enough to be conclusive: in six epochs, a network that is pulled harder always leads.
     _long("Muon, untaught"),
     _long("Muon, doubled widths, untaught", width=2),
     _long("Muon, taught by an earlier copy", "resnet20_first_choosing"),
@@ -78,16 +78,16 @@ def run_trials(
     test_images: Images | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Run the trials that have no row in `csv` yet, and return their rows, best first.
+    """Run the trials that have no row in `csv` yet, and return the rows of all `trials`, best first.
 
     Parameters
     ----------
     train_images : training images; a tenth of them is held out
-    csv : one row per trial: the point, held-out accuracy (%), seconds, machine; and beside it NAME_epochs.csv, see `sweeps.read_details`
+    csv : one row per trial: the point, accuracies (%), seconds, machine; and beside it NAME_epochs.csv, see `sweeps.read_details`
     folder : where unfinished trials keep their state
-    trials : what to try
+    trials : the trials to run
     test_images : if given, rows have the test accuracy too
-    progress : whether each training shows a bar
+    progress : whether each training shows a progress bar
     """
     training, held_out = hold_out(train_images, len(train_images) // 10)
 
@@ -97,7 +97,7 @@ def run_trials(
         teacher = load_checkpoint(ROOT / "checkpoints" / f"{point.teacher}.pt")[0] if point.teacher else None
         images = training[: point.n_images or len(training)]
         state = Path(folder) / re.sub(r"\W+", "_", f"{point.trial} {point.seed}")
-        torch.compiler.reset()  # compiled networks of trials before count towards a limit, from which on nothing is compiled
+        torch.compiler.reset()  # compiled networks of earlier trials count towards a limit, beyond which nothing is compiled
         history = train(network, images, point.recipe, seed=point.seed, held_out=held_out, teacher=teacher, folder=state, progress=progress)
         row = {name: round(history[name].iloc[-1], 2) for name in ("held_out_accuracy", "train_accuracy")}
         if test_images is not None:
