@@ -74,12 +74,13 @@ def test_compact_checkpoints_have_the_size_and_the_accuracy_that_they_claim(cifa
     assert (row.parameters, row.macs, row.accuracy) == (facts["parameters"], facts["macs"], facts["test_accuracy"])
 
 
-def test_the_checkpoint_for_choices_has_not_seen_the_images_that_it_is_judged_on(cifar10):
+@pytest.mark.parametrize("first", [True, False])
+def test_the_checkpoint_for_choices_has_not_seen_the_images_that_it_is_judged_on(cifar10, first):
     """A network that had would know more than 95 % of them."""
-    network, facts = checkpoints.load_checkpoint(base.choosing_checkpoint("cifar10", "full", first=True))
+    network, facts = checkpoints.load_checkpoint(base.choosing_checkpoint("cifar10", "full", first=first))
     _, held_out = data.hold_out(cifar10[0], 5000)
     assert facts["n_train_images"] == 45_000
-    assert evaluation.accuracy(network, held_out) == pytest.approx(facts["held_out_accuracy"], abs=0.1) and facts["held_out_accuracy"] < 92
+    assert evaluation.accuracy(network, held_out) == pytest.approx(facts["held_out_accuracy"], abs=0.1) and facts["held_out_accuracy"] < 95
 
 
 @pytest.mark.parametrize("share, schedule", [(0.7, ""), (0.5, ""), (0.25, ""), (0.5, "_long"), (0.25, "_long"), (0.5, "_fast")])
@@ -105,8 +106,9 @@ def test_onnxruntime_gives_the_same_predictions_on_test_images(cifar10, name, tm
 
 
 def measured(name, **settings):
-    """The row of a committed sweep with these settings."""
+    """The row of a committed sweep with these settings, on the network that it was last measured on."""
     table = pd.read_csv(ROOT / "figures" / f"{name}.csv", keep_default_na=False)
+    table = table[table.base == table.base.iloc[-1]]
     for column, value in settings.items():
         table = table[table[column] == value]
     (row,) = table.itertuples()
@@ -130,7 +132,8 @@ def test_half_of_the_channels_inside_blocks_cost_what_is_recorded_with_least_squ
 )
 def test_sweeps_were_made_from_the_committed_checkpoint(name):
     table = pd.read_csv(ROOT / "figures" / f"{name}.csv")
-    assert set(table.base) == {fingerprint(MEASURED)}
+    present = base.base_checkpoint("cifar10", "full")
+    assert set(table.base) <= {fingerprint(MEASURED), fingerprint(present)}
     keys = list(table)[: list(table).index("accuracy")]
     assert not table.duplicated(keys).any()
 
@@ -139,7 +142,7 @@ def test_sweeps_were_made_from_the_committed_checkpoint(name):
 def test_a_sweeps_row_can_be_measured_again(cifar10, share):
     settings = {"distance": "correlation", "weighting": 0.5}
     row = measured("prune_uniform", plan="uniform fraction", level=share, images="test", seed=0, **settings)
-    runs = PruningRuns(CHECKPOINT, "cifar10")
+    runs = PruningRuns(str(ROOT / "checkpoints" / f"{row.base.split()[0]}.pt"), "cifar10")
     plan = plans.uniform_fraction(runs.material.network, share)
     (point,) = runs.points({(row.plan, row.measure, row.level): plan}, distance=["correlation"], weighting=[0.5])
     assert runs.measure(point)["accuracy"] == pytest.approx(row.accuracy, abs=2)  # k-means may end in another optimum on another processor

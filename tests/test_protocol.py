@@ -8,7 +8,6 @@ from resnet_pruning import checkpoints, evaluation, model
 from resnet_pruning.studies import protocol
 from resnet_pruning.studies.method_runs import MethodRuns
 
-
 HISTORY = pd.DataFrame({"train_accuracy": [50.0], "seconds": [1.0]})
 
 

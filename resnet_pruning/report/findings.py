@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .tables import gains_of_ends, is_own
+from .tables import gains_of_ends, is_own, newest
 
 
 def notebooks(figures: Path) -> str:
@@ -25,13 +25,13 @@ def _training(figures: Path) -> str:
         "The data, the network, how the recipe was chosen, the training, its mistakes. "
         f"**ResNet-20 ends at {seeds.accuracy.mean():.2f} % (seeds: {len(seeds)}) after {base.epochs} epochs, "
         f"{base.minutes:.0f} minutes on {base.machine}**; "
-        f"the results below are still those of the first network, with {first.test_accuracy:.2f} %; "
+        f"notebooks 03 to 09 still measure the first network, with {first.test_accuracy:.2f} %; "
         f"the training loop is {ratio:.1f} times as fast as a straightforward one."
     )
 
 
 def _uniform_plans(figures: Path) -> str:
-    table = pd.read_csv(figures / "prune_uniform.csv").query("images == 'test' and plan == 'uniform fraction' and level == 0.5")
+    table = newest(figures / "prune_uniform.csv").query("images == 'test' and plan == 'uniform fraction' and level == 0.5")
     accuracy = table[table.representative == "centroid"].groupby(["distance", "weighting", "batch_norm"]).accuracy.median()
     return (
         "The same number, or the same share, of clusters in every layer; centroids or medoids; five distances. "

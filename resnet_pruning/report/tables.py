@@ -82,7 +82,7 @@ def trials(figures: Path) -> str:
 
 def clustering(figures: Path) -> str:
     """Accuracy with 75 and 50 % of the filters in every layer, by what is clustered and what is done about batch norm."""
-    table = pd.read_csv(figures / "prune_uniform.csv").query("images == 'test' and plan == 'uniform fraction'")
+    table = newest(figures / "prune_uniform.csv").query("images == 'test' and plan == 'uniform fraction'")
     table = table[table.level.isin([0.75, 0.5]) & ((table.batch_norm == "re-estimated") | (table.distance == "raw"))]
     table["clustered by"] = table.distance + table.weighting.map(lambda weighting: ", weighted" if weighting else "")
     rows = []
@@ -254,6 +254,12 @@ def integer_speed(figures: Path) -> str:
     return _table(["machine", "batch size", "numbers", "time", "speed-up over float32"], *rows)
 
 
+def newest(path: Path) -> pd.DataFrame:
+    """The rows of a sweep that were measured on the network that it was last measured on."""
+    table = pd.read_csv(path)
+    return table[table.base == table.base.iloc[-1]].reset_index(drop=True)
+
+
 def _median_and_range(values: pd.Series, fmt: str = "{:.2f}", unit: str = " %") -> str:
     median, lowest, highest = map(fmt.format, (values.median(), values.min(), values.max()))
     return median + unit + (f" ({lowest} to {highest})" if len(values) > 1 else "")
@@ -270,7 +276,7 @@ def is_own(methods: pd.Index | pd.Series) -> np.ndarray | pd.Series:
 
 def gains_of_ends(figures: Path) -> pd.DataFrame:
     """Accuracy over that of the uniform plan (pp), by distance, measure, level and seed, a column for each family of plans."""
-    return gains_over_uniform(pd.read_csv(figures / "prune_ends.csv").query("images == 'test' and plan != 'as trained'"))
+    return gains_over_uniform(newest(figures / "prune_ends.csv").query("images == 'test' and plan != 'as trained'"))
 
 
 def _table(header: list[str], *rows: list) -> str:
