@@ -32,7 +32,7 @@ def test_half_the_macs_is_the_default_and_equal_seeds_give_equal_networks():
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("budget", [{"macs": 0.6}, {"time": 0.9}])
+@pytest.mark.parametrize("budget", [{"macs": 0.6}, {"time": 0.9, "batch_size": 2}])
 def test_no_bar_is_shown_where_none_is_wanted(capsys, budget):
     compression.compress(NETWORK, MANY, **budget, **SETTINGS)
     assert capsys.readouterr().err == ""
