@@ -41,7 +41,7 @@ def test_kept_networks_stay_within_their_budgets(runs, tmp_path, monkeypatch):
     assert list(named) == ["resnet20_macs60", "resnet20_fast1.25_batch2"]
     points = kept_networks.kept_points(runs, named, (0, 1), epochs=[1], n_images=[64], learning_rate=[0.01])
     assert [(point.seed, point.checkpoint) for point in points] == [(0, name) for name in named] + [(1, ""), (1, "")]
-    monkeypatch.setattr("resnet_pruning.studies.finetuning_runs.results_folder", lambda dataset, profile: tmp_path)
+    monkeypatch.setattr("resnet_pruning.studies.pruning_runs.results_folder", lambda dataset, profile: tmp_path)
     row = runs.measure_fine_tuned(points[0])
     small, facts = checkpoints.load_checkpoint(tmp_path / "checkpoints" / "resnet20_macs60.pt")
     assert cost.macs(small) == row["macs"] <= 0.6 * cost.macs(network) and facts["test_accuracy"] == row["accuracy"]

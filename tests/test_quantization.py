@@ -57,10 +57,12 @@ def test_weights_are_rounded_by_at_most_half_a_step(bits, seed, per_channel, wei
     post_training.round_weights(layer, weight_range, per_channel)
     assert layer.scale.isfinite().all() and (layer.scale != 0).all() and layer.weight.isfinite().all()
     assert layer.codes.min() >= layer.ends[0] and layer.codes.max() <= layer.ends[1] and (per_channel or layer.scale.unique().numel() == 1)
-    steps = (layer.float_weight / layer.in_shape_of_filters(layer.scale)).clamp(*layer.ends)
+    steps = (layer.float_weight / quantized_model.per_filter(layer.scale, layer.weight)).clamp(*layer.ends)
     assert (steps - layer.codes).abs().max() <= 0.5001
     if weight_range == "min-max":
-        assert ((layer.weight - layer.float_weight).abs() <= 0.5001 * layer.in_shape_of_filters(layer.scale).abs() + 1e-12).all()
+        assert (
+            (layer.weight - layer.float_weight).abs() <= 0.5001 * quantized_model.per_filter(layer.scale, layer.weight).abs() + 1e-12
+        ).all()
     assert not layer.weight[3].any()
 
 
@@ -163,7 +165,7 @@ def test_learnt_rounding_comes_nearer_to_the_original(rounding, trained):
     errors = [float((logits(network, held_out) - logits(trained, held_out)).square().mean()) for network in (nearest, learnt)]
     assert errors[1] < 0.8 * errors[0]
     for name, layer in layers(learnt).items():  # up or down, nothing else
-        steps = (layer.float_weight / layer.in_shape_of_filters(layer.scale)).clamp(*layer.ends)
+        steps = (layer.float_weight / quantized_model.per_filter(layer.scale, layer.weight)).clamp(*layer.ends)
         assert (steps - layer.codes).abs().max() <= 1.0001, name
         assert layer.rounding is None and not layer.bias.requires_grad
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from resnet_pruning import checkpoints, cost, evaluation, model, quantization
-from resnet_pruning.studies import size_runs, sweeps
+from resnet_pruning.studies import pruning_runs, size_runs, sweeps
 
 
 @pytest.fixture
 def runs(small_checkpoint, tmp_path, monkeypatch):
     torch.manual_seed(0)
     checkpoints.save_checkpoint(small_checkpoint, model.ResNet(8, (8, 12, 16)), {})
-    monkeypatch.setattr(size_runs, "results_folder", lambda dataset, profile: tmp_path)
+    monkeypatch.setattr(pruning_runs, "results_folder", lambda dataset, profile: tmp_path)
     return size_runs.SizeRuns(small_checkpoint, "digits", "quick")
 
 

@@ -23,7 +23,7 @@ from ..calibration import LayerStatistics
 from ..clustering import cluster_points, usable_weights
 from ..model import OwnNetwork, convolutions
 from .learned_steps import LearnedSteps
-from .quantized_model import ENDS
+from .quantized_model import ENDS, per_filter
 
 LENGTHS = {"filter": 0, "pair of kernels": 18, "kernel": 9, "row": 3, "weight": 1}  # in weights; 0: a filter's length depends on its layer
 PIECES = tuple(LENGTHS)
@@ -65,7 +65,7 @@ class Coded(nn.Module):
             labels = torch.where(due, self._nearest(weight.detach()), self.labels)
             self.labels.copy_(labels)
         pieces = self.codebook.representatives[labels]
-        value = pieces.view(weight.shape) * self.scale.view(-1, *[1] * (weight.ndim - 1))
+        value = pieces.view(weight.shape) * per_filter(self.scale, weight)
         return value + (weight - weight.detach()) if self.renew_every else value
 
     def _nearest(self, weight: Tensor) -> Tensor:
@@ -119,8 +119,11 @@ def coded(
         scales = {name: weight.square().mean(1).sqrt().clamp(min=1e-12) for name, weight in weights.items()}
         points = {name: (weight / scales[name].unsqueeze(1)).reshape(-1, length) for name, weight in weights.items()}
         costs = {name: _costs(statistics, name, scales[name], len(points[name])) for name in names}
+        everything = torch.cat([*points.values()])
+        if n_representatives > len(everything):
+            raise ValueError(f"n_representatives is {n_representatives}, expected at most the number of pieces, {len(everything)}")
         find = _clustered if representatives == "k-means" else _drawn
-        labels, centres = find(torch.cat([*points.values()]), torch.cat([*costs.values()]), n_representatives, seed)
+        labels, centres = find(everything, torch.cat([*costs.values()]), n_representatives, seed)
         codebook = Codebook(centres.float())
         for name, part in zip(names, labels.split([len(own) for own in points.values()]), strict=True):
             code = Coded(codebook, part, scales[name].float(), int(renew_every)).to(layers[name].weight.device)
@@ -162,7 +165,6 @@ def _costs(statistics: Mapping[str, LayerStatistics] | None, name: str, scale: T
 
 def _clustered(points: Tensor, costs: Tensor, n_clusters: Integer, seed: Seed) -> tuple[Tensor, Tensor]:
     """The cluster of each point (N, P), and the clusters' weighted means (k, P)."""
-    _check_number(n_clusters, points)
     weights = usable_weights(costs)
     labels = cluster_points(points, n_clusters, weights, seed=seed, n_init=1)
     zeros = torch.zeros(int(labels.max()) + 1, points.shape[1], dtype=points.dtype)
@@ -172,11 +174,5 @@ def _clustered(points: Tensor, costs: Tensor, n_clusters: Integer, seed: Seed) -
 
 def _drawn(points: Tensor, costs: Tensor, n_clusters: Integer, seed: Seed) -> tuple[Tensor, Tensor]:
     """For each point (N, P), the nearest of k points that are drawn at random; and these (k, P)."""
-    _check_number(n_clusters, points)
     drawn = points[torch.randperm(len(points), generator=torch.Generator().manual_seed(int(seed)))[:n_clusters]]
     return (drawn.square().sum(1) - 2 * points @ drawn.T).argmin(1), drawn
-
-
-def _check_number(n_clusters: Integer, points: Tensor) -> None:
-    if n_clusters > len(points):
-        raise ValueError(f"n_representatives is {n_clusters}, expected at most the number of pieces, {len(points)}")

@@ -4,7 +4,6 @@ Batch norm is folded into a factor and a shift for each channel; the factors abs
 shifts have 16 bits, the first and the last layer 8. Reading gives an ordinary `ResNet`, composed from all of these.
 """
 
-import textwrap
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import Integer
-from ..checkpoints import check_plain, read_tensors, write_tensors
+from ..checkpoints import check_plain, write_tensors
 from ..model import ResNet, SharedConv2d, affine, batch_norms, convolutions, with_tensors
 from .codebooks import Coded, groups
-from .files import inflated, pack, split_bytes, unpack
+from .files import inflated, pack, read_network, split_bytes, unpack
 from .learned_steps import LearnedSteps
+from .quantized_model import ENDS
 
 
 def save_coded(path: str | Path, network: nn.Module, facts: Mapping[str, Any]) -> None:
@@ -31,7 +31,7 @@ def save_coded(path: str | Path, network: nn.Module, facts: Mapping[str, Any]) -
     ValueError : a network without codebooks; facts that are not plain values
     """
     codes = {name: _code(network, name) for name in convolutions(network)}
-    if not hasattr(network, "coding") or not any(isinstance(code, Coded) for code in codes.values()):
+    if not any(isinstance(code, Coded) for code in codes.values()):
         raise ValueError(f"{type(network).__name__} has no codebooks, expected a network from quantization.coded")
     names = groups(network, **network.coding).values()
     sizes = [len(codes[group[0]].codebook.representatives) for group in names]
@@ -60,14 +60,8 @@ def load_coded(path: str | Path) -> tuple[ResNet, dict[str, Any]]:
     FileNotFoundError : no such file
     ValueError : a file that is damaged or of another length; an index beyond its codebook; no network of codebooks
     """
-    content = read_tensors(path)
-    if not isinstance(content, dict) or not {"config", "coding", "sizes", "bits", "n_bytes", "data", "facts"} <= set(content):
-        raise ValueError(f"{path} holds no network of codebooks, expected one from quantization.save_coded")
-    try:
-        return _rebuilt(content), content["facts"]
-    except Exception as error:  # a file may hold anything
-        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
-        raise ValueError(f"{path} is damaged: {reason}") from error
+    keys = {"config", "coding", "sizes", "bits", "n_bytes", "data", "facts"}
+    return read_network(path, _rebuilt, keys, "network of codebooks", "save_coded")
 
 
 def _code(network: nn.Module, layer: str) -> Coded | LearnedSteps | None:
@@ -102,7 +96,7 @@ def _stored(network: nn.Module, codes: Mapping[str, Coded | LearnedSteps]) -> di
     last = _code(network, "fc")
     tensors |= {"fc.steps": last.steps, "fc.bias": network.fc.bias}
     tensors = {name: tensor.to(torch.float16) for name, tensor in tensors.items()}
-    for name in ("conv1", "fc"):
+    for name in ENDS:
         layer = network.get_submodule(name)
         tensors[f"{name}.codes"] = _code(network, name).codes(layer.parametrizations.weight.original).to(torch.int8)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -126,7 +120,7 @@ def _rebuilt(content: Mapping[str, Any]) -> ResNet:
         for name, norm in norms.items():
             like |= {f"{name}.{part}": torch.empty(norm.num_features).half() for part in ("factor", "shift")}
         like |= {f"fc.{part}": torch.empty(network.fc.out_features).half() for part in ("steps", "bias")}
-        like |= {f"{name}.codes": network.get_submodule(name).weight.char() for name in ("conv1", "fc")}
+        like |= {f"{name}.codes": network.get_submodule(name).weight.char() for name in ENDS}
     tensors = split_bytes(data[content["n_bytes"] :], like)
     state = {"fc.weight": tensors["fc.codes"].float() * tensors["fc.steps"].float().unsqueeze(1), "fc.bias": tensors["fc.bias"]}
     state["conv1.weight"] = tensors["conv1.codes"].float()

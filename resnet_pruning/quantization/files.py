@@ -3,7 +3,7 @@
 import math
 import textwrap
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,24 @@ def load_quantized(path: str | Path) -> tuple[QuantizedResNet, dict[str, Any]]:
     FileNotFoundError : no such file
     ValueError : a file that is damaged, or holds no quantized network
     """
+    return read_network(path, _rebuilt, {"config", "bits", "layers_with_levels", "data"}, "quantized network", "save_quantized")
+
+
+def read_network(
+    path: str | Path, rebuilt: Callable[[Mapping[str, Any]], ResNet | QuantizedResNet], keys: Collection[str], what: str, writer: str
+) -> tuple[ResNet | QuantizedResNet, dict[str, Any]]:
+    """The network that `rebuilt` makes from a file with these keys, and the file's facts; `what` and `writer` are for error messages.
+
+    Raises
+    ------
+    FileNotFoundError : no such file
+    ValueError : a file that lacks a key, or of which no network can be made
+    """
     content = read_tensors(path)
-    if not isinstance(content, dict) or not {"config", "bits", "layers_with_levels", "data"} <= set(content):
-        raise ValueError(f"{path} holds no quantized network, expected one from quantization.save_quantized")
+    if not isinstance(content, dict) or not set(keys) <= set(content):
+        raise ValueError(f"{path} holds no {what}, expected one from quantization.{writer}")
     try:
-        return _rebuilt(content), content["facts"]
+        return rebuilt(content), content["facts"]
     except Exception as error:  # a file may hold anything
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
         raise ValueError(f"{path} is damaged: {reason}") from error

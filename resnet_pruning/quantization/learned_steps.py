@@ -31,6 +31,7 @@ from .quantized_model import (
     check_bits,
     layers,
     normalised_batches,
+    per_filter,
     rounded,
 )
 
@@ -56,7 +57,7 @@ class LearnedSteps(nn.Module):
 
     def codes(self, weight: Tensor) -> Tensor:
         """The integers (N, …) of a weight, in the type of the weight."""
-        return (weight / _in_shape_of(weight, self.steps)).round().clamp(self.lowest, self.highest)
+        return (weight / per_filter(self.steps, weight)).round().clamp(self.lowest, self.highest)
 
     @property
     def steps(self) -> Tensor:
@@ -66,7 +67,7 @@ class LearnedSteps(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         # Divided by the square of the start: the gradient of the ratio contains the start, and a step is the start times the ratio.
         steps = self.start * _slowed(self.ratio, self.gradient_scale / self.start.square())
-        return _on_grid(weight, _in_shape_of(weight, steps), self.lowest, self.highest)
+        return _on_grid(weight, per_filter(steps, weight), self.lowest, self.highest)
 
 
 class LearnedActivations(nn.Module):
@@ -201,10 +202,6 @@ def _learned(network: AwareResNet) -> dict[str, LearnedActivations]:
 
 def _on_grid(x: Tensor, step: Tensor, lowest: Integer, highest: Integer) -> Tensor:
     return rounded(x / step).clamp(lowest, highest) * step
-
-
-def _in_shape_of(weight: Tensor, steps: Tensor) -> Tensor:
-    return steps.view(-1, *[1] * (weight.ndim - 1))
 
 
 def _slowed(value: Tensor, factor: Tensor | float) -> Tensor:

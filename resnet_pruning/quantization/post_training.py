@@ -18,7 +18,17 @@ from ..data import Images
 from ..hardware import full_float32
 from ..model import OwnNetwork, convolutions
 from .observers import OBSERVERS, Observer
-from .quantized_model import ENDS, QuantizedLayer, QuantizedResNet, activations, check_bits, layers, normalised_batches, quantized
+from .quantized_model import (
+    ENDS,
+    QuantizedLayer,
+    QuantizedResNet,
+    activations,
+    check_bits,
+    layers,
+    normalised_batches,
+    per_filter,
+    quantized,
+)
 from .rounding import ROUNDINGS, reconstruct
 
 
@@ -163,7 +173,7 @@ def round_weights(layer: QuantizedLayer, weight_range: str, per_channel: bool) -
                 best = torch.minimum(error, best)
         scale = chosen
     scale = scale.expand(len(weight))
-    steps = layer.in_shape_of_filters(scale)
+    steps = per_filter(scale, layer.weight)
     layer.set_codes(quantized(layer.float_weight.double(), steps, 0, lowest, highest), scale)
 
 

@@ -49,6 +49,11 @@ def quantized(x: Tensor, scale: Tensor | Real, offset: Tensor | Integer, lowest:
     return (x / scale).round().add(offset).clamp(lowest, highest)
 
 
+def per_filter(values: Tensor, weight: Tensor) -> Tensor:
+    """A value for each filter (N,), in a shape that multiplies a weight (N, …)."""
+    return values.view(-1, *[1] * (weight.ndim - 1))
+
+
 def rounded(x: Tensor) -> Tensor:
     """`x` rounded, with the gradient of `x`."""
     return x + (x.round() - x).detach()
@@ -135,13 +140,10 @@ class QuantizedLayer(nn.Module):
         """The lowest and the highest integer."""
         return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
 
-    def in_shape_of_filters(self, values: Tensor) -> Tensor:
-        return values.view(-1, *[1] * (self.weight.ndim - 1))
-
     def set_codes(self, codes: Tensor, scale: Tensor, levels: Tensor | None = None) -> None:
         """Set the integers (shaped like the weight), a scale for each filter, and what the integers stand for, if not for themselves."""
         self.codes, self.scale, self.levels = codes.to(torch.int32), scale.float(), levels
-        self.weight = self.steps().float() * self.in_shape_of_filters(self.scale)
+        self.weight = self.steps().float() * per_filter(self.scale, self.weight)
 
     def steps(self) -> Tensor:
         """The weights in steps of their scale, int32."""

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from ..arguments import Count, Natural, PositiveReal, Real, Seed
 from ..data import Images
 from ..model import OwnNetwork
-from .quantized_model import BATCH, ActivationQuantizer, QuantizedBlock, QuantizedLayer, QuantizedResNet, normalised_batches
+from .quantized_model import BATCH, ActivationQuantizer, QuantizedBlock, QuantizedLayer, QuantizedResNet, normalised_batches, per_filter
 
 ROUNDINGS = ("nearest", "layer", "block")
 WARMUP = 0.2  # share of the steps before weights are pulled towards a decision
@@ -26,7 +26,7 @@ class SoftRounding(nn.Module):
     def __init__(self, layer: QuantizedLayer):
         super().__init__()
         self.layer = (layer,)  # in a tuple, so that it is not a submodule of this module, which is one of the layer
-        self.scale = layer.in_shape_of_filters(layer.scale)
+        self.scale = per_filter(layer.scale, layer.weight)
         steps = layer.float_weight.to(layer.scale.device) / self.scale
         self.below = steps.floor()
         share = ((steps - self.below).clamp(0.01, 0.99) + 0.1) / 1.2

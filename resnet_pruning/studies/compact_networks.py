@@ -16,7 +16,6 @@ from ..checkpoints import load_checkpoint, save_checkpoint
 from ..compression.by_plan import compress_by_plan
 from ..data import Images
 from ..deployment import runtimes
-from ..files import results_folder
 from ..model import ResNet, batch_norms, convolutions
 from ..plans import Plan
 from .pruning_runs import PruningRuns
@@ -77,7 +76,7 @@ def compact_checkpoint(
     method : how the plan was found, for the facts
     anew : whether to compress again even if the checkpoint exists
     """
-    path = results_folder(runs.dataset, runs.profile) / "checkpoints" / f"{name}.pt"
+    path = runs.path(name)
     base, material = runs.base, runs.material
     if path.exists() and not anew:
         small, facts = load_checkpoint(path)

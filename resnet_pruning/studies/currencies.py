@@ -1,7 +1,7 @@
 """Accuracy for MACs, for parameters and for bytes, after the same fine-tuning: ``python -m resnet_pruning.studies.currencies``.
 
-Each network is made by one of `method_runs.METHODS` and fine-tuned by `finetuning.RECIPE`, with the learning rate that `protocol` found for
-its family. What a sentence leans on has three seeds. A row that is in the CSV is not measured again, an interrupted training goes on.
+Each network is made by one of `method_runs.METHODS` and fine-tuned by `finetuning.RECIPE`, with the learning rate of its family in
+`protocol`. What a sentence leans on has three seeds. A row that is in the CSV is not measured again, an interrupted training goes on.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from .. import cost, finetuning
 from ..checkpoints import load_checkpoint
-from ..files import ROOT, required, results_folder
+from ..files import required, results_folder
 from .base import base_checkpoint
 from .method_runs import FAMILY_OF, MethodPoint, MethodRuns, available
 from .protocol import RATES, TEACHER
@@ -79,12 +79,12 @@ def main() -> None:
     parser.add_argument("--wide", action="store_true", help="prune the network of doubled widths, into figures/currencies_wide.csv")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     arguments = parser.parse_args()
-    figures, teacher = results_folder("cifar10", "full") / "figures", str(ROOT / "checkpoints" / f"{TEACHER}.pt")
+    figures = results_folder("cifar10", "full") / "figures"
     base = base_checkpoint("cifar10", "full")
-    runs = MethodRuns(str(base), "cifar10", taught_by=teacher)
+    runs = MethodRuns(str(base), "cifar10", taught_by=TEACHER)
     points, csv = all_points(runs), "currencies.csv"
     if arguments.wide:
-        runs = dataclasses.replace(runs, checkpoint=teacher)
+        runs = dataclasses.replace(runs, checkpoint=str(runs.path("resnet20_wide")))
         points, csv = wide_points(runs, cost.macs(load_checkpoint(base)[0])), "currencies_wide.csv"
     with required("joblib", "studies").parallel_config(n_jobs=arguments.jobs):
         print(run_sweep(runs.measure_method, points, figures / csv).to_string())

@@ -74,7 +74,7 @@ class FineTuningRuns(PruningRuns):
 
     Attributes
     ----------
-    taught_by : path of the teacher's checkpoint; "" for the base network
+    taught_by : name of the teacher's checkpoint, see `path`; "" for the base network
     """
 
     taught_by: str = ""
@@ -118,7 +118,7 @@ class FineTuningRuns(PruningRuns):
             facts |= {"test_accuracy" if point.images == "test" else "held_out_accuracy": row["accuracy"]}
             facts |= {name: row[name] for name in ("parameters", "macs", "macs_share")}
             facts |= {"recipe": dataclasses.asdict(recipe), "dataset": self.dataset, "torch": str(torch.__version__)}
-            save_checkpoint(results_folder(self.dataset, self.profile) / "checkpoints" / f"{point.checkpoint}.pt", small, facts)
+            save_checkpoint(self.path(point.checkpoint), small, facts)
         return {
             **row,
             "accuracy_before": round(before, 2),

@@ -14,7 +14,7 @@ import pandas as pd
 from .. import compression, finetuning
 from ..arguments import Count, Integer, PositiveReal
 from ..compression import part_timings
-from ..files import ROOT, required, results_folder
+from ..files import required, results_folder
 from ..hardware import machine
 from ..model import ResNet
 from ..plans import Plan
@@ -79,8 +79,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2 * finetuning.RECIPE.epochs, help="of fine-tuning")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     arguments = parser.parse_args()
-    figures, teacher = results_folder("cifar10", "full") / "figures", str(ROOT / "checkpoints" / f"{TEACHER}.pt")
-    runs = FineTuningRuns(str(base_checkpoint("cifar10", "full")), "cifar10", taught_by=teacher)
+    figures = results_folder("cifar10", "full") / "figures"
+    runs = FineTuningRuns(str(base_checkpoint("cifar10", "full")), "cifar10", taught_by=TEACHER)
     measure = functools.partial(measured_parts, runs.material.network)
     timings = read_or_measure(figures / "part_timings.csv", measure, anew=arguments.measure)
     if not arguments.measure:

@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -106,21 +105,20 @@ class MethodRuns(FineTuningRuns):
         if shares:
             network = compaction.compact(network)
         size = {"parameters": cost.parameters(network), "macs": cost.macs(network), "bytes": cost.size_in_bytes(network)}
-        row = self.judged(network, point.images, size)
+        judged = self.material.images(point.images)
+        logits = evaluation.predict(network, judged)
+        row = self.judged(network, point.images, size, logits)
+        right = right_answers.packed(logits.argmax(1) == judged.labels.cpu())
         return {
             "family": FAMILY_OF[point.method],
             **row,
             "bytes_share": round(size["bytes"] / cost.size_in_bytes(self.material.network), 4),
-            "teacher": Path(self.taught_by or self.checkpoint).stem if point.stage == "fine-tuned" else None,
+            "teacher": self.path(self.taught_by).stem if point.stage == "fine-tuned" else None,
             "chosen_on": "held-out training images",
             "seconds_pruning": round(seconds, 2),
             "seconds": round(time.perf_counter() - start, 1),
-            "right": pd.DataFrame({"answers": [self._right_answers(network, point.images)]}),
+            "right": pd.DataFrame({"answers": [right]}),
         }
-
-    def _right_answers(self, network: nn.Module, images: str) -> str:
-        judged = self.material.images(images)
-        return right_answers.packed(evaluation.predict(network, judged).argmax(1) == judged.labels.cpu())
 
     def ready_to_train(self, network: nn.Module, method: str) -> nn.Module:
         """The network of a method, ready for fine-tuning: one that was solved for gets the scales of the base's filters."""

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from .. import evaluation
-from ..files import ROOT, required, results_folder
+from ..files import required, results_folder
 from ..training import Recipe
 from .base import choosing_checkpoint
 from .method_runs import FAMILIES, METHODS, MethodRuns
@@ -22,7 +22,7 @@ SGD = Recipe(epochs=10, learning_rate=0.05, warmup_epochs=0.5, ema=0.995, small_
 MUON = dataclasses.replace(SGD, optimizer="Muon", learning_rate=0.01, weight_decay=0.05)
 RATE_TRIALS = ("Muon 0.003", "Muon 0.01", "Muon 0.02")
 TUNED = ("smallest L2 norm", "tied", "projected", "not pruned")
-# What the trials found: the teacher, and the learning rate of each family of methods.
+# The teacher, and the learning rate of each family of methods. Starting values: the trials have not been run yet.
 TEACHER = "resnet20_wide"
 RATES = dict.fromkeys(FAMILIES, 0.01)
 
@@ -63,7 +63,7 @@ def run_trials(runs: MethodRuns, points: list[ProtocolPoint], csv: Any, progress
     def run(point: ProtocolPoint) -> dict[str, Any]:
         material = runs.material
         network = runs.ready_to_train(METHODS[point.method](runs, point.level, point.seed), point.method)
-        taught = dataclasses.replace(runs, taught_by=str(ROOT / "checkpoints" / f"{point.taught_by}.pt") if point.taught_by else "")
+        taught = dataclasses.replace(runs, taught_by=point.taught_by)
         history = taught.fine_tune(network, material.trained_on("training"), point.recipe, point)
         accuracy = evaluation.accuracy(network, material.images("training"))
         change = accuracy - evaluation.accuracy(material.network, material.images("training"))

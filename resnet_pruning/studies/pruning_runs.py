@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -17,7 +18,7 @@ from ..compression.by_plan import check_compression_plan, compress_by_plan
 from ..compression.plan_cost import cost_of_plan
 from ..compression.streams import STAGES
 from ..data import Images
-from ..files import PROFILES, fingerprint
+from ..files import PROFILES, fingerprint, results_folder
 from ..hardware import default_device, keep_freed_memory
 from ..plans import Plan
 from .sweeps import Point, expanded
@@ -96,6 +97,17 @@ class PruningRuns:
         """The network and the images, loaded once per process."""
         return _material(self)
 
+    def path(self, name: str) -> Path:
+        """The path of a checkpoint among the results by name, or of the experiment's own if the name is empty."""
+        return results_folder(self.dataset, self.profile) / "checkpoints" / f"{name}.pt" if name else Path(self.checkpoint)
+
+    def network(self, name: str) -> model.ResNet:
+        """The network of a checkpoint by name, or the experiment's own if the name is empty; not to be changed."""
+        if not name:
+            return self.material.network
+        network, _ = checkpoints.load_checkpoint(self.path(name))
+        return network.to(self.material.calibration.device, memory_format=torch.channels_last)
+
     def points(self, plans: Plans, images: str = "test", **choices: Sequence) -> list[ReplacementPoint]:
         """Points for `measure`: each plan with each combination of choices.
 
@@ -170,11 +182,14 @@ class PruningRuns:
             raise ValueError(f"batch_norm is {batch_norm!r}, expected 're-estimated' or {unchanged!r}")
         return network
 
-    def judged(self, network: nn.Module, images: str, size: Mapping[str, Integer]) -> dict[str, int | float]:
-        """Accuracy in %, its change in pp, `size` (parameters and macs also as shares of the base's), and accuracy per class."""
+    def judged(
+        self, network: nn.Module, images: str, size: Mapping[str, Integer], logits: torch.Tensor | None = None
+    ) -> dict[str, int | float]:
+        """Accuracy in %, its change in pp, `size` (parameters and macs also as shares of the base's), and accuracy per class; from
+        `logits` if the network's answers on these images are known already."""
         material = self.material
         chosen = material.images(images)
-        logits, labels = evaluation.predict(network, chosen), chosen.labels.cpu()
+        logits, labels = evaluation.predict(network, chosen) if logits is None else logits, chosen.labels.cpu()
         accuracy = evaluation.accuracy_of(logits, labels)
         row = {"accuracy": round(accuracy, 2), "change": round(accuracy - _base_accuracy(self, images), 2)}
         for name, value in size.items():

@@ -12,10 +12,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoints, cost, evaluation, model, quantization
+from .. import cost, evaluation, model, quantization
 from ..arguments import Integer, Seed
 from ..data import Images
-from ..files import fingerprint, results_folder
+from ..files import fingerprint
 from ..quantization import pytorch, quantized_model
 from ..quantization.bits import bit_errors, bits_by_sensitivity
 from .pruning_runs import PruningRuns
@@ -110,7 +110,7 @@ class QuantizationRuns(PruningRuns):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "small.pt"
             if point.checkpoint:
-                path = results_folder(self.dataset, self.profile) / "checkpoints" / f"{point.checkpoint}.pt"
+                path = self.path(point.checkpoint)
             quantization.save_quantized(path, small, facts)
             file_bytes = path.stat().st_size
         row["layer_bits"] = " ".join(map(str, small.bits["weights"].values()))
@@ -136,17 +136,6 @@ class QuantizationRuns(PruningRuns):
             n_bytes = cost.size_in_bytes(small)
         seconds = time.perf_counter() - start
         return {**self._judged(small, point.network, point.images), "bytes": n_bytes, "seconds": round(seconds, 1)}
-
-    def path(self, name: str) -> Path:
-        """The path of a checkpoint by name, or of the experiment's own if the name is empty."""
-        return results_folder(self.dataset, self.profile) / "checkpoints" / f"{name}.pt" if name else Path(self.checkpoint)
-
-    def network(self, name: str) -> model.ResNet:
-        """The network of a checkpoint by name, or the experiment's own if the name is empty."""
-        if not name:
-            return self.material.network
-        network, _ = checkpoints.load_checkpoint(self.path(name))
-        return network.to(self.material.calibration.device, memory_format=torch.channels_last)
 
     def images_to_calibrate(self, n_images: Integer, seed: Seed) -> Images:
         """Random training images, different ones for each seed, none of them held out."""

@@ -15,12 +15,13 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .. import calibration, checkpoints, cost, evaluation, finetuning, quantization
+from .. import calibration, cost, evaluation, finetuning, quantization
 from ..arguments import Count, Seed
-from ..files import ROOT, fingerprint, required, results_folder
-from ..model import OwnNetwork, ResNet, convolutions
+from ..files import fingerprint, required, results_folder
+from ..model import OwnNetwork, convolutions
 from .base import base_checkpoint
 from .finetuning_runs import FineTuningRuns
+from .protocol import TEACHER
 from .sweeps import expanded, run_sweep
 
 METHODS = ("rounded to nearest", "rounding learned", "learned steps", "codebook")
@@ -77,8 +78,8 @@ class SizeRuns(FineTuningRuns):
         """
         if point.method not in METHODS:
             raise ValueError(f"method is {point.method!r}, expected one of {', '.join(METHODS)}")
-        whole, training = self.whole(point), self.material.trained_on(point.images)
-        network = self._coarse(point, whole, len(training))
+        training = self.material.trained_on(point.images)
+        network = self._coarse(point, len(training))
         if point.epochs:
             self.fine_tune(network, training, self.recipe(point.epochs, point.learning_rate), point)
         elif point.method == "codebook":
@@ -90,11 +91,10 @@ class SizeRuns(FineTuningRuns):
             accuracy = round(evaluation.accuracy(small.to(judged.device), judged), 2)
             kept = "test_accuracy" if point.images == "test" else "held_out_accuracy"
             facts = dataclasses.asdict(point) | {kept: accuracy, "dataset": self.dataset}
+            if point.checkpoint:
+                path = self.path(point.checkpoint)
             self._written(path, network, point, facts)
             n_bytes = path.stat().st_size
-            if point.checkpoint:
-                target = results_folder(self.dataset, self.profile) / "checkpoints" / f"{point.checkpoint}.pt"
-                self._written(target, network, point, facts)
         return {
             "bytes_on_disk": n_bytes,
             "bits_per_weight": round(8 * n_bytes / cost.parameters(base), 3),
@@ -103,19 +103,8 @@ class SizeRuns(FineTuningRuns):
             "chosen_on": "held-out training images",
         }
 
-    def path(self, name: str) -> Path:
-        """The path of a checkpoint by name, or of the experiment's own if the name is empty."""
-        return results_folder(self.dataset, self.profile) / "checkpoints" / f"{name}.pt" if name else Path(self.checkpoint)
-
-    def whole(self, point: SizePoint) -> ResNet:
-        """The network in floats that a point's network is made from."""
-        if not point.pruned:
-            return self.material.network
-        network, _ = checkpoints.load_checkpoint(self.path(point.pruned))
-        return network.to(self.material.calibration.device)
-
-    def _coarse(self, point: SizePoint, whole: ResNet, n_images: int) -> nn.Module:
-        calibration_images = self.material.calibration
+    def _coarse(self, point: SizePoint, n_images: int) -> nn.Module:
+        whole, calibration_images = self.network(point.pruned), self.material.calibration
         if point.method == "codebook":
             steps = n_images // self.recipe(1, 0.01).batch_size if point.renewed else 0
             settings = {"pieces": point.granularity, "scope": point.scope, "representatives": point.representatives, "seed": point.seed}
@@ -198,8 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     jobs = parser.parse_args().jobs
-    teacher = str(ROOT / "checkpoints" / "resnet20_wide.pt")
-    runs = SizeRuns(str(base_checkpoint("cifar10", "full")), "cifar10", taught_by=teacher)
+    runs = SizeRuns(str(base_checkpoint("cifar10", "full")), "cifar10", taught_by=TEACHER)
     points = all_points(runs, finetuning.RECIPE.learning_rate, finetuning.RECIPE.epochs)
     with required("joblib", "studies").parallel_config(n_jobs=jobs):
         print(run_sweep(runs.measure_size, points, results_folder("cifar10", "full") / "figures" / "bytes.csv").to_string())
