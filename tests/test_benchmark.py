@@ -40,13 +40,14 @@ def test_inference_is_timed_next_to_what_bounds_it(tmp_path, small_images):
         checkpoints.save_checkpoint(tmp_path / f"{name}.pt", model.ResNet(8, (4, 8, 64), {"layer3.0.conv1": width}), {})
     models = benchmark.compact_checkpoints(tmp_path / "resnet20.pt")
     assert list(models) == ["resnet20", "resnet20_compact75", "resnet20_compact50"]
+    del models["resnet20_compact75"]
     settings = [("eager", "float32"), ("openvino", "int8")]
     table = benchmark.benchmark_inference(
         models, (1, 4), settings, images=small_images[:40], calibration=small_images[40:48], rounds=2, progress=False
     )
     rows = [(batch, runtime, name) for batch in (1, 4) for runtime, _ in settings for name in models]
     assert list(zip(table.batch_size, table.runtime, table.network, strict=True)) == rows
-    assert (table.macs_share.iloc[:3].diff().dropna() < 0).all() and table.macs_share[0] == 1
+    assert (table.macs_share.iloc[:2].diff().dropna() < 0).all() and table.macs_share[0] == 1
     first = table[table.network == "resnet20"]
     assert (first.own_speedup == 1).all() and (first.speedup[first.runtime == "eager"] == 1).all()
     exact = table[(table.runtime == "eager") & (table.batch_size == 4)]

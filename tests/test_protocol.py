@@ -48,7 +48,7 @@ def test_the_base_teaches_where_nothing_else_is_named(runs, tmp_path, monkeypatc
 
 def test_each_trial_names_what_it_changes():
     for name, (recipe, teacher) in protocol.TRIALS.items():
-        assert recipe.epochs == 10 and name.startswith(recipe.optimizer)
+        assert recipe.epochs == protocol.SGD.epochs and name.startswith(recipe.optimizer)
         assert ("taught" in name) == bool(teacher)
 
 

@@ -35,7 +35,7 @@ def test_the_readmes_lines_run_as_written(cifar10, tmp_path, monkeypatch, capsys
     (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "load_images", lambda name: (cifar10[0][:256], cifar10[1][:1000]))
+    monkeypatch.setattr(data, "load_images", lambda name: (cifar10[0][:200], cifar10[1][:1000]))
     monkeypatch.setattr(compression, "compress", functools.partial(compression.compress, n_steps=10))
     exec(lines, {})
     assert re.search(r"accuracy 9\d\.\d\d → \d\d\.\d\d %", capsys.readouterr().out)

@@ -57,7 +57,7 @@ def to_int8(model: Network, images: Images) -> nn.Module:
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer
 
     example = torch.zeros(2, 3, 32, 32)
-    batch = torch.export.Dim("batch", max=4096)
+    batch = torch.export.Dim("batch")
     with _quiet(), torch.no_grad():
         exported = torch.export.export(copy.deepcopy(model).cpu().eval(), (example,), dynamic_shapes=({0: batch},)).module()
         quantizer = x86_inductor_quantizer.X86InductorQuantizer()

@@ -213,9 +213,9 @@ class Material:
         if quick:
             training, test = training[:2000], test[:200]
         rest, held_out = data.hold_out(training, len(training) // 10)
-        self.calibration, self.fitted_to = rest[: 200 if quick else 1000], rest[: 100 if quick else 2048]
+        self.calibration, self.fitted_to = rest[: 100 if quick else 1000], rest[: 100 if quick else 2048]
         self._measured_on = rest[: 200 if quick else 1024]
-        self._shares = (0.25, 0.5, 0.75) if quick else SHARES
+        self._shares = (0.25, 0.5) if quick else SHARES
         self._images = {"test": test, "training": held_out}
         self._trained_on = {"test": training, "training": rest}
 
