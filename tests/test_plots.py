@@ -239,6 +239,23 @@ def test_kinds_of_pruning():
     assert set(gone[gone.table == "layer"].row) == set(gone[gone.table == "next layer"].column)
 
 
+def test_the_idea_is_drawn_from_an_example_that_is_computed():
+    _, table = plots.idea()
+    steps = dict(tuple(table.groupby("step", sort=False)))
+    assert list(steps) == ["1 · Trained", "2 · Clustered", "3 · Replaced", "4 · Merged", "5 · Repaired"]
+    weights = {
+        (step, name): part.pivot_table(index="row", columns="column", values="value").to_numpy()
+        for step, rows in steps.items()
+        for name, part in rows.groupby("table")
+    }
+    replaced, merged = weights["3 · Replaced", "layer"], weights["4 · Merged", "layer"]
+    np.testing.assert_array_equal(replaced, np.repeat(merged, 2, axis=0))
+    inputs = np.random.default_rng(0).normal(size=(4, 5))
+    outputs = [weights[step, "next layer"] @ np.maximum(weights[step, "layer"] @ inputs, 0) for step in ("3 · Replaced", "4 · Merged")]
+    np.testing.assert_allclose(*outputs, atol=1e-2)
+    assert steps["1 · Trained"].cluster.eq(-1).all() and set(steps["5 · Repaired"].cluster) == {0, 1, 2}
+
+
 @pytest.fixture
 def images():
     """Six images of two of three classes."""

@@ -7,10 +7,11 @@ import pandas as pd
 import seaborn
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 from ..arguments import Integer
-from .style import as_array, subplots
+from .style import COLORS, as_array, subplots
 
 
 def sample_grid(images: Any, per_class: Integer = 8) -> Figure:
@@ -96,14 +97,14 @@ def kinds_of_pruning() -> tuple[Figure, pd.DataFrame]:
     random = np.random.default_rng(12)
     layer, following = (6, 4), (5, 6)  # filters and input channels of each; the filters of one are the channels of the next
     some = np.isin(np.arange(6), [1, 4])
-    cluster = np.array(["cluster 0", "cluster 1", "cluster 0", "cluster 2", "cluster 1", "cluster 2"])
+    cluster = np.array(["cluster 0", "cluster 1", "gone", "cluster 2", "gone", "gone"])
     kinds = {  # the states of the weights of both, or of their rows and columns
         ("Weight pruning", "zeros anywhere; both tables keep their shape"): [
             np.where(random.random(shape) < 0.5, "zero", "kept") for shape in (layer, following)
         ],
         ("Unit pruning", "rows, and the columns that read them"): [np.where(some, "gone", "kept")[:, None], np.where(some, "gone", "kept")],
         ("Filter pruning", "rows become zero where the channel must stay"): [np.where(some, "zero", "kept")[:, None], "kept"],
-        ("Filter clustering", "equal rows are computed once"): [cluster[:, None], cluster],
+        ("Filter clustering", "equal rows become one, their columns are added"): [cluster[:, None], cluster],
     }
     fills = {"kept": "#dce9f5", "zero": "#f2f2f2", "gone": "white", "cluster 0": "#7fb8d8", "cluster 1": "#eaae7f", "cluster 2": "#7fceb9"}
     signs = {"kept": "", "zero": "0", "gone": "", "cluster 0": "A", "cluster 1": "B", "cluster 2": "C"}
@@ -123,3 +124,50 @@ def kinds_of_pruning() -> tuple[Figure, pd.DataFrame]:
         grid[0, 0].set_ylabel("a layer: a row for each filter,\na column for each input channel")
         grid[1, 0].set_ylabel("the next layer: a column\nfor each of those rows")
     return figure, pd.concat(cells, ignore_index=True)[["kind", "table", "row", "column", "state"]]
+
+
+def idea() -> tuple[Figure, pd.DataFrame]:
+    """How clustering filters makes a network smaller, in five steps, on a small example: the weights of two layers, a value each.
+
+    Returns
+    -------
+    figure, table with a row for each weight and the columns step, table (layer or next layer), row, column, value and cluster
+    """
+    random = np.random.default_rng(3)
+    labels = np.array([0, 1, 0, 2, 1, 2])
+    filters, readers = random.uniform(-1, 1, (3, 4))[labels] + random.normal(0, 0.25, (6, 4)), random.normal(0, 0.5, (4, 6))
+    inputs = random.normal(size=(4, 200))
+    centroids = np.stack([filters[labels == cluster].mean(axis=0) for cluster in range(3)])
+    added = np.stack([readers[:, labels == cluster].sum(axis=1) for cluster in range(3)], axis=1)
+    before, after = (np.maximum(weights @ inputs, 0) for weights in (filters, centroids))
+    solved = np.linalg.lstsq(after.T, (readers @ before).T, rcond=None)[0].T
+    order = np.argsort(labels, kind="stable")
+    grouped = labels[order]
+    steps = {
+        ("1 · Trained", "6 filters, a row each;\nthe next layer reads 6 channels"): (filters, readers, np.full(6, -1)),
+        ("2 · Clustered", "k-means finds\nfilters that are alike"): (filters[order], readers[:, order], grouped),
+        ("3 · Replaced", "each filter becomes its\ncluster's representative"): (centroids[grouped], readers[:, order], grouped),
+        ("4 · Merged", "equal filters are computed once,\nwhat reads them is added up"): (centroids, added, np.arange(3)),
+        ("5 · Repaired", "the next layer is solved anew,\nthen the network is fine-tuned"): (centroids, solved, np.arange(3)),
+    }
+    look = {"cmap": "Greys", "vmin": -1.3, "vmax": 2.6, "linewidths": 2, "cbar": False, "square": True}
+    cells = []
+    with subplots("", 2, 5, figsize=(12, 4.6), height_ratios=(6, 4)) as (figure, grid):
+        for ((step, words), (layer, following, clusters)), axes_of_step in zip(steps.items(), grid.T, strict=True):
+            owners = {"layer": np.repeat(clusters[:, None], 4, axis=1), "next layer": np.repeat(clusters[None], 4, axis=0)}
+            for axes, (name, owner), values in zip(axes_of_step, owners.items(), (layer, following), strict=True):
+                seaborn.heatmap(values, ax=axes, **look)
+                # A weight is as large in every step.
+                axes.set(xticks=[], yticks=[], anchor="NW", xlim=(0, 6), ylim=(6 if name == "layer" else 4, 0))
+                for (row, column), cluster in np.ndenumerate(owner):
+                    if cluster >= 0:
+                        axes.add_patch(Rectangle((column, row), 1, 1, color=COLORS[cluster], alpha=0.45, linewidth=0))
+                rows = [
+                    {"row": i, "column": j, "value": round(value, 4), "cluster": owner[i, j]} for (i, j), value in np.ndenumerate(values)
+                ]
+                cells.append(pd.DataFrame(rows).assign(step=step, table=name))
+            axes_of_step[0].set_title(f"{step}\n\n")
+            axes_of_step[0].text(0, -0.15, words, fontsize=8, va="bottom")
+        grid[0, 0].set_ylabel("a layer")
+        grid[1, 0].set_ylabel("the next layer")
+    return figure, pd.concat(cells, ignore_index=True)[["step", "table", "row", "column", "value", "cluster"]]

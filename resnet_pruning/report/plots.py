@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from ..arguments import Integer, Real
 from ..files import write_table, written_whole
-from .drawings import filters_by_cluster, kinds_of_pruning, mistakes, sample_grid  # noqa: F401 notebooks find all figures here
+from .drawings import filters_by_cluster, idea, kinds_of_pruning, mistakes, sample_grid  # noqa: F401 notebooks find all figures here
 from .style import BLUE, COLORS, GREY, LETTERS_PER_INCH, MARKERS, ORANGE, SHADES, as_array, legend_below, subplots, wrapped
 
 

@@ -20,8 +20,8 @@ from .sweeps import run_sweep
 
 FIRST = "by sensitivity, inside blocks"  # what all trials are run on; learning rates are chosen for a method of each family
 SGD = Recipe(epochs=5, learning_rate=0.05, warmup_epochs=0.5, ema=0.995, small_share=0.0, views=5)
-MUON = dataclasses.replace(SGD, optimizer="Muon", learning_rate=0.01, weight_decay=0.05)
-RATE_TRIALS = ("Muon 0.003", "Muon 0.01", "Muon 0.02")
+MUON = dataclasses.replace(SGD, optimizer="Muon", learning_rate=0.003, weight_decay=0.05)
+RATE_TRIALS = ("Muon 0.003", "Muon 0.001", "Muon 0.01")
 TUNED = ("smallest L2 norm", "tied", "projected", "not pruned")
 # The teacher, and the learning rate of each family of methods. Starting values: the trials have not been run yet.
 TEACHER = "resnet20_wide"
@@ -50,10 +50,10 @@ class ProtocolPoint:
 
 TRIALS: dict[str, tuple[Recipe, str]] = {
     **{f"SGD {rate:g}": (dataclasses.replace(SGD, learning_rate=rate), "") for rate in (0.02, 0.05, 0.1)},
-    **{f"Muon {rate:g}": (dataclasses.replace(MUON, learning_rate=rate), "") for rate in (0.003, 0.01, 0.02)},
-    "Muon 0.01, small crops first": (dataclasses.replace(MUON, small_share=0.5), ""),
-    "Muon 0.01, taught by doubled widths": (MUON, "resnet20_wide"),
-    "Muon 0.01, weight decay 0.01": (dataclasses.replace(MUON, weight_decay=0.01), ""),
+    **{f"Muon {rate:g}": (dataclasses.replace(MUON, learning_rate=rate), "") for rate in (0.003, 0.01, 0.001)},
+    "Muon 0.003, taught by doubled widths": (MUON, "resnet20_wide"),
+    "Muon 0.003, small crops first": (dataclasses.replace(MUON, small_share=0.5), ""),
+    "Muon 0.003, weight decay 0.01": (dataclasses.replace(MUON, weight_decay=0.01), ""),
 }
 
 
