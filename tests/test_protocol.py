@@ -37,13 +37,16 @@ def test_trials_are_judged_on_images_that_they_were_not_trained_on(runs, tmp_pat
     assert protocol.run_trials(runs, points, tmp_path / "trials.csv", progress=False).equals(table) and len(seen) == 2
 
 
-def test_the_base_teaches_where_nothing_else_is_named(runs, tmp_path, monkeypatch):
-    teachers = []
+@pytest.mark.parametrize("name", ["", "other"])
+def test_a_teacher_is_named_and_the_base_teaches_where_none_is(runs, name, tmp_path, monkeypatch):
+    other, teachers = model.ResNet(8, (4, 8, 12)), []
+    runs.path("other").parent.mkdir(parents=True, exist_ok=True)
+    checkpoints.save_checkpoint(runs.path("other"), other, {})
     monkeypatch.setattr("resnet_pruning.studies.finetuning_runs.train", lambda *_, teacher, **__: teachers.append(teacher) or HISTORY)
-    points = [protocol.ProtocolPoint(runs.base, "a", "smallest L2 norm")]
+    points = [protocol.ProtocolPoint(runs.base, "a", "smallest L2 norm", taught_by=name)]
     protocol.run_trials(runs, points, tmp_path / "trials.csv", progress=False)
     (teacher,) = teachers
-    assert torch.equal(teacher.fc.weight, runs.material.network.fc.weight)
+    assert torch.equal(teacher.fc.weight, (other if name else runs.material.network).fc.weight)
 
 
 def test_each_trial_names_what_it_changes():

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from .. import calibration, compaction, cost, evaluation, finetuning, peers
 from ..arguments import Integer, PositiveReal, Seed
-from ..checkpoints import load_checkpoint, save_checkpoint
+from ..checkpoints import save_checkpoint
 from ..clustering import Clusters, cluster_layers
 from ..compression.by_plan import compress_by_plan, rescale_like
 from ..data import Images
@@ -148,15 +148,11 @@ class FineTuningRuns(PruningRuns):
             images,
             recipe,
             seed=point.seed,
-            teacher=self._teacher() if getattr(point, "teacher", True) else None,
+            teacher=copy.deepcopy(self.network(self.taught_by)) if getattr(point, "teacher", True) else None,
             folder=build / "fine_tuning" / hashlib.sha256(repr((self, point)).encode()).hexdigest()[:16],
             watch=watch,
             progress=self.profile == "full",
         )
-
-    def _teacher(self) -> ResNet:
-        network = self.material.network
-        return load_checkpoint(self.taught_by)[0].to(network.fc.weight.device) if self.taught_by else copy.deepcopy(network)
 
     def recipe(self, epochs: Integer, learning_rate: PositiveReal) -> Recipe:
         """`finetuning.RECIPE` with these settings; in profile "quick", also with smaller batches and a shorter average of the weights."""
