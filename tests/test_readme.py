@@ -46,7 +46,7 @@ def test_the_readmes_lines_run_as_written(cifar10, tmp_path, monkeypatch, capsys
     assert cost.size_in_bytes(tiny) < 0.3 * cost.size_in_bytes(small)
 
 
-@pytest.mark.parametrize("name", [*readme.FILES, "docs/guide.md"])
+@pytest.mark.parametrize("name", [*readme.FILES, "docs/guide.md", "docs/method.md"])
 def test_links_and_pictures_lead_somewhere(name):
     path = ROOT / name
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):

@@ -221,7 +221,7 @@ def optimizers(figures: Path) -> str:
 
 
 def quantization(figures: Path) -> str:
-    """Change of accuracy by bits, one's own ways and PyTorch's."""
+    """Change of accuracy by bits, custom and PyTorch's."""
     table = pd.read_csv(figures / "quantize_bits.csv").set_index("way")
     rows = (
         [way, *("" if pd.isna(value) else f"{value:+.2f}" for value in row)] for way, row in zip(table.index, table.to_numpy(), strict=True)
