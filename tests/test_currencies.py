@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from resnet_pruning import checkpoints, cost, finetuning, model
+from resnet_pruning import checkpoints, cost, model
 from resnet_pruning.studies import currencies, kept_networks, method_runs, protocol
 
 
@@ -15,7 +15,7 @@ def runs(small_checkpoint):
 def test_all_rows_have_equal_epochs_but_those_that_ask_for_more(runs):
     points = currencies.all_points(runs)
     assert len(points) == len(set(points)) and all(point.stage == "fine-tuned" and point.n_images == 0 for point in points)
-    assert {point.epochs for point in points} == {finetuning.RECIPE.epochs, currencies.LONGER}
+    assert {point.epochs for point in points} == {protocol.EPOCHS, currencies.LONGER}
     longer = {point.method for point in points if point.epochs == currencies.LONGER}
     assert longer == set(currencies.LONGER_METHODS)
     assert all(point.learning_rate == protocol.RATES[method_runs.FAMILY_OF[point.method]] for point in points)

@@ -51,7 +51,7 @@ def test_a_teacher_is_named_and_the_base_teaches_where_none_is(runs, name, tmp_p
 
 def test_each_trial_names_what_it_changes():
     for name, (recipe, teacher) in protocol.TRIALS.items():
-        assert recipe.epochs == protocol.SGD.epochs and name.startswith(recipe.optimizer)
+        assert recipe.epochs == protocol.EPOCHS and name.startswith(recipe.optimizer)
         assert ("taught" in name) == bool(teacher)
 
 

@@ -1,19 +1,20 @@
 """Accuracy for MACs, for parameters and for bytes, after the same fine-tuning: ``python -m resnet_pruning.studies.currencies``.
 
-Each network is made by one of `method_runs.METHODS` and fine-tuned by `finetuning.RECIPE`, with the learning rate of its family in
-`protocol`. What a sentence leans on has three seeds. A row that is in the CSV is not measured again, an interrupted training goes on.
+Each network is made by one of `method_runs.METHODS` and fine-tuned by `finetuning.RECIPE`, with the epochs, the teacher and the learning
+rate of its family in `protocol`. What a sentence leans on has three seeds. A row that is in the CSV is not measured again, and an
+interrupted training goes on.
 """
 
 import argparse
 import dataclasses
 from collections.abc import Sequence
 
-from .. import cost, finetuning
+from .. import cost
 from ..checkpoints import load_checkpoint
 from ..files import required, results_folder
 from .base import base_checkpoint
 from .method_runs import FAMILY_OF, MethodPoint, MethodRuns, available
-from .protocol import RATES, TEACHER
+from .protocol import EPOCHS, RATES, TEACHER
 from .sweeps import run_sweep
 
 LEVELS = (0.5, 0.25, 0.36, 0.75)  # of the MACs, the one that matters most first
@@ -47,7 +48,7 @@ def trained(runs: MethodRuns, methods: Sequence[str], levels: Sequence[float], s
 
 def all_points(runs: MethodRuns) -> list[MethodPoint]:
     """What ``figures/currencies.csv`` has, what matters most first."""
-    methods, epochs = available()[0], finetuning.RECIPE.epochs
+    methods, epochs = available()[0], EPOCHS
     shown = [method for method in SHOWN if method in methods]
     points = trained(runs, ["not pruned", *shown], LEVELS[:2], [0], epochs)
     points += trained(runs, ["not pruned", *shown], LEVELS[:1], [1, 2], epochs)
@@ -66,8 +67,8 @@ def wide_points(runs: MethodRuns, macs: int) -> list[MethodPoint]:
     macs : of the base
     """
     levels = [round(share * macs / cost.macs(runs.material.network), 4) for share in (1, 0.5)]
-    points = trained(runs, FROM_WIDE, levels, [0], finetuning.RECIPE.epochs)
-    return points + trained(runs, FROM_WIDE[:2], levels[:1], [1, 2], finetuning.RECIPE.epochs)
+    points = trained(runs, FROM_WIDE, levels, [0], EPOCHS)
+    return points + trained(runs, FROM_WIDE[:2], levels[:1], [1, 2], EPOCHS)
 
 
 def _rate(method: str) -> float:

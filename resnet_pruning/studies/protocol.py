@@ -1,8 +1,7 @@
 """How everything that is compared is fine-tuned, and how that was chosen: ``python -m resnet_pruning.studies.protocol``.
 
 Each trial changes one thing in the recipe before it. It fine-tunes a network with half of the MACs, made of one that has never seen the
-held-out tenth of the training images, and is judged on these. Trials have half of the epochs of `finetuning.RECIPE`. A trial that has its
-row in the CSV is skipped, an interrupted one goes on.
+held-out tenth of the training images, and is judged on these. A trial that has its row in the CSV is skipped, an interrupted one goes on.
 """
 
 import argparse
@@ -19,7 +18,8 @@ from .method_runs import FAMILIES, METHODS, MethodRuns
 from .sweeps import run_sweep
 
 FIRST = "by sensitivity, inside blocks"  # what all trials are run on; learning rates are chosen for a method of each family
-SGD = Recipe(epochs=5, learning_rate=0.05, warmup_epochs=0.5, ema=0.995, small_share=0.0, views=5)
+EPOCHS = 5  # of every network that is compared
+SGD = Recipe(epochs=EPOCHS, learning_rate=0.05, warmup_epochs=0.5, ema=0.995, small_share=0.0, views=5)
 MUON = dataclasses.replace(SGD, optimizer="Muon", learning_rate=0.003, weight_decay=0.05)
 RATE_TRIALS = ("Muon 0.003", "Muon 0.001", "Muon 0.01")
 TUNED = ("smallest L2 norm", "tied", "projected", "not pruned")
