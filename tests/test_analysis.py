@@ -57,15 +57,14 @@ def test_rows_of_one_base_network(tmp_path):
         analysis.rows_of(tmp_path / "t.csv", "c 3")
 
 
-def test_the_main_result_has_the_longest_trainings_and_the_best_other_method(methods, tuned):
-    panels = analysis.main_result(methods, tuned)
+def test_the_main_result_has_the_same_methods_without_and_with_training(methods):
+    panels = analysis.main_result(methods)
     plain, trained = panels.values()
-    assert set(plain.what) == {"this project", "k-means, centroids (the assignment)", "best of the other methods"}
-    assert set(plain.stage) == {"new batch-norm statistics"}
+    assert list(panels) == ["without training", "after 3 epochs of fine-tuning"]
+    for panel, stage in ((plain, "new batch-norm statistics"), (trained, "fine-tuned")):
+        assert set(panel.what) == {"this project", "k-means, centroids (the assignment)", "best of the other methods"}
+        assert set(panel.stage) == {stage}
     assert plain[plain.what == "best of the other methods"].method.unique() == [BETTER], "by what is ahead after fine-tuning"
-    long = trained[trained.what == "this project, 20 to 40 epochs"].set_index("macs").accuracy
-    assert long.to_dict() == {50.0: 91.4, 25.0: 89.0}, "the longest, not the best"
-    assert set(trained.what) == {"this project, 20 to 40 epochs", "this project, 3 epochs", "best of the other methods, 3 epochs"}
 
 
 def test_ways_at_the_same_share():

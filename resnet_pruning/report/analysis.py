@@ -36,24 +36,22 @@ def rows_of(path: str | Path, base: str) -> pd.DataFrame:
     return rows.reset_index(drop=True)
 
 
-def main_result(methods: pd.DataFrame, tuned: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The method of the assignment, that of this project and the best of the others: rows with accuracy, `what` and `macs` (%), by panel.
+def main_result(methods: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The method of the assignment, that of this project and the best of the others, without training and after the same fine-tuning.
 
     Parameters
     ----------
     methods : ``baselines_methods.csv``; the best method has the highest median accuracy after fine-tuning at half of the MACs
-    tuned : ``fine_tune.csv``; the longest training at each budget is used
+
+    Returns
+    -------
+    rows with accuracy, `what` and `macs` (%), by panel
     """
     others = methods[~is_own(methods.method) & (methods.stage == "fine-tuned") & (methods.level == 0.5)]
     named = MAIN | {others.groupby("method").accuracy.median().idxmax(): "best of the other methods"}
     shown = methods[methods.method.isin(named)].assign(what=lambda t: t.method.map(named), macs=_percent_of_macs)
-    long = tuned[(tuned.way == "compact") & (tuned.plan == "by sensitivity") & (tuned.epochs >= 20)]
-    long = long.sort_values("epochs").groupby("level").tail(1).assign(macs=_percent_of_macs)
-    long["what"] = f"this project, {long.epochs.min()} to {long.epochs.max()} epochs"
-    short = shown[shown.stage == "fine-tuned"]
-    short = short.assign(what=short.what + ", " + short.epochs.astype(str) + " epochs")
-    short = short[short.groupby("what").macs.transform("nunique") > 1]
-    return {"without training": shown[shown.stage == NEW_STATISTICS], "fine-tuned with distillation": pd.concat([long, short])}
+    trained = shown[shown.stage == "fine-tuned"]
+    return {"without training": shown[shown.stage == NEW_STATISTICS], f"after {trained.epochs.max()} epochs of fine-tuning": trained}
 
 
 def share_curves(uniform: pd.DataFrame) -> pd.DataFrame:
