@@ -59,6 +59,12 @@ def test_rows_were_measured_on_networks_that_are_here():
     assert len(tables) > 10 and set().union(*(table.base for table in tables)) <= known
 
 
+def has_the_accuracy(network, images, recorded, exactly):
+    """On all test images, or on a fifth of them: enough to find a file that holds another network."""
+    judged = images if exactly else images[:2000]
+    return evaluation.accuracy(network, judged) == pytest.approx(recorded, abs=0.05 if exactly else 2)
+
+
 @pytest.mark.parametrize("name", ["75", "50", "25", "_time62"])
 def test_compact_checkpoints_have_the_size_and_the_accuracy_that_they_claim(cifar10, name):
     network, facts = checkpoints.load_checkpoint(ROOT / "checkpoints" / f"resnet20_compact{name}.pt")
@@ -68,8 +74,7 @@ def test_compact_checkpoints_have_the_size_and_the_accuracy_that_they_claim(cifa
     assert (cost.parameters(network), cost.macs(network)) == compression.cost_of_plan(whole, facts["plan"], merged=True)
     if name.isdigit():
         assert int(name) - 1 < 100 * cost.macs(network) / cost.macs(whole) <= int(name)
-    accuracy = evaluation.accuracy(network, cifar10[1])
-    assert accuracy == pytest.approx(facts["test_accuracy"], abs=0.05)
+    assert has_the_accuracy(network, cifar10[1], facts["test_accuracy"], exactly=name == "50")
     row = pd.read_csv(ROOT / "figures" / "compact_checkpoints.csv").set_index("network").loc[f"resnet20_compact{name}"]
     assert (row.parameters, row.macs, row.accuracy) == (facts["parameters"], facts["macs"], facts["test_accuracy"])
 
@@ -91,7 +96,7 @@ def test_fine_tuned_checkpoints_have_the_size_and_the_accuracy_that_they_claim(c
     assert facts["base"].split()[1] == fingerprint(MEASURED).split()[1]
     assert (cost.parameters(network), cost.macs(network)) == (facts["parameters"], facts["macs"])
     assert share - 0.01 < cost.macs(network) / cost.macs(whole) <= share
-    assert evaluation.accuracy(network, cifar10[1]) == pytest.approx(facts["test_accuracy"], abs=0.05)
+    assert has_the_accuracy(network, cifar10[1], facts["test_accuracy"], exactly=schedule == "_fast")
     row = pd.read_csv(ROOT / "figures" / "fine_tune.csv").set_index("checkpoint").loc[name]
     assert (row.parameters, row.macs, row.accuracy) == (facts["parameters"], facts["macs"], facts["test_accuracy"])
 
