@@ -94,7 +94,8 @@ def _optimizers(figures: Path) -> str:
     table = pd.read_csv(figures / "optimizers.csv").query("seed == 0").sort_values("test_accuracy")
     constant, best = table[table.schedule == "constant"].iloc[-1], table.iloc[-1]
     return (
-        f"SGD, Adam, Adamax, AdamW and Muon for {table.epochs.max()} epochs each, at constant rates and with a schedule. "
+        "SGD, Adam and Adamax at constant rates and with a schedule, AdamW and Muon with a schedule, "
+        f"for {table.epochs.max()} epochs each. "
         f"**Ahead with {best.test_accuracy:.2f} %: {best.trial}; "
         f"the best constant rate, {constant.trial}, has {constant.test_accuracy:.2f} %.**"
     )
