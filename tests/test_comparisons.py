@@ -3,7 +3,6 @@ import pytest
 
 from resnet_pruning.files import ROOT
 from resnet_pruning.report import comparisons, tables
-from resnet_pruning.report.tables import newest
 
 FIGURES = ROOT / "figures"
 
@@ -17,7 +16,7 @@ def test_the_most_frequent_mistakes_come_first():
 
 
 def test_replaced_rows_are_those_of_the_seeds():
-    table = newest(FIGURES / "prune_uniform.csv").query("images == 'test'")
+    table = tables.newest(FIGURES / "prune_uniform.csv").query("images == 'test'")
     rows = comparisons.replaced_rows(table, plan="uniform fraction", level=0.5)
     assert rows.seed.tolist() == [0, 1, 2] and set(rows.distance) == {"raw"} and set(rows.batch_norm) == {"re-estimated"}
     assert len(comparisons.replaced_rows(table, plan="uniform", level=8, representative="medoid")) == 1

@@ -24,13 +24,14 @@ def finding(figures: Path) -> str:
     clustered = half.groupby(["distance", "weighting"]).accuracy.median()
     (untrained, other), (tuned, other_tuned) = (_best_at_half(figures, stage) for stage in ("new batch-norm statistics", "fine-tuned"))
     spread = tuned[1].max() - tuned[1].min()
+    n_epochs = pd.read_csv(figures / "baselines_methods.csv").epochs.max()
     return (
         f"**Clustering filters is not enough.** With half of the filters of every layer, {clustered['raw', 0]:.0f} % of the test images "
         f"are still classified correctly, and {clustered.max():.0f} % if filters are clustered by how their outputs correlate. "
         "**What pays is the repair**: if each block is solved for the outputs that it had, and channels go where they matter least, a "
         f"network with half of the MACs has {untrained[1].median():.1f} % without labels and without training; "
         f"the best other method in the comparison has {other[1].median():.1f} %. "
-        f"**Fine-tuning removes most of that lead**: after three epochs it is {tuned[1].median() - other_tuned[1].median():.1f} pp "
+        f"**Fine-tuning removes most of that lead**: after {n_epochs} epochs it is {tuned[1].median() - other_tuned[1].median():.1f} pp "
         f"({len(tuned[1])} seeds, which differ by {spread:.1f} pp)."
     )
 

@@ -48,12 +48,12 @@ def trained(runs: MethodRuns, methods: Sequence[str], levels: Sequence[float], s
 
 def all_points(runs: MethodRuns) -> list[MethodPoint]:
     """What ``figures/currencies.csv`` has, what matters most first."""
-    methods, epochs = available()[0], EPOCHS
+    methods = available()[0]
     shown = [method for method in SHOWN if method in methods]
-    points = trained(runs, ["not pruned", *shown], LEVELS[:2], [0], epochs)
-    points += trained(runs, ["not pruned", *shown], LEVELS[:1], [1, 2], epochs)
-    points += trained(runs, methods, LEVELS[:1], [0], epochs)
-    points += trained(runs, shown, LEVELS[2:], [0], epochs)
+    points = trained(runs, ["not pruned", *shown], LEVELS[:2], [0], EPOCHS)
+    points += trained(runs, ["not pruned", *shown], LEVELS[:1], [1, 2], EPOCHS)
+    points += trained(runs, methods, LEVELS[:1], [0], EPOCHS)
+    points += trained(runs, shown, LEVELS[2:], [0], EPOCHS)
     points += trained(runs, [method for method in LONGER_METHODS if method in methods], LEVELS[:1], [0], LONGER)
     return list(dict.fromkeys(points))
 
