@@ -22,7 +22,7 @@ EPOCHS = 5  # of every network that is compared
 SGD = Recipe(epochs=EPOCHS, learning_rate=0.05, warmup_epochs=0.5, ema=0.995, small_share=0.0, views=5)
 MUON = dataclasses.replace(SGD, optimizer="Muon", learning_rate=0.003, weight_decay=0.05)
 RATE_TRIALS = ("Muon 0.003", "Muon 0.001", "Muon 0.01")
-TUNED = ("smallest L2 norm", "tied", "projected", "not pruned")
+TUNED = ("smallest L2 norm", "tied", "not pruned")
 TEACHER = ""  # the base itself: in its trial, the network of doubled widths did not teach better, and it takes longer
 # The learning rate of each family of methods. Starting values: the trials of the other families have not been run yet.
 RATES = dict.fromkeys(FAMILIES, 0.01)
