@@ -19,9 +19,10 @@ def test_all_rows_have_equal_epochs_but_those_that_ask_for_more(runs):
     longer = {point.method for point in points if point.epochs == currencies.LONGER}
     assert longer == set(currencies.LONGER_METHODS)
     assert all(point.learning_rate == protocol.RATES[method_runs.FAMILY_OF[point.method]] for point in points)
-    seeds = {method: {point.seed for point in points if point.method == method and point.level in (0.5, 1)} for method in currencies.SHOWN}
-    assert all(found == {0, 1, 2} for found in seeds.values())
-    assert {point.method for point in points} == set(method_runs.available()[0])
+    for method in currencies.SEEDED:
+        assert {point.seed for point in points if point.method == method and point.level in (0.5, 1)} == {0, 1, 2}
+    for method in currencies.CURVES:
+        assert {point.level for point in points if point.method == method} == {*currencies.LEVELS, *currencies.BETWEEN}
     assert all((point.method == "not pruned") == (point.level == 1) for point in points)
 
 

@@ -17,7 +17,7 @@ from .method_runs import FAMILY_OF, MethodPoint, MethodRuns, available
 from .protocol import EPOCHS, RATES, TEACHER
 from .sweeps import run_sweep
 
-LEVELS = (0.5, 0.25, 0.36, 0.75)  # of the MACs, the one that matters most first
+LEVELS = (0.5, 0.25)  # of the MACs, for the methods that are shown
 SHOWN = (
     "by sensitivity",
     "by sensitivity, inside blocks",
@@ -29,9 +29,24 @@ SHOWN = (
     "tied, clustered by raw weights",
     "tied",
     "projected",
+    "projected, new clusters each step",
 )
-LONGER = 40  # epochs, for those that a reader might think were trained too briefly
-LONGER_METHODS = ("not pruned", "smallest L1 norm", "smallest L2 norm", "by sensitivity, inside blocks")
+BETWEEN = (0.75, 0.36)  # for the four methods of the curves
+CURVES = ("by sensitivity, inside blocks", "merged, reconstruction", "smallest L2 norm", "tied")
+SEEDED = ("not pruned", *CURVES, "random units", "k-means, centroids")  # with three seeds at half of the MACs
+LONGER = 20  # epochs, for those that a reader might think were trained too briefly
+LONGER_METHODS = ("not pruned", "smallest L2 norm", "by sensitivity, inside blocks")
+RIVALS = (
+    "Model Folding",
+    "Model Folding, repaired",
+    "GRAIL after folding",
+    "GRAIL after removal",
+    "Neuron Merging",
+    "Torch-Pruning, group norm, all layers ranked together",
+    "Torch-Pruning, geometric median, all layers ranked together",
+    "geometric median",
+    "smallest L1 norm",
+)
 FROM_WIDE = ("by sensitivity, inside blocks", "by sensitivity", "Model Folding, repaired", "smallest L2 norm", "tied")
 
 
@@ -48,13 +63,11 @@ def trained(runs: MethodRuns, methods: Sequence[str], levels: Sequence[float], s
 
 def all_points(runs: MethodRuns) -> list[MethodPoint]:
     """What ``figures/currencies.csv`` has, what matters most first."""
-    methods = available()[0]
-    shown = [method for method in SHOWN if method in methods]
-    points = trained(runs, ["not pruned", *shown], LEVELS[:2], [0], EPOCHS)
-    points += trained(runs, ["not pruned", *shown], LEVELS[:1], [1, 2], EPOCHS)
-    points += trained(runs, methods, LEVELS[:1], [0], EPOCHS)
-    points += trained(runs, shown, LEVELS[2:], [0], EPOCHS)
-    points += trained(runs, [method for method in LONGER_METHODS if method in methods], LEVELS[:1], [0], LONGER)
+    points = trained(runs, ["not pruned", *SHOWN], LEVELS, [0], EPOCHS)
+    points += trained(runs, SEEDED, LEVELS[:1], [1, 2], EPOCHS)
+    points += trained(runs, available(RIVALS)[0], LEVELS[:1], [0], EPOCHS)
+    points += trained(runs, CURVES, BETWEEN, [0], EPOCHS)
+    points += trained(runs, LONGER_METHODS, LEVELS[:1], [0], LONGER)
     return list(dict.fromkeys(points))
 
 

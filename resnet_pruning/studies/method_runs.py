@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -283,7 +284,8 @@ FAMILIES: dict[str, dict[str, Method]] = {
     "filters stay clustered": {
         "tied": _constrained(finetuning.tied, "correlation"),
         "tied, clustered by raw weights": _constrained(finetuning.tied, "raw"),
-        "projected": _constrained(finetuning.projected, "correlation"),
+        "projected": _constrained(functools.partial(finetuning.projected, renew_every=0), "correlation"),
+        "projected, new clusters each step": _constrained(finetuning.projected, "correlation"),
     },
     "clustering, repaired": {
         "merged, least squares": _least_squares,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from .. import evaluation
+from .. import evaluation, finetuning
 from ..files import required, results_folder
 from ..training import Recipe
 from .base import choosing_checkpoint
@@ -19,8 +19,8 @@ from .sweeps import run_sweep
 
 FIRST = "by sensitivity, inside blocks"  # what all trials are run on; learning rates are chosen for a method of each family
 EPOCHS = 5  # of every network that is compared
-SGD = Recipe(epochs=EPOCHS, learning_rate=0.05, warmup_epochs=0.5, ema=0.995, small_share=0.0, views=5)
-MUON = dataclasses.replace(SGD, optimizer="Muon", learning_rate=0.003, weight_decay=0.05)
+MUON = dataclasses.replace(finetuning.RECIPE, epochs=EPOCHS, views=EPOCHS)
+SGD = dataclasses.replace(MUON, optimizer="SGD", learning_rate=0.05, weight_decay=0.0005)
 RATE_TRIALS = ("Muon 0.003", "Muon 0.001", "Muon 0.01")
 TUNED = ("smallest L2 norm", "tied", "not pruned")
 TEACHER = ""  # the base itself: in its trial, the network of doubled widths did not teach better, and it takes longer
