@@ -48,7 +48,9 @@ def test_a_sweep_gives_a_row_for_each_point_in_their_order(tmp_path):
 
 def test_points_that_have_their_row_are_skipped(tmp_path, counted):
     function, n_calls = counted
+    assert sweeps.finished(POINTS, tmp_path / "s.csv") == []
     sweeps.run_sweep(function, POINTS[:2], tmp_path / "s.csv", progress=False)
+    assert sweeps.finished([POINTS[3], POINTS[1], POINTS[0]], tmp_path / "s.csv") == [POINTS[1], POINTS[0]]
     table = sweeps.run_sweep(function, [POINTS[3], POINTS[0], POINTS[0]], tmp_path / "s.csv", progress=False)
     assert n_calls() == 3
     assert table.x.tolist() == [2.5, 1]  # equal points once

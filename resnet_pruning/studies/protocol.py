@@ -21,8 +21,8 @@ FIRST = "by sensitivity, inside blocks"  # what all trials are run on; learning 
 EPOCHS = 5  # of every network that is compared
 MUON = dataclasses.replace(finetuning.RECIPE, epochs=EPOCHS, views=EPOCHS)
 SGD = dataclasses.replace(MUON, optimizer="SGD", learning_rate=0.05, weight_decay=0.0005)
-RATE_TRIALS = ("Muon 0.003", "Muon 0.001", "Muon 0.01")
-TUNED = ("smallest L2 norm", "tied", "not pruned")
+# Learning rates tried for a method of each other family: three, and a fourth where the best of them was the largest.
+TUNED = {"smallest L2 norm": (0.003, 0.001, 0.01, 0.03), "tied": (0.003, 0.01, 0.03), "not pruned": (0.003, 0.001, 0.01)}
 TEACHER = ""  # the base itself: in its trial, the network of doubled widths did not teach better, and it takes longer
 # The learning rate of each family of methods. Starting values: the trials of the other families have not been run yet.
 RATES = dict.fromkeys(FAMILIES, 0.01)
@@ -54,6 +54,7 @@ TRIALS: dict[str, tuple[Recipe, str]] = {
     "Muon 0.003, taught by doubled widths": (MUON, "resnet20_wide"),
     "Muon 0.003, small crops first": (dataclasses.replace(MUON, small_share=0.5), ""),
     "Muon 0.003, weight decay 0.01": (dataclasses.replace(MUON, weight_decay=0.01), ""),
+    "Muon 0.003, labels alone": (dataclasses.replace(MUON, distillation=0.0), ""),
 }
 
 
@@ -75,11 +76,12 @@ def run_trials(runs: MethodRuns, points: list[ProtocolPoint], csv: Any, progress
 
 def all_points(runs: MethodRuns) -> list[ProtocolPoint]:
     """Every trial on one network, and then learning rates on a network of each other family."""
-    chosen = [(FIRST, name) for name in TRIALS] + [(method, name) for method in TUNED for name in RATE_TRIALS]
-    return [
-        ProtocolPoint(runs.base, name, method, 1.0 if method == "not pruned" else 0.5, 0, TRIALS[name][1], TRIALS[name][0])
-        for method, name in chosen
-    ]
+    points = [ProtocolPoint(runs.base, name, taught_by=teacher, recipe=recipe) for name, (recipe, teacher) in TRIALS.items()]
+    for method, rates in TUNED.items():
+        level = 1.0 if method == "not pruned" else 0.5
+        recipes = [dataclasses.replace(MUON, learning_rate=rate) for rate in rates]
+        points += [ProtocolPoint(runs.base, f"Muon {recipe.learning_rate:g}", method, level, recipe=recipe) for recipe in recipes]
+    return points
 
 
 def main() -> None:

@@ -94,6 +94,12 @@ def run_sweep(
     return _table(points, [done[_key(point)][-1] for point in points])
 
 
+def finished(points: Sequence[Point], path: str | Path) -> list[Point]:
+    """Those of the points that have a row in the CSV, for a sweep that is run by its own command and read while it is under way."""
+    done = _rows(Path(path), _kind(points))
+    return [point for point in points if _key(point) in done]
+
+
 def read_details(path: str | Path, name: str, points: Sequence[Point]) -> pd.DataFrame:
     """The table `name` that a function returned for these points, after their fields. The first column of the table identifies its rows.
 
