@@ -26,8 +26,7 @@ from .model import AnyNetwork, Network, SharedConv2d, convolutions
 from .pruning import rescale_by_gains
 from .training import Recipe
 
-# From the trials of `studies.protocol`. Whole images throughout: small crops, which neither the network nor its teacher saw in their last
-# epochs, cost accuracy.
+# From the trials of `studies.protocol`. Whole images: small crops, which network and teacher did not see in the last epochs, cost accuracy.
 RECIPE = Recipe(
     epochs=20, optimizer="Muon", learning_rate=0.003, weight_decay=0.05, warmup_epochs=0.5, ema=0.995, small_share=0.0, views=10
 )

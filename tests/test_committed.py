@@ -11,7 +11,7 @@ from resnet_pruning import checkpoints, compression, cost, data, evaluation, pla
 from resnet_pruning.deployment import runtimes
 from resnet_pruning.files import ROOT, fingerprint, unsealed
 from resnet_pruning.report.notebooks import lasting
-from resnet_pruning.studies import base, method_runs, quantization_runs
+from resnet_pruning.studies import base, currencies, method_runs, protocol, quantization_runs, sweeps
 from resnet_pruning.studies.pruning_runs import PruningRuns
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -73,10 +73,10 @@ def test_compact_checkpoints_have_the_size_and_the_accuracy_that_they_claim(cifa
     assert (row.parameters, row.macs, row.accuracy) == (facts["parameters"], facts["macs"], facts["test_accuracy"])
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_the_checkpoint_for_choices_has_not_seen_the_images_that_it_is_judged_on(cifar10, first):
+@pytest.mark.parametrize("name", ["resnet20_first_choosing", "resnet20_choosing"])
+def test_the_checkpoint_for_choices_has_not_seen_the_images_that_it_is_judged_on(cifar10, name):
     """A network that had would know more than 95 % of them."""
-    network, facts = checkpoints.load_checkpoint(base.choosing_checkpoint("cifar10", "full", first=first))
+    network, facts = checkpoints.load_checkpoint(ROOT / "checkpoints" / f"{name}.pt")
     _, held_out = data.hold_out(cifar10[0], 5000)
     assert facts["n_train_images"] == 45_000
     assert evaluation.accuracy(network, held_out) == pytest.approx(facts["held_out_accuracy"], abs=0.1) and facts["held_out_accuracy"] < 95
@@ -126,7 +126,7 @@ def test_half_of_the_channels_inside_blocks_cost_what_is_recorded_with_least_squ
     "name",
     [
         *("prune_uniform", "prune_sensitivity", "prune_ends", "compact_repair", "compact_allocation", "fine_tune"),
-        *("baselines_methods", "baselines_weights", "quantize"),
+        *("baselines_methods", "baselines_weights", "quantize", "untrained", "currencies", "prune_ends_fine_tuned"),
     ],
 )
 def test_sweeps_were_made_from_the_committed_checkpoint(name):
@@ -147,17 +147,25 @@ def test_a_sweeps_row_can_be_measured_again(cifar10, share):
     assert runs.measure(point)["accuracy"] == pytest.approx(row.accuracy, abs=2)  # k-means may end in another optimum on another processor
 
 
-def test_all_ways_to_prune_are_compared_at_the_same_macs():
-    table = pd.read_csv(ROOT / "figures" / "baselines_methods.csv")
-    assert set(table.method) <= set(method_runs.METHODS) and set(table.stage) == set(method_runs.STAGES)
+@pytest.mark.parametrize("name, stages", [("untrained", {"new batch-norm statistics"}), ("currencies", {"fine-tuned"})])
+def test_all_ways_to_prune_are_compared_at_the_same_macs(name, stages):
+    table = pd.read_csv(ROOT / "figures" / f"{name}.csv")
+    assert set(table.method) <= set(method_runs.METHODS) and set(table.stage) == stages
     assert (table.macs_share / table.level).between(0.99, 1).all()
-    assert table[table.stage == "fine-tuned"].groupby(["epochs", "learning_rate"]).ngroups == 1
+
+
+def test_all_that_is_compared_was_trained_by_the_protocol():
+    table = pd.read_csv(ROOT / "figures" / "currencies.csv")
+    assert set(table.epochs) <= {protocol.EPOCHS, currencies.LONGER} and set(table.teacher) == {"resnet20"}
+    assert (table.learning_rate == table.family.map(protocol.RATES)).all()
+    asked = currencies.all_points(method_runs.MethodRuns(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10"))
+    assert len(sweeps.finished(asked, ROOT / "figures" / "currencies.csv")) == len(table)
 
 
 @pytest.mark.parametrize("method", ["geometric median", "Neuron Merging"])
 def test_rows_of_other_ways_to_prune_can_be_measured_again(cifar10, method):
-    row = measured("baselines_methods", method=method, level=0.5, stage="new batch-norm statistics", seed=0)
-    runs = method_runs.MethodRuns(CHECKPOINT, "cifar10")
+    row = measured("untrained", method=method, level=0.5, stage="new batch-norm statistics", seed=0)
+    runs = method_runs.MethodRuns(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10")
     (point,) = runs.comparison_points([method], [0.5], stage=["new batch-norm statistics"])
     again = runs.measure_method(point)
     assert again["macs"] == row.macs and again["accuracy"] == pytest.approx(row.accuracy, abs=0.3)

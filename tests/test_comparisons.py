@@ -47,12 +47,12 @@ def test_gains_are_summed_up_and_put_into_words():
 @pytest.mark.parametrize(
     "at_macs, at_filters, words",
     [
-        ((-1.0, -2.0), (-3.0, -1.0), "uniform plans do best, at equal MACs and at equal numbers of filters"),
-        ((1.0, 2.0), (0.5, -1.0), "at equal MACs ends chosen on training images do best, at equal numbers of filters last-heavy plans"),
+        ((-1.0, -2.0), (-3.0, -1.0), "uniform plans win at equal MACs and at equal filters"),
+        ((1.0, 2.0), (0.5, -1.0), "ends chosen on training images win at equal MACs, last-heavy plans at equal filters"),
     ],
 )
 def test_the_best_plans_are_named(at_macs, at_filters, words):
-    means = pd.DataFrame([at_macs, at_filters], index=["MACs", "distinct filters"], columns=["last-heavy", "chosen on training images"])
+    means = pd.DataFrame([at_macs, at_filters], index=["MACs", "distinct filters"], columns=["last-heavy", "chosen"])
     assert comparisons.best_plans(means) == words
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from resnet_pruning import compression, cost, model
-from resnet_pruning.studies.ends import MEASURES, border_layers, end_layers, heavy, whole_ends
+from resnet_pruning.studies.ends import MEASURES, border_layers, end_layers, heavy
 
 torch.manual_seed(0)
 NETWORK = model.ResNet(20)
@@ -12,7 +12,7 @@ CONVS = model.convolutions(NETWORK)
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("n_first, n_last", [(0, 0), (3, 2), (0, 6)])
 def test_ends_are_whole_and_the_budget_is_used(measure, n_first, n_last):
-    plan = whole_ends(NETWORK, n_first, n_last, measure, 0.75)
+    plan = heavy(NETWORK, end_layers(NETWORK, n_first, n_last), measure, 0.75)
     names = list(CONVS)
     assert list(plan) == names
     assert all(plan[name] == CONVS[name].out_channels for name in names[:n_first] + names[len(names) - n_last :])
@@ -26,9 +26,9 @@ def test_ends_are_whole_and_the_budget_is_used(measure, n_first, n_last):
 
 def test_what_cannot_be_planned_is_refused():
     with pytest.raises(ValueError, match="measure is 'filters', expected one of MACs, distinct filters"):
-        whole_ends(NETWORK, 0, 0, "filters", 0.75)
+        heavy(NETWORK, [], "filters", 0.75)
     with pytest.raises(ValueError, match="expected at least"):
-        whole_ends(NETWORK, 10, 8, "MACs", 0.5)
+        heavy(NETWORK, end_layers(NETWORK, 10, 8), "MACs", 0.5)
     with pytest.raises(ValueError, match="layers has 'layer4.0.conv1', expected convolutions of the network"):
         heavy(NETWORK, ["layer4.0.conv1"], "MACs", 0.75)
     with pytest.raises(ValueError, match="n_first \\+ n_last is 10 \\+ 10, expected at most the number of layers, 19"):

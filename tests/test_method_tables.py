@@ -55,16 +55,20 @@ def test_own_runs_stand_among_published_results():
             "base_accuracy": [92.2, 92.2],
             "pruned_accuracy": [90.83, 91.09],
             "macs_share": [0.58, 0.4],
+            "option": ["A", "B"],
+            "epoch_read": ["best", "not said"],
+            "epochs": [200, None],
+            "looked_up": ["yes", "no"],
             "source": ["a paper", "a paper"],
         }
     )
-    runs = pd.DataFrame({"epochs": [3], "accuracy": [91.0], "change": [-1.0], "macs_share": [0.5]})
+    runs = pd.DataFrame({"method": ["merged"], "epochs": [3], "accuracy": [91.0], "change": [-1.0], "macs_share": [0.5]})
     everything = methods.among_published(published, runs, 92.004, "ours")
-    assert list(everything) == [*published, "change", "epochs", "MACs (%)", "group"]
+    assert list(everything) == [*published, "change", "MACs (%)", "group"]
     assert everything.change.tolist() == [-1.37, -1.11, -1.0] and everything["MACs (%)"].tolist() == pytest.approx([58, 40, 50])
-    assert everything.group.tolist() == ["ResNet-20, published", "ResNet-20, published", "ours"]
+    assert everything.group.tolist() == ["ResNet-20, option A, published", "ResNet-20, option B, published", "ours"]
     own = everything.iloc[2]
-    assert (own.method, own.base_accuracy, own.pruned_accuracy) == ("by sensitivity, 3 epochs", 92.0, 91.0)
+    assert (own.method, own.base_accuracy, own.pruned_accuracy) == ("merged, 3 epochs", 92.0, 91.0)
     assert methods.outdone(everything, "ResNet-20", "ours").tolist() == [True, False]
 
 

@@ -140,10 +140,10 @@ def test_class_accuracies_are_sorted():
 
 def test_dots_with_equal_names_stay_apart():
     table = pd.DataFrame({"step": ["first", "again", "again"], "gain": [1.0, 2.5, -3.0]})
-    figure = plots.dots(table, "step", "gain", "a title", "pp", reference=0.0, fmt="{:+.1f}")
+    figure = plots.dots(table, "step", "gain", "a title", "pp", reference=(0, "nothing"), fmt="{:+.1f}")
     (axes,) = figure.axes
     assert axes.get_lines()[1].get_ydata().tolist() == [0, 1, 2]
-    assert [text.get_text() for text in axes.texts] == ["+1.0", "+2.5", "-3.0"]
+    assert [text.get_text() for text in axes.texts] == ["nothing", "+1.0", "+2.5", "-3.0"]
 
 
 def test_long_titles_stay_within_the_figure():

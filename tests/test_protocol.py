@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from resnet_pruning import checkpoints, evaluation, model
-from resnet_pruning.studies import protocol
+from resnet_pruning.studies import method_runs, protocol
 from resnet_pruning.studies.method_runs import MethodRuns
 
 HISTORY = pd.DataFrame({"train_accuracy": [50.0], "seconds": [1.0]})
@@ -59,4 +59,5 @@ def test_each_family_has_three_tries_or_more(runs):
     points = protocol.all_points(runs)
     tries = {method: {point.recipe.learning_rate for point in points if point.method == method} for method in protocol.TUNED}
     assert all(rates == set(protocol.TUNED[method]) and len(rates) >= 3 for method, rates in tries.items())
+    assert list(protocol.RATES) == list(method_runs.FAMILIES)
     assert {point.trial for point in points if point.method == protocol.FIRST} == set(protocol.TRIALS)

@@ -62,11 +62,11 @@ def best_plans(means: pd.DataFrame) -> str:
     """
     best = means.assign(uniform=0.0).idxmax(axis=1)
     at_macs, at_filters = (
-        "ends chosen on training images" if name.startswith("chosen") else f"{name} plans" for name in best[["MACs", "distinct filters"]]
+        "ends chosen on training images" if name == "chosen" else f"{name} plans" for name in best[["MACs", "distinct filters"]]
     )
     if at_macs == at_filters:
-        return f"{at_macs} do best, at equal MACs and at equal numbers of filters"
-    return f"at equal MACs {at_macs} do best, at equal numbers of filters {at_filters}"
+        return f"{at_macs} win at equal MACs and at equal filters"
+    return f"{at_macs} win at equal MACs, {at_filters} at equal filters"
 
 
 def schedule_gains(accuracies: Mapping[str, Real] | pd.Series, settings: Mapping[str, Real] | pd.Series) -> pd.Series:

@@ -99,29 +99,32 @@ def kinds_of_pruning() -> tuple[Figure, pd.DataFrame]:
     some = np.isin(np.arange(6), [1, 4])
     cluster = np.array(["cluster 0", "cluster 1", "gone", "cluster 2", "gone", "gone"])
     kinds = {  # the states of the weights of both, or of their rows and columns
-        ("Weight pruning", "zeros anywhere; both tables keep their shape"): [
+        ("Weight pruning", "zeros anywhere; both tables\nkeep their shape"): [
             np.where(random.random(shape) < 0.5, "zero", "kept") for shape in (layer, following)
         ],
-        ("Unit pruning", "rows, and the columns that read them"): [np.where(some, "gone", "kept")[:, None], np.where(some, "gone", "kept")],
-        ("Filter pruning", "rows become zero where the channel must stay"): [np.where(some, "zero", "kept")[:, None], "kept"],
-        ("Filter clustering", "equal rows become one, their columns are added"): [cluster[:, None], cluster],
+        ("Unit pruning", "rows, and the columns\nthat read them"): [
+            np.where(some, "gone", "kept")[:, None],
+            np.where(some, "gone", "kept"),
+        ],
+        ("Filter pruning", "rows become zero where\nthe channel must stay"): [np.where(some, "zero", "kept")[:, None], "kept"],
+        ("Filter clustering", "equal rows become one,\ntheir columns are added"): [cluster[:, None], cluster],
     }
     fills = {"kept": "#dce9f5", "zero": "#f2f2f2", "gone": "white", "cluster 0": "#7fb8d8", "cluster 1": "#eaae7f", "cluster 2": "#7fceb9"}
     signs = {"kept": "", "zero": "0", "gone": "", "cluster 0": "A", "cluster 1": "B", "cluster 2": "C"}
     look = {"cmap": ListedColormap(list(fills.values())), "vmin": 0, "vmax": len(fills) - 1, "linewidths": 3, "cbar": False, "square": True}
     cells = []
     title = "What each way of pruning takes away from the weights of two layers"
-    with subplots(title, 2, 4, figsize=(12, 5.6), height_ratios=(layer[0], following[0])) as (figure, grid):
+    with subplots(title, 2, 4, figsize=(9.2, 4.9), height_ratios=(layer[0], following[0])) as (figure, grid):
         for ((kind, effect), states), axes_of_kind in zip(kinds.items(), grid.T, strict=True):
             for axes, name, shape, state in zip(axes_of_kind, ("layer", "next layer"), (layer, following), states, strict=True):
                 table = pd.DataFrame(np.broadcast_to(state, shape))
                 seaborn.heatmap(table.map(list(fills).index), annot=table.map(signs.get), fmt="", ax=axes, **look)
-                axes.set(xticks=[], yticks=[], anchor="NW")
+                axes.set(xticks=[], yticks=[], anchor="NW", xlim=(0, 6.8))
                 rows = [{"row": i, "column": j, "state": state} for (i, j), state in np.ndenumerate(table)]
                 cells.append(pd.DataFrame(rows).assign(kind=kind, table=name))
-            axes_of_kind[0].set_title(f"{kind}\n")
+            axes_of_kind[0].set_title(f"{kind}\n\n")
             axes_of_kind[0].text(0, -0.15, effect, fontsize=8, va="bottom")
-        grid[0, 0].set_ylabel("a layer: a row for each filter,\na column for each input channel")
+        grid[0, 0].set_ylabel("a layer: a row\nfor each filter")
         grid[1, 0].set_ylabel("the next layer: a column\nfor each of those rows")
     return figure, pd.concat(cells, ignore_index=True)[["kind", "table", "row", "column", "state"]]
 
@@ -144,21 +147,21 @@ def idea() -> tuple[Figure, pd.DataFrame]:
     order = np.argsort(labels, kind="stable")
     grouped = labels[order]
     steps = {
-        ("1 · Trained", "6 filters, a row each;\nthe next layer reads 6 channels"): (filters, readers, np.full(6, -1)),
-        ("2 · Clustered", "k-means finds\nfilters that are alike"): (filters[order], readers[:, order], grouped),
+        ("1 · Trained", "6 filters, a row each,\nread by the next layer"): (filters, readers, np.full(6, -1)),
+        ("2 · Clustered", "k-means finds filters\nthat are alike (sorted here)"): (filters[order], readers[:, order], grouped),
         ("3 · Replaced", "each filter becomes its\ncluster's representative"): (centroids[grouped], readers[:, order], grouped),
-        ("4 · Merged", "equal filters are computed once,\nwhat reads them is added up"): (centroids, added, np.arange(3)),
-        ("5 · Repaired", "the next layer is solved anew,\nthen the network is fine-tuned"): (centroids, solved, np.arange(3)),
+        ("4 · Merged", "equal filters become one,\nwhat reads them is added"): (centroids, added, np.arange(3)),
+        ("5 · Repaired", "the next layer is solved\nanew, then fine-tuned"): (centroids, solved, np.arange(3)),
     }
-    look = {"cmap": "Greys", "vmin": -1.3, "vmax": 2.6, "linewidths": 2, "cbar": False, "square": True}
+    look = {"cmap": "Greys", "vmin": -2.0, "vmax": 2.6, "linewidths": 2, "cbar": False, "square": True}
     cells = []
-    with subplots("", 2, 5, figsize=(12, 4.6), height_ratios=(6, 4)) as (figure, grid):
+    with subplots("", 2, 5, figsize=(9.2, 3.6), height_ratios=(6, 4)) as (figure, grid):
         for ((step, words), (layer, following, clusters)), axes_of_step in zip(steps.items(), grid.T, strict=True):
             owners = {"layer": np.repeat(clusters[:, None], 4, axis=1), "next layer": np.repeat(clusters[None], 4, axis=0)}
             for axes, (name, owner), values in zip(axes_of_step, owners.items(), (layer, following), strict=True):
                 seaborn.heatmap(values, ax=axes, **look)
                 # A weight is as large in every step.
-                axes.set(xticks=[], yticks=[], anchor="NW", xlim=(0, 6), ylim=(6 if name == "layer" else 4, 0))
+                axes.set(xticks=[], yticks=[], anchor="NW", xlim=(0, 6.8), ylim=(6 if name == "layer" else 4, 0))
                 for (row, column), cluster in np.ndenumerate(owner):
                     if cluster >= 0:
                         axes.add_patch(Rectangle((column, row), 1, 1, color=COLORS[cluster], alpha=0.45, linewidth=0))

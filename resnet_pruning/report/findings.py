@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .tables import gains_of_ends, is_own, newest
+from .tables import equally_tuned, gains_of_ends, is_own, newest
 
 
 def notebooks(figures: Path) -> str:
@@ -22,17 +22,18 @@ def finding(figures: Path) -> str:
     half = newest(figures / "prune_uniform.csv").query("images == 'test' and plan == 'uniform fraction' and level == 0.5")
     half = half[(half.representative == "centroid") & (half.batch_norm == "re-estimated")]
     clustered = half.groupby(["distance", "weighting"]).accuracy.median()
-    (untrained, other), (tuned, other_tuned) = (_best_at_half(figures, stage) for stage in ("new batch-norm statistics", "fine-tuned"))
-    spread = tuned[1].max() - tuned[1].min()
-    n_epochs = pd.read_csv(figures / "baselines_methods.csv").epochs.max()
+    tuned_rows = equally_tuned(figures)
+    (untrained, other), (tuned, other_tuned) = map(_best_at_half, (pd.read_csv(figures / "untrained.csv"), tuned_rows))
+    control = tuned_rows[tuned_rows.method == "not pruned"].accuracy.mean()
     return (
         f"**Clustering filters is not enough.** With half of the filters of every layer, {clustered['raw', 0]:.0f} % of the test images "
         f"are still classified correctly, and {clustered.max():.0f} % if filters are clustered by how their outputs correlate. "
         "**What pays is the repair**: if each block is solved for the outputs that it had, and channels go where they matter least, a "
         f"network with half of the MACs has {untrained[1].median():.1f} % without labels and without training; "
         f"the best other method in the comparison has {other[1].median():.1f} %. "
-        f"**Fine-tuning removes most of that lead**: after {n_epochs} epochs it is {tuned[1].median() - other_tuned[1].median():.1f} pp "
-        f"({len(tuned[1])} seeds, which differ by {spread:.1f} pp)."
+        f"**Fine-tuning removes most of that lead**: after {tuned_rows.epochs.max()} epochs it has {tuned[1].mean():.1f} % (seeds: "
+        f"{len(tuned[1])}), the best other method ({other_tuned[0]}) has {other_tuned[1].mean():.1f} %, and the whole network, "
+        f"trained on for as long, {control:.1f} %."
     )
 
 
@@ -42,9 +43,9 @@ def _training(figures: Path) -> str:
     ratio = pd.read_csv(figures / "benchmark_training.csv").ratio.max()
     return (
         "The data, the network, how the recipe was chosen, the training, its mistakes. "
-        f"**ResNet-20 ends at {seeds.accuracy.mean():.2f} % (seeds: {len(seeds)}) after {base.epochs} epochs, "
+        f"**ResNet-20 ends at {seeds.accuracy.mean():.2f} % (mean of {len(seeds)} seeds) after {base.epochs} epochs, "
         f"{base.minutes:.0f} minutes on {base.machine}**; "
-        f"notebooks 03 to 09 still measure the first network, with {first.test_accuracy:.2f} %; "
+        f"notebooks 05, 08 and 09 still measure the first network, with {first.test_accuracy:.2f} %; "
         f"the training loop is {ratio:.1f} times as fast as a straightforward one."
     )
 
@@ -63,23 +64,22 @@ def _uniform_plans(figures: Path) -> str:
 def _ends(figures: Path) -> str:
     gains = gains_of_ends(figures).groupby(["distance", "measure"]).mean().loc["correlation", "MACs"]
     return (
-        "Each layer alone, and plans that keep the first layers whole, the last ones, or both. "
+        "Each layer alone, and plans that keep more filters at the ends or at the borders of stages. "
         f"**At equal MACs, clustered by correlation, whole last layers are worth {gains['last-heavy']:+.1f} pp on average, "
-        f"whole first layers {gains['first-heavy']:+.1f} pp, both {gains['first/last-heavy']:+.1f} pp.**"
+        f"whole first layers {gains['first-heavy']:+.1f} pp, the ends chosen on training images {gains['chosen']:+.1f} pp.**"
     )
 
 
 def _fine_tuning(figures: Path) -> str:
-    table = pd.read_csv(figures / "fine_tune.csv").query("epochs >= 20")
-    compact = table[(table.way == "compact") & (table.plan == "by sensitivity")].sort_values("epochs")
-    changes = compact.groupby("level").change.last()[::-1].items()
-    scratch = table[table.way == "from scratch"].iloc[0]
-    pruned = compact[(compact.level == scratch.level) & (compact.epochs == scratch.epochs)].iloc[0]
+    untrained, tuned = pd.read_csv(figures / "untrained.csv"), equally_tuned(figures)
+    before, after = (table[table.level == 0.5].groupby("method").accuracy.mean() for table in (untrained, tuned))
+    control = tuned[tuned.method == "not pruned"].accuracy.mean()
+    best = after[after.index.str.startswith(("tied", "projected"))].idxmax()
     return (
-        "Training on while filters stay clustered, in four ways, with and without distillation. "
-        f"**After fine-tuning: {', '.join(f'{change:+.2f} pp at {100 * level:g} %' for level, change in changes)} of the MACs**; "
-        "the smallest network, trained from scratch with the same epochs and teacher, ends "
-        f"{pruned.accuracy - scratch.accuracy:.1f} pp lower."
+        "Training on while filters stay clustered, tied or projected, next to networks that are merged first. "
+        f"**Half of the MACs, “{best}”: {before[best]:.1f} % before training and {after[best]:.2f} % after {tuned.epochs.max()} epochs, "
+        f"next to {after['merged, reconstruction']:.2f} % for a merged network with the same share in every block, "
+        f"and {control:.2f} % for the whole network, trained on for as long.**"
     )
 
 
@@ -92,8 +92,9 @@ def _analysis(figures: Path) -> str:
 
 
 def _optimizers(figures: Path) -> str:
-    table = pd.read_csv(figures / "optimizers.csv").query("seed == 0").sort_values("test_accuracy")
-    constant, best = table[table.schedule == "constant"].iloc[-1], table.iloc[-1]
+    table = pd.read_csv(figures / "optimizers.csv")
+    ranked = table.groupby(["schedule", "trial"]).test_accuracy.median().sort_values().reset_index()
+    constant, best = ranked[ranked.schedule == "constant"].iloc[-1], ranked.iloc[-1]
     return (
         "SGD, Adam and Adamax at constant rates and with a schedule, AdamW and Muon with a schedule, "
         f"for {table.epochs.max()} epochs each. "
@@ -102,23 +103,25 @@ def _optimizers(figures: Path) -> str:
     )
 
 
-def _best_at_half(figures: Path, stage: str) -> list[tuple[str, pd.Series]]:
-    """The name and the accuracies of "by sensitivity" at half of the MACs, and those of the best method that is not this project's."""
-    table = pd.read_csv(figures / "baselines_methods.csv").query("level == 0.5 and stage == @stage")
-    accuracy = table.groupby("method").accuracy
-    others = accuracy.median()[lambda medians: ~is_own(medians.index)]
-    return [(name, accuracy.get_group(name)) for name in ("by sensitivity", others.idxmax())]
+def _best_at_half(table: pd.DataFrame) -> list[tuple[str, pd.Series]]:
+    """The name and the accuracies of "by sensitivity, inside blocks" at half of the MACs, and those of the best method of others."""
+    accuracy = table[table.level == 0.5].groupby("method").accuracy
+    others = accuracy.mean()[lambda means: ~is_own(means.index)]
+    return [(name, accuracy.get_group(name)) for name in ("by sensitivity, inside blocks", others.idxmax())]
 
 
 def _baselines(figures: Path) -> str:
-    n_epochs = pd.read_csv(figures / "baselines_methods.csv").epochs.max()
-    stages = {"new batch-norm statistics": "without training", "fine-tuned": f"after {n_epochs} epochs of the same fine-tuning"}
+    tuned = equally_tuned(figures)
+    stages = {
+        "without training": pd.read_csv(figures / "untrained.csv"),
+        f"after {tuned.epochs.max()} epochs of the same fine-tuning": tuned,
+    }
     parts = []
-    for stage, words in stages.items():
-        (_, ours), (name, theirs) = _best_at_half(figures, stage)
-        parts.append(f"{words} {ours.median():.2f} %, next to {theirs.median():.2f} % ({name})")
+    for words, table in stages.items():
+        (_, ours), (name, theirs) = _best_at_half(table)
+        parts.append(f"{words} {ours.mean():.2f} %, next to {theirs.mean():.2f} % ({name})")
     return (
-        "Weight pruning, unit pruning, Torch-Pruning and Neuron Merging next to this project's ways; published results. "
+        "Removal, folding, Torch-Pruning and clustering under one protocol, against MACs, parameters and bytes; published results. "
         f"**Half of the MACs: {'; '.join(parts)}.**"
     )
 
@@ -151,7 +154,7 @@ FINDINGS: dict[str, tuple[str, Callable[[Path], str]]] = {
     "01_train": ("learning_curves", _training),
     "02_prune_uniform": ("prune_uniform_distances", _uniform_plans),
     "03_prune_first_last_heavy": ("prune_ends_correlation", _ends),
-    "04_fine_tune": ("fine_tune_macs", _fine_tuning),
+    "04_fine_tune": ("fine_tune_ways", _fine_tuning),
     "05_analysis": ("analysis_ladder", _analysis),
     "06_optimizers": ("optimizers_curves", _optimizers),
     "07_baselines": ("baselines_change", _baselines),

@@ -82,21 +82,24 @@ def among_published(published: pd.DataFrame, runs: pd.DataFrame, base_accuracy: 
 
     Parameters
     ----------
-    published : ``figures/published.csv``
-    runs : with the columns epochs, accuracy, change and macs_share
+    published : ``figures/published.csv``. Among its columns are option (of the shortcuts, A or B), epoch_read (last or best), epochs
+        (in all) and looked_up (whether the numbers were read at the source, or in a table that quotes it)
+    runs : with the columns method, epochs, accuracy, change and macs_share
     base_accuracy : accuracy of the network that the runs were pruned from
     network : name of that network
 
     Returns
     -------
-    DataFrame with the columns of `published`; change (pp); epochs (of the runs); MACs (%); and group, by which rows are drawn
+    DataFrame with the columns of `published`; change (pp); MACs (%); and group, by which rows are drawn. Epochs of the runs are those of
+    fine-tuning
     """
-    names = [f"by sensitivity, {epochs} epochs" for epochs in runs.epochs]
-    own = runs.assign(network=network, method=names, year=2026, source="this notebook and notebook 04")
+    names = [f"{method}, {epochs} epochs" for method, epochs in zip(runs.method, runs.epochs, strict=True)]
+    own = runs.assign(network=network, method=names, year=2026, option="A", epoch_read="last", looked_up="yes", source="this notebook")
     own = own.assign(base_accuracy=round(base_accuracy, 2)).rename(columns={"accuracy": "pruned_accuracy"})
     theirs = published.assign(change=(published.pruned_accuracy - published.base_accuracy).round(2))
-    everything = pd.concat([theirs, own])[[*theirs, "epochs"]]
-    group = everything.network.where(everything.network == network, everything.network + ", published")
+    everything = pd.concat([theirs, own], ignore_index=True)[list(theirs)]
+    option = everything.option.map({"A": ", option A", "B": ", option B"}).fillna("")
+    group = everything.network.where(everything.network == network, everything.network + option + ", published")
     return everything.assign(**{"MACs (%)": 100 * everything.macs_share, "group": group})
 
 

@@ -23,6 +23,8 @@ from ..files import write_table, written_whole
 from .drawings import filters_by_cluster, idea, kinds_of_pruning, mistakes, sample_grid  # noqa: F401 notebooks find all figures here
 from .style import BLUE, COLORS, GREY, LETTERS_PER_INCH, MARKERS, ORANGE, SHADES, as_array, legend_below, subplots, wrapped
 
+UNDERLAY = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}  # of text over lines
+
 
 def save_figure(figure: Figure, table: pd.DataFrame, path: str | Path) -> None:
     """Write `figure` to `path` (NAME.png) and the numbers it shows beside it (NAME.csv)."""
@@ -64,11 +66,18 @@ def learning_curves(history: pd.DataFrame, recipe: Any, test_accuracy: Real) -> 
     return figure, table
 
 
-def dots(table: pd.DataFrame, label: str, value: str, title: str, unit: str, reference: Real | None = None, fmt: str = "{:.2f}") -> Figure:
-    """One dot per row of `table`, the first row on top, its value at the right margin; a dashed line at `reference`."""
+def dots(
+    table: pd.DataFrame, label: str, value: str, title: str, unit: str, reference: tuple[Real, str] | None = None, fmt: str = "{:.2f}"
+) -> Figure:
+    """One dot per row of `table`, the first row on top, its value at the right margin.
+
+    `reference` is a value to mark with a dashed line, and its label.
+    """
     with subplots(title, figsize=(8, 1 + 0.28 * len(table))) as (figure, axes):
         if reference is not None:
-            axes.axvline(reference, color=GREY, linestyle="--", linewidth=1)
+            axes.axvline(reference[0], color=GREY, linestyle="--", linewidth=1)
+            place = {"xy": (reference[0], 1), "xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
+            axes.annotate(reference[1], xytext=(0, 2), ha="right", color=GREY, fontsize=8, **place)
         axes.plot(table[value], range(len(table)), "o", color=BLUE)
         axes.set_yticks(range(len(table)), table[label])
         for row, number in enumerate(table[value]):
@@ -82,7 +91,7 @@ def class_accuracies(accuracies: ArrayLike, classes: Collection[str], mean: Real
     table = pd.DataFrame({"class": classes, "accuracy": as_array(accuracies).astype(float).round(2)})
     table = table.sort_values("accuracy", ascending=False, ignore_index=True)
     title = f"“{table['class'].iloc[-1]}” is the hardest class (all classes, dashed: {mean:.2f} %)"
-    return dots(table, "class", "accuracy", title, "test accuracy (%)", reference=mean, fmt="{:.1f}"), table
+    return dots(table, "class", "accuracy", title, "test accuracy (%)", reference=(mean, "all classes"), fmt="{:.1f}"), table
 
 
 def confusion(counts: ArrayLike, classes: Collection[str]) -> tuple[Figure, pd.DataFrame]:
@@ -117,6 +126,7 @@ def curves(
     ticks: Collection[Collection[Real] | None] | None = None,
     title: str = "",
     sharey: bool = True,
+    stacked: bool = False,
 ) -> tuple[Figure, pd.DataFrame]:
     """`y` against `x`, a panel for each table and a line for each value of its column `by`: the median over rows with the same
     `x` (seeds), in a band from the lowest to the highest.
@@ -125,7 +135,7 @@ def curves(
 
     Parameters
     ----------
-    panels : tables by title, in one row of panels
+    panels : tables by title, in one row of panels, or one below the other if `stacked`, which is easier to read on a phone
     xlabel : for all panels, or one each
     reference : a value of `y` to mark with a line, and its label
     ticks : per panel, values of `x` to place at equal distances (for 1, 2, 4, 8, …); None for a linear axis
@@ -139,10 +149,12 @@ def curves(
     every = list(dict.fromkeys(label for table in panels.values() for label in table[by]))
     shared = len(every) <= len(COLORS)
     xlabels = [xlabel] * len(panels) if isinstance(xlabel, str) else xlabel
-    width = 6.4 if len(panels) == 1 else 5.2  # of a panel, inches
-    size = (width * len(panels), 4.4 if shared else 5.6)
+    shape = (len(panels), 1) if stacked else (1, len(panels))
+    width, height = 6.4 if shape[1] == 1 else 5.2, 2.6 if stacked else 4.4 if shared else 5.6  # of a panel, inches
+    size = (width * shape[1], height * shape[0])
     summary = []
-    with subplots(title, 1, len(panels), figsize=size, sharey=sharey, squeeze=False) as (figure, (row,)):
+    with subplots(title, *shape, figsize=size, sharey=sharey, squeeze=False) as (figure, grid):
+        row = grid.ravel()
         for axes, (name, table), label, values in zip(row, panels.items(), xlabels, ticks or [None] * len(panels), strict=True):
             lines = list(dict.fromkeys(table[by]))
             points = table.groupby([by, x])[y].agg(["median", "min", "max", "count"]).loc[lines].reset_index()
@@ -161,7 +173,7 @@ def curves(
             axes.get_legend().remove()
             if reference is not None:
                 axes.axhline(reference[0], color=GREY, linestyle="-.", linewidth=1, label=reference[1])
-            axes.set(title=wrapped(name, int(LETTERS_PER_INCH * width)), xlabel=label, ylabel=ylabel if axes is row[0] else "")
+            axes.set(title=wrapped(name, int(LETTERS_PER_INCH * width)), xlabel=label, ylabel=ylabel if stacked or axes is row[0] else "")
             if not shared:
                 legend_below(axes, axes, width, loc="upper left", bbox_to_anchor=(0, -0.16))
         if shared:
@@ -242,7 +254,7 @@ def _label_points(axes: plt.Axes, points: np.ndarray, texts: Collection[str]) ->
     places = [(side * (7 + abs(up) / 4), up) for up in sorted(range(-90, 91, 6), key=abs) for side in (1, -1)]  # in points
     line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 5}
     for point, text in zip(points, texts, strict=True):
-        note = axes.annotate(text, point, places[0], textcoords="offset points", va="center", fontsize=8)
+        note = axes.annotate(text, point, places[0], textcoords="offset points", va="center", fontsize=8, bbox=UNDERLAY)
         for place in places:
             note.set(position=place, horizontalalignment="left" if place[0] > 0 else "right")
             box = note.get_window_extent()

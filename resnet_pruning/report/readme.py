@@ -27,12 +27,18 @@ def filled(text: str, figures: Path) -> str:
         name = match["name"]
         if name not in BLOCKS:
             raise ValueError(f"block {name!r}, expected one of {', '.join(BLOCKS)}")
-        return f"<!-- begin:{name} -->\n{BLOCKS[name](figures)}\n<!-- end:{name} -->"
+        return f"<!-- begin:{name} -->\n{unbroken(BLOCKS[name](figures))}\n<!-- end:{name} -->"
 
     pattern = r"<!-- begin:(?P<name>\w+) -->\n.*?<!-- end:(?P=name) -->"
     if len(re.findall(pattern, text, re.DOTALL)) != text.count("<!-- begin:"):
         raise ValueError("a block is not closed: each <!-- begin:NAME --> needs its <!-- end:NAME -->")
     return re.sub(pattern, content, text, flags=re.DOTALL)
+
+
+def unbroken(text: str) -> str:
+    """`text` with no-break spaces between numbers and units, and inside ranges, which would otherwise be torn apart in narrow columns."""
+    text = re.sub(r"(?<=\d) (?=(?:%|pp|kB|M|k|ms|s|min)(?!\w))", "\u00a0", text)
+    return re.sub(r"(?<=\d) to (?=[-+]?\d)", "\u00a0to\u00a0", text)
 
 
 def main() -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..arguments import Real
+
 
 def gains_over_uniform(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of plans over that of uniform ones at an equal measure (pp), a column for each family of plans.
@@ -26,9 +28,9 @@ NAMES = {
     "resnet20_first": "before pruning",
     "resnet20_finetuned70": "70 % of the MACs",
     "resnet20_finetuned50_long": "half of the MACs",
-    "resnet20_finetuned50_fast": "half of the MACs, from inside the blocks",
+    "resnet20_finetuned50_fast": "half, inside the blocks",
     "resnet20_finetuned25_long": "a quarter of the MACs",
-    "resnet20_100kB": "half of the MACs, 4-bit weights",
+    "resnet20_100kB": "half, 4-bit weights",
 }
 
 
@@ -42,15 +44,16 @@ def main_result(figures: Path) -> str:
         sizes = f"{row['macs'] / 1e6:.1f} M", f"{row['parameters'] / 1000:.0f} k", f"{row['bytes'] / 1000:,.0f} kB"
         epochs = tuned.get(quantized.get(name, name), 0)
         speedup = "" if pd.isna(row["own_speedup"]) else f"{row['own_speedup']:.2f}×"
-        rows.append([f"{NAMES[name]} (`{name}`)", *sizes, epochs, f"{row['accuracy']:.2f} %", f"{row['change']:+.2f} pp", speedup])
-    return _table(["network", "MACs", "parameters", "bytes", "epochs of fine-tuning", "test accuracy", "change", "speed-up"], *rows)
+        result = f"{row['accuracy']:.2f} %", f"{row['change']:+.2f} pp"
+        rows.append([NAMES[name], *result, *sizes, speedup, epochs, f"`{_short(name)}`"])
+    return _table(["network", "test accuracy", "change", "MACs", "parameters", "bytes", "speed-up", "epochs", "file"], *rows)
 
 
 def result(figures: Path) -> str:
     """The trained networks: accuracy, cost, and what their training took."""
     rows = pd.concat([pd.read_csv(figures / f"{name}.csv") for name in ("base_seeds", "other_networks")])
     return _table(
-        ["network", "seed", "test accuracy", "parameters", "MACs", "trained on", "epochs", "teacher", "time", "machine"],
+        ["network", "seed", "test accuracy", "parameters", "MACs", "training images", "epochs", "teacher", "time"],
         *(
             [
                 row.network,
@@ -58,11 +61,10 @@ def result(figures: Path) -> str:
                 f"{row.accuracy:.2f} %",
                 f"{row.parameters:,}",
                 f"{row.macs:,}",
-                f"{row.n_train_images:,} images",
+                f"{row.n_train_images:,}",
                 row.epochs,
                 row.teacher if isinstance(row.teacher, str) else "",
                 f"{row.minutes:.0f} min",
-                row.machine,
             ]
             for row in rows.itertuples()
         ),
@@ -73,11 +75,9 @@ def speed(figures: Path) -> str:
     """Training throughput, from a straightforward loop to `training.train`."""
     rows = pd.read_csv(figures / "benchmark_training.csv").itertuples()
     return _table(
-        ["machine", "batch size", "loop", "images/s, median (lowest to highest)", "ratio to the straightforward loop"],
+        ["loop", "images/s, median (lowest to highest)", "ratio to the straightforward loop"],
         *(
             [
-                row.machine,
-                row.batch_size,
                 row.loop,
                 f"{row.images_per_second:,.0f} ({row.lowest:,.0f} to {row.highest:,.0f})",
                 f"{row.ratio:.2f} ({row.lowest_ratio:.2f} to {row.highest_ratio:.2f})",
@@ -90,7 +90,8 @@ def speed(figures: Path) -> str:
 def trials(figures: Path) -> str:
     """The short runs that the recipe was chosen by."""
     table = pd.read_csv(figures / "training_trials.csv").sort_values("held_out_accuracy", ascending=False)
-    rows = ([row.trial, row.seed, f"{row.held_out_accuracy:.2f} %", f"{row.seconds:.0f} s"] for row in table.itertuples())
+    table["time"] = table.seconds.map("{:,.0f} s".format, na_action="ignore").fillna("")
+    rows = ([row.trial, row.seed, f"{row.held_out_accuracy:.2f} %", row.time] for row in table.itertuples())
     return _table(["trial", "seed", "held-out accuracy", "time"], *rows)
 
 
@@ -102,18 +103,19 @@ def clustering(figures: Path) -> str:
     rows = []
     for key, group in table.groupby(["batch_norm", "representative", "clustered by"]):
         cells = {level: _median_and_range(part.accuracy) for level, part in group.groupby("level")}
-        rows.append((group[group.level == 0.5].accuracy.median(), [key[2], key[1], key[0], cells[0.75], cells[0.5]]))
-    header = ["clustered by", "replaced by", "batch-norm statistics", "75 % of the filters", "50 % of the filters"]
+        rows.append((group[group.level == 0.5].accuracy.median(), [key[2], cells[0.5], cells[0.75], key[1], key[0]]))
+    header = ["clustered by", "50 % of the filters", "75 % of the filters", "replaced by", "batch-norm statistics"]
     return _table(header, *(cells for _, cells in sorted(rows, reverse=True)))
 
 
 def ends(figures: Path) -> str:
-    """What plans with whole ends gain over uniform plans of the same cost, over all budgets and seeds."""
-    rows = []
-    for (distance, measure), group in gains_of_ends(figures).groupby(["distance", "measure"], sort=False):
-        cells = (f"{group[family].mean():+.2f} ({group[family].min():+.2f} to {group[family].max():+.2f})" for family in ENDS)
-        rows.append([distance, f"equal {measure}", *cells])
-    return _table(["clustered by", "compared at", *(f"{family} (pp)" for family in ENDS)], *rows)
+    """What plans that keep more in some layers gain over uniform plans of the same cost, over all budgets and seeds."""
+    groups = gains_of_ends(figures).groupby(["distance", "measure"], sort=False)
+    rows = (
+        [family, *(_with_range(part[family].mean(), part[family].min(), part[family].max(), "{:+.2f}") for _, part in groups)]
+        for family in ENDS
+    )
+    return _table(["plan", *(f"{distance}, equal {measure} (pp)" for (distance, measure), _ in groups)], *rows)
 
 
 def checkpoints(figures: Path) -> str:
@@ -145,8 +147,8 @@ def repair(figures: Path) -> str:
     rows = []
     for (selection, batch_norm, way), group in table.groupby(["selection", "batch_norm", "repair"]):
         cells = [_change(group[group.level == level].change) for level in (0.75, 0.5, 0.25)]
-        rows.append((group[group.level == 0.5].change.median(), [way, batch_norm, selection, *cells]))
-    header = ["repair", "batch-norm statistics", "kept by", *(f"{level} % kept (pp)" for level in (75, 50, 25))]
+        rows.append((group[group.level == 0.5].change.median(), [way, *cells, batch_norm, selection]))
+    header = ["repair", *(f"{level} % kept (pp)" for level in (75, 50, 25)), "batch-norm statistics", "kept by"]
     return _table(header, *(cells for _, cells in sorted(rows, reverse=True)))
 
 
@@ -181,47 +183,41 @@ def fine_tuning(figures: Path) -> str:
     )
 
 
-def ways(figures: Path) -> str:
-    """The short runs, one for each way to keep to the constraint, at half of the MACs."""
-    table = pd.read_csv(figures / "fine_tune.csv").query("epochs < 20 and level == 0.5")
-    wide = table.pivot_table(index="way", columns="teacher", values="accuracy").sort_values(True, ascending=False)
-    start = table.groupby("way").accuracy_before.first()
-    rows = (
-        [way, f"{start[way]:.2f} %", *("" if pd.isna(row[teacher]) else f"{row[teacher]:.2f} %" for teacher in (False, True))]
-        for way, row in wide.iterrows()
-    )
-    (n_epochs,) = table.epochs.unique()
-    return _table(["way", "before", f"{n_epochs} epochs, labels alone", f"{n_epochs} epochs with distillation"], *rows)
-
-
 def inference(figures: Path) -> str:
     """Speed-up of each compact network over the trained one, by runtime and batch size."""
     table = pd.read_csv(figures / "benchmark_inference.csv")
     networks = list(table.network.unique())
     share = table.groupby("network").macs_share.first()
     rows = []
-    for (machine, runtime, precision, batch_size), group in table.groupby(["machine", "runtime", "precision", "batch_size"], sort=False):
+    for (runtime, batch_size), group in table.groupby(["runtime", "batch_size"], sort=False):
         row = group.set_index("network")
         columns = row.loc[networks[1:]].itertuples()
-        cells = (f"{r.own_speedup:.2f} ({r.lowest_own_speedup:.2f} to {r.highest_own_speedup:.2f})" for r in columns)
-        rows.append([machine, runtime, precision, batch_size, f"{row.milliseconds.iloc[0]:.1f} ms", *cells])
-    limits = ["", "if MACs were time", "", "", "", *(f"{1 / share[name]:.2f}" for name in networks[1:])]
-    return _table(["machine", "runtime", "precision", "batch size", *networks], *rows, limits)
+        cells = (_with_range(r.own_speedup, r.lowest_own_speedup, r.highest_own_speedup) for r in columns)
+        rows.append([runtime, batch_size, f"{row.milliseconds.iloc[0]:.1f} ms", *cells])
+    limits = ["if MACs were time", "", "", *(f"{1 / share[name]:.2f}" for name in networks[1:])]
+    return _table(["runtime", "batch size", *map(_short, networks)], *rows, limits)
 
 
 def baselines(figures: Path) -> str:
     """Every way to prune at the same MACs: accuracy without training, and after the same fine-tuning."""
-    table = pd.read_csv(figures / "baselines_methods.csv")
-    n_epochs = table.epochs.max()
-    columns = {f"{100 * level:g} %": ("new batch-norm statistics", level) for level in (0.75, 0.5, 0.25)}
-    columns |= {f"50 %, {n_epochs} epochs of fine-tuning": ("fine-tuned", 0.5)}
-    by_column = {name: table[(table.stage == stage) & (table.level == level)] for name, (stage, level) in columns.items()}
-    order = by_column[list(columns)[-1]].groupby("method").accuracy.median().sort_values(ascending=False).index
+    untrained, tuned = pd.read_csv(figures / "untrained.csv"), equally_tuned(figures)
+    tables = {
+        f"{100 * level:g} %{words}": table[table.level == level]
+        for level in (0.5, 0.25)
+        for words, table in ((", without training", untrained), (f", {tuned.epochs.max()} epochs", tuned))
+    }
+    half = tuned[tuned.level.isin([0.5, 1])].groupby("method")
     rows = []
-    for method in order:
-        parts = [part[part.method == method].accuracy for part in by_column.values()]
-        rows.append([method, *(_median_and_range(part) if len(part) else "" for part in parts)])
-    return _table(["method", *columns], *rows)
+    for method in half.accuracy.mean().sort_values(ascending=False).index:
+        parts = [table[table.method == method].accuracy for table in tables.values()]
+        rows.append(
+            [
+                method,
+                f"{100 * half.parameters_share.first()[method]:.0f} %",
+                *(_median_and_range(part) if len(part) else "" for part in parts),
+            ]
+        )
+    return _table(["method", "parameters at 50 % of the MACs", *tables], *rows)
 
 
 def optimizers(figures: Path) -> str:
@@ -256,16 +252,9 @@ def integer_speed(figures: Path) -> str:
     """Time of PyTorch's 16- and 8-bit networks, compiled."""
     rows = []
     for row in pd.read_csv(figures / "quantize_time.csv").itertuples():
-        rows.append(
-            [
-                row.machine,
-                row.batch_size,
-                row.network,
-                f"{row.milliseconds:.2f} ms",
-                f"{row.speedup:.2f} ({row.lowest:.2f} to {row.highest:.2f})",
-            ]
-        )
-    return _table(["machine", "batch size", "numbers", "time", "speed-up over float32"], *rows)
+        speedup = _with_range(row.speedup, row.lowest, row.highest)
+        rows.append([row.network, row.batch_size, f"{row.milliseconds:.2f} ms", speedup])
+    return _table(["numbers", "batch size", "time", "speed-up over float32"], *rows)
 
 
 def newest(path: Path) -> pd.DataFrame:
@@ -274,9 +263,26 @@ def newest(path: Path) -> pd.DataFrame:
     return table[table.base == table.base.iloc[-1]].reset_index(drop=True)
 
 
+def equally_tuned(figures: Path) -> pd.DataFrame:
+    """The rows of ``currencies.csv`` that all have the same, smallest number of epochs."""
+    table = newest(figures / "currencies.csv")
+    return table[table.epochs == table.epochs.min()].reset_index(drop=True)
+
+
 def _median_and_range(values: pd.Series, fmt: str = "{:.2f}", unit: str = " %") -> str:
-    median, lowest, highest = map(fmt.format, (values.median(), values.min(), values.max()))
-    return median + unit + (f" ({lowest} to {highest})" if len(values) > 1 else "")
+    if len(values) == 1:
+        return fmt.format(values.iloc[0]) + unit
+    return _with_range(values.median(), values.min(), values.max(), fmt, unit)
+
+
+def _with_range(value: Real, lowest: Real, highest: Real, fmt: str = "{:.2f}", unit: str = "") -> str:
+    """A value, and its range in brackets in a line of its own: narrow columns can be read on a phone."""
+    return f"{fmt.format(value)}{unit}<br>({fmt.format(lowest)} to {fmt.format(highest)})"
+
+
+def _short(name: str) -> str:
+    """The name of a checkpoint without what all of them begin with."""
+    return name.removeprefix("resnet20_")
 
 
 def _change(values: pd.Series) -> str:
@@ -284,8 +290,8 @@ def _change(values: pd.Series) -> str:
 
 
 def is_own(methods: pd.Index | pd.Series) -> np.ndarray | pd.Series:
-    """Which of the names of methods in ``baselines_methods.csv`` are this project's ways."""
-    return methods.str.startswith(("k-means", "merged", "by sensitivity"))
+    """Which of the names of methods are this project's ways."""
+    return methods.str.startswith(("k-means", "merged", "by sensitivity", "tied", "projected"))
 
 
 def gains_of_ends(figures: Path) -> pd.DataFrame:
@@ -298,8 +304,8 @@ def _table(header: list[str], *rows: list) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-ENDS = ("first-heavy", "last-heavy", "first/last-heavy", "chosen on training images")
+ENDS = ("first-heavy", "last-heavy", "first/last-heavy", "first/last-heavy, 90 %", "borders heavy", "chosen")
 TABLES: tuple[Callable[[Path], str], ...] = (
-    *(main_result, result, checkpoints, repair, allocation, fine_tuning, ways, baselines, inference),
+    *(main_result, result, checkpoints, repair, allocation, fine_tuning, baselines, inference),
     *(quantization, pruned_and_quantized, integer_speed, clustering, ends, trials, speed, optimizers),
 )

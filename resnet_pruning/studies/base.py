@@ -139,12 +139,12 @@ def base_checkpoint(dataset: str, profile: str, first: bool = False) -> Path:
     return checkpoint("resnet20_first" if first and dataset == "cifar10" else "resnet20", dataset, profile)
 
 
-def choosing_checkpoint(dataset: str, profile: str, first: bool = False) -> Path:
+def choosing_checkpoint(dataset: str, profile: str) -> Path:
     """Path of the checkpoint with which fine-tuning settings are chosen. It was not trained on the held-out tenth of the training images.
 
     A network remembers the images that it was trained on. On these, the gentlest fine-tuning would look best.
     """
-    return checkpoint("resnet20_first_choosing" if first and dataset == "cifar10" else "resnet20_choosing", dataset, profile)
+    return checkpoint("resnet20_choosing", dataset, profile)
 
 
 def histories(dataset: str, profile: str) -> pd.DataFrame:

@@ -63,8 +63,9 @@ def trained(runs: MethodRuns, methods: Sequence[str], levels: Sequence[float], s
 
 def all_points(runs: MethodRuns) -> list[MethodPoint]:
     """What ``figures/currencies.csv`` has, what matters most first."""
-    points = trained(runs, ["not pruned", *SHOWN], LEVELS, [0], EPOCHS)
+    points = trained(runs, ["not pruned", *SHOWN], LEVELS[:1], [0], EPOCHS)
     points += trained(runs, SEEDED, LEVELS[:1], [1, 2], EPOCHS)
+    points += trained(runs, SHOWN, LEVELS[1:], [0], EPOCHS)
     points += trained(runs, available(RIVALS)[0], LEVELS[:1], [0], EPOCHS)
     points += trained(runs, CURVES, BETWEEN, [0], EPOCHS)
     points += trained(runs, LONGER_METHODS, LEVELS[:1], [0], LONGER)

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from .. import cost, plans
-from ..arguments import Integer, Natural, Real
+from ..arguments import Natural, Real
 from ..compression.allocation import largest_within
 from ..compression.plan_cost import cost_of_plan
 from ..model import Network, convolutions
@@ -59,8 +59,3 @@ def border_layers(network: Network) -> list[str]:
     last = {stage: max(int(name.split(".")[1]) for name in names if name.startswith(stage)) for stage in ("layer1", "layer2")}
     blocks = {f"{stage}.{block}." for stage, block in last.items()} | {"layer2.0.", "layer3.0."}
     return [name for name in names if any(name.startswith(block) for block in blocks)]
-
-
-def whole_ends(network: Network, n_first: Integer, n_last: Integer, measure: str, budget: Real) -> dict[str, int]:
-    """`heavy` with all filters of the first and the last layers."""
-    return heavy(network, end_layers(network, n_first, n_last), measure, budget)

@@ -14,18 +14,22 @@ from .. import evaluation, finetuning
 from ..files import required, results_folder
 from ..training import Recipe
 from .base import choosing_checkpoint
-from .method_runs import FAMILIES, METHODS, MethodRuns
+from .method_runs import METHODS, MethodRuns
 from .sweeps import run_sweep
 
 FIRST = "by sensitivity, inside blocks"  # what all trials are run on; learning rates are chosen for a method of each family
 EPOCHS = 5  # of every network that is compared
 MUON = dataclasses.replace(finetuning.RECIPE, epochs=EPOCHS, views=EPOCHS)
 SGD = dataclasses.replace(MUON, optimizer="SGD", learning_rate=0.05, weight_decay=0.0005)
-# Learning rates tried for a method of each other family: three, and a fourth where the best of them was the largest.
-TUNED = {"smallest L2 norm": (0.003, 0.001, 0.01, 0.03), "tied": (0.003, 0.01, 0.03), "not pruned": (0.003, 0.001, 0.01)}
+# Learning rates tried for a method of each other family: three, and a fourth where the best of them was the smallest or the largest.
+TUNED = {"smallest L2 norm": (0.003, 0.001, 0.01, 0.03), "tied": (0.001, 0.003, 0.01, 0.03), "not pruned": (0.0003, 0.001, 0.003)}
 TEACHER = ""  # the base itself: in its trial, the network of doubled widths did not teach better, and it takes longer
-# The learning rate of each family of methods. Starting values: the trials of the other families have not been run yet.
-RATES = dict.fromkeys(FAMILIES, 0.01)
+# The learning rate of each family of methods. What is merged or only clustered starts about where removal does, and has its rate.
+RATES = {
+    "control": 0.0003,
+    **dict.fromkeys(("units removed", "units merged", "Torch-Pruning", "clustering alone"), 0.01),
+    **dict.fromkeys(("filters stay clustered", "clustering, repaired", "clustering, repaired, allocated by sensitivity"), 0.003),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +79,13 @@ def run_trials(runs: MethodRuns, points: list[ProtocolPoint], csv: Any, progress
 
 
 def all_points(runs: MethodRuns) -> list[ProtocolPoint]:
-    """Every trial on one network, and then learning rates on a network of each other family."""
-    points = [ProtocolPoint(runs.base, name, taught_by=teacher, recipe=recipe) for name, (recipe, teacher) in TRIALS.items()]
+    """Learning rates on a network of each family but the first, and every trial on one of the first."""
+    points = []
     for method, rates in TUNED.items():
         level = 1.0 if method == "not pruned" else 0.5
         recipes = [dataclasses.replace(MUON, learning_rate=rate) for rate in rates]
         points += [ProtocolPoint(runs.base, f"Muon {recipe.learning_rate:g}", method, level, recipe=recipe) for recipe in recipes]
-    return points
+    return points + [ProtocolPoint(runs.base, name, taught_by=teacher, recipe=recipe) for name, (recipe, teacher) in TRIALS.items()]
 
 
 def main() -> None:

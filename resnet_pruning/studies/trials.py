@@ -62,6 +62,10 @@ TRIALS = (
     # Longer trials, long enough to be conclusive: in six epochs, a network that is pulled harder always leads.
     _long("Muon, untaught"),
     _long("Muon, doubled widths, untaught", width=2),
+    _long("Muon, untaught, label smoothing 0.1", label_smoothing=0.1),
+    _long("Muon, untaught, flipped every other epoch", alternating=True),
+    _long("Muon, untaught, weights not averaged", ema=0.0),
+    _long("SGD as in base, untaught", optimizer="SGD", learning_rate=BASE.learning_rate, weight_decay=BASE.weight_decay),
     _long("Muon, taught by an earlier copy", "resnet20_first_choosing"),
     _long("Muon, taught by doubled widths, 10 views", "resnet20_wide", views=10),
     _long("Muon, taught by doubled widths, 10 views, learning rate 0.06", "resnet20_wide", views=10, learning_rate=0.06),
