@@ -23,11 +23,6 @@ def table():
     return rows.assign(change=rows.accuracy - 93)
 
 
-def test_families_without_rows_are_left_out(table):
-    parts = methods.by_family(table, {"mine": ["ours"], "yours": ["theirs", "random"], "nobody's": ["absent"]})
-    assert {family: len(part) for family, part in parts.items()} == {"mine": 5, "yours": 4}
-
-
 def test_the_leader_of_a_level_has_the_highest_median(table):
     assert methods.leaders(table[table.stage == "as pruned"]).to_dict() == {0.5: "ours", 0.25: "theirs"}
 

@@ -1,18 +1,11 @@
 """Tables that compare methods of pruning, for notebook 07, from the rows of its sweeps."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import numpy as np
 import pandas as pd
 
 from ..arguments import Real
-
-
-def by_family(table: pd.DataFrame, families: Mapping[str, Collection[str]]) -> dict[str, pd.DataFrame]:
-    """The rows of each family's methods. Families without rows are left out."""
-    parts = {family: table[table.method.isin(methods)] for family, methods in families.items()}
-    return {family: part for family, part in parts.items() if len(part)}
-
 
 CURRENCIES = {"macs_share": "MACs", "parameters_share": "parameters", "bytes_share": "bytes"}
 
