@@ -147,14 +147,23 @@ def test_a_sweeps_row_can_be_measured_again(cifar10, share):
     assert runs.measure(point)["accuracy"] == pytest.approx(row.accuracy, abs=2)  # k-means may end in another optimum on another processor
 
 
-@pytest.mark.parametrize("name, stages", [("untrained", {"new batch-norm statistics"}), ("currencies", {"fine-tuned"})])
+@pytest.mark.parametrize(
+    "name, stages",
+    [
+        ("baselines_methods", set(method_runs.STAGES)),
+        ("untrained", {"new batch-norm statistics"}),
+        ("currencies", {"fine-tuned"}),
+    ],
+)
 def test_all_ways_to_prune_are_compared_at_the_same_macs(name, stages):
     table = pd.read_csv(ROOT / "figures" / f"{name}.csv")
     assert set(table.method) <= set(method_runs.METHODS) and set(table.stage) == stages
     assert (table.macs_share / table.level).between(0.99, 1).all()
 
 
-def test_all_that_is_compared_was_trained_by_the_protocol():
+def test_all_that_is_compared_was_trained_alike():
+    first = pd.read_csv(ROOT / "figures" / "baselines_methods.csv")
+    assert first[first.stage == "fine-tuned"].groupby(["epochs", "learning_rate"]).ngroups == 1
     table = pd.read_csv(ROOT / "figures" / "currencies.csv")
     assert set(table.epochs) <= {protocol.EPOCHS, currencies.LONGER} and set(table.teacher) == {"resnet20"}
     assert (table.learning_rate == table.family.map(protocol.RATES)).all()

@@ -121,7 +121,7 @@ def _baselines(figures: Path) -> str:
         (_, ours), (name, theirs) = _best_at_half(table)
         parts.append(f"{words} {ours.mean():.2f} %, next to {theirs.mean():.2f} % ({name})")
     return (
-        "Removal, folding, Torch-Pruning and clustering under one protocol, against MACs, parameters and bytes; published results. "
+        "Removal, folding, Torch-Pruning and clustering at the same MACs, some of them fine-tuned by one protocol; published results. "
         f"**Half of the MACs: {'; '.join(parts)}.**"
     )
 
