@@ -240,7 +240,7 @@ def with_tensors(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> ResN
 
 def _is_sound(model: nn.Module) -> bool:
     """Raise a ValueError for a network with values that are not finite, or on more than one device."""
-    tensors = model.state_dict()
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if type(tensor) is Tensor}  # torchao's integers are others
     if broken := [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
         raise ValueError(f"{', '.join(broken[:3])} of the network hold values that are NaN or infinite, expected finite ones")
     if len(devices := {str(tensor.device) for tensor in tensors.values()}) > 1:

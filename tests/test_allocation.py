@@ -98,7 +98,7 @@ def test_time_is_spent_where_it_buys_most():
 def test_timings_cover_every_part():
     timings = allocation.part_timings(NETWORK, 2, shares=(0.5,), rounds=1, device="cpu", progress=False)
     assert list(timings.layer.unique()) == ["conv1", "layer1.0.conv1", "layer2.0.conv1", "layer3.0.conv1"]
-    assert list(timings.n_clusters) == [6, 3, 6, 4, 8, 5, 10] and (timings.seconds > 0).all()
+    assert list(timings.n_clusters) == [6, 3, 6, 4, 8, 5, 10] and (timings.seconds >= 0).all() and timings.seconds[0] > 0
     assert (timings.lowest <= timings.seconds).all() and (timings.seconds <= timings.highest).all()
     assert allocation.by_sensitivity(NETWORK, time=1.0, errors=ERRORS, timings=timings).keys() >= {"layer1.0.conv1"}
 

@@ -32,17 +32,15 @@ def methods():
 
 @pytest.fixture
 def tuned():
-    columns = ["way", "plan", "level", "epochs", "teacher", "accuracy"]
+    columns = ["method", "level", "epochs", "accuracy"]
     rows = [
-        ("compact", "by sensitivity", 0.5, 3, False, 90.0),
-        ("compact", "by sensitivity", 0.5, 3, True, 90.8),
-        ("compact", "by sensitivity", 0.5, 20, True, 91.5),
-        ("compact", "by sensitivity", 0.5, 40, True, 91.4),
-        ("compact", "by sensitivity", 0.25, 20, True, 89.0),
-        ("compact", "by sensitivity, inside blocks", 0.5, 20, True, 99.0),
-        ("tied", "uniform fraction", 0.5, 20, True, 99.0),
+        ("by sensitivity, inside blocks", 0.5, 5, 90.8),
+        ("by sensitivity, inside blocks", 0.5, 5, 91.0),
+        ("by sensitivity, inside blocks", 0.5, 20, 91.5),
+        ("by sensitivity, inside blocks", 0.25, 20, 89.0),
+        ("by sensitivity", 0.5, 20, 99.0),
     ]
-    return pd.DataFrame(rows, columns=columns).assign(macs_share=lambda table: table.level)
+    return pd.DataFrame(rows, columns=columns)
 
 
 def uniform_rows(plan, level, accuracies, **values):
@@ -58,13 +56,11 @@ def test_rows_of_one_base_network(tmp_path):
 
 
 def test_the_main_result_has_the_same_methods_without_and_with_training(methods):
-    panels = analysis.main_result(methods)
-    plain, trained = panels.values()
-    assert list(panels) == ["without training", "after 3 epochs of fine-tuning"]
-    for panel, stage in ((plain, "new batch-norm statistics"), (trained, "fine-tuned")):
-        assert set(panel.what) == {"this project", "k-means, centroids (the assignment)", "best of the other methods"}
-        assert set(panel.stage) == {stage}
-    assert plain[plain.what == "best of the other methods"].method.unique() == [BETTER], "by what is ahead after fine-tuning"
+    half, quarter = methods.level == 0.5, methods.level == 0.25
+    assert list(analysis.main_result(methods)) == ["50 % of the MACs", "25 % of the MACs"]
+    (panel,) = analysis.main_result(methods[half | (quarter & (methods.stage != "fine-tuned"))]).values()
+    ours = panel[panel.what == analysis.MAIN["by sensitivity, inside blocks"]]
+    assert set(ours.stage) == set(STAGES) and set(panel.method) == set(analysis.MAIN) & set(ACCURACIES) and panel.level.eq(0.5).all()
 
 
 def test_ways_at_the_same_share():
@@ -114,17 +110,25 @@ def test_allocations():
 
 def test_mean_gains():
     index = pd.MultiIndex.from_product([["raw"], ["MACs"], [0.5, 0.75], [0, 1]], names=["distance", "measure", "level", "seed"])
-    gains = pd.DataFrame({"first-heavy": [-1, -2, -3, -4], "last-heavy": [1, 1, 1, 2], "chosen on training images": 9}, index, dtype=float)
+    gains = pd.DataFrame({"first-heavy": [-1, -2, -3, -4], "last-heavy": [1, 1, 1, 2], "chosen": 9}, index, dtype=float)
     table = analysis.mean_gains(gains)
     assert table.family.tolist() == ["last-heavy", "first-heavy"] and table["gain (pp)"].tolist() == [1.25, -2.5]
     assert table.plan.iloc[0] == "last-heavy · raw, equal MACs"
 
 
 def test_each_step_of_the_ladder_is_worth_the_difference(methods, tuned):
-    steps = analysis.ladder(methods, tuned)
-    assert steps.accuracy.tolist() == [20, 50, 79, 87, 88, 89, 90.0, 90.8, 91.5, 91.4]
-    assert steps.step.tolist()[-4:] == ["3 epochs of fine-tuning, labels alone", "with distillation", "20 epochs", "40 epochs"]
-    assert np.isnan(steps.worth[0]) and steps.worth[1] == 30 and steps.worth.sum() == pytest.approx(91.4 - 20)
+    only_here = (methods.stage == "as pruned") | (methods.method == "merged, least squares")
+    steps = analysis.ladder(methods[~only_here], methods[only_here], tuned)
+    assert steps.accuracy.tolist() == [20, 50, 79, 87, 88, 90.9, 91.5]
+    assert steps.step.tolist()[-2:] == ["5 epochs of fine-tuning", "20 epochs of fine-tuning"]
+    assert np.isnan(steps.worth[0]) and steps.worth[1] == 30 and steps.worth.sum() == pytest.approx(91.5 - 20)
+
+
+def test_methods_are_compared_with_equal_epochs(tmp_path):
+    row = {"base": "a 1", "method": "tied", "stage": "fine-tuned", "epochs": 5}
+    pd.DataFrame([row | {"stage": "new batch-norm statistics", "epochs": 0}]).to_csv(tmp_path / "untrained.csv", index=False)
+    pd.DataFrame([row | {"base": "old"}, row, row | {"epochs": 20}]).to_csv(tmp_path / "currencies.csv", index=False)
+    assert analysis.compared_methods(tmp_path).epochs.tolist() == [0, 5]
 
 
 def test_distances_are_sorted_by_the_last_share():
@@ -161,7 +165,7 @@ def test_time_by_macs():
     speed = pd.DataFrame(
         {
             "device": ["cpu", "cpu", "cpu", "cuda", "cpu"],
-            "network": ["whole", "half", "quarter", "half", "50 %, sharing too"],
+            "network": ["whole", "half", "quarter", "half", "resnet20_fast2_batch1"],
             "runtime": "eager",
             "precision": "float32",
             "batch_size": 256,
@@ -176,7 +180,7 @@ def test_time_by_macs():
 
 def test_removal_has_the_medians_at_half_of_the_macs(methods):
     table = analysis.removal(methods)
-    assert list(table) == list(STAGES) and table.loc["k-means, centroids"].tolist() == [20, 50, 88]
+    assert list(table) == list(STAGES[1:]) and table.loc["k-means, centroids"].tolist() == [50, 88]
     assert table.index.tolist() == [*analysis.REMOVED, *analysis.CLUSTERED, *analysis.REPAIRED]
     assert table.loc["random units"].isna().all(), "not among the rows"
 

@@ -11,12 +11,12 @@ from resnet_pruning import checkpoints, compression, cost, data, evaluation, pla
 from resnet_pruning.deployment import runtimes
 from resnet_pruning.files import ROOT, fingerprint, unsealed
 from resnet_pruning.report.notebooks import lasting
-from resnet_pruning.studies import base, currencies, method_runs, protocol, quantization_runs, sweeps
+from resnet_pruning.studies import base, currencies, method_runs, protocol, quantization_runs, size_runs, sweeps
 from resnet_pruning.studies.pruning_runs import PruningRuns
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MEASURED = base.base_checkpoint("cifar10", "full", first=True)  # the network that the sweeps were made on
-CHECKPOINT = str(MEASURED)
+BASE = base.base_checkpoint("cifar10", "full")  # the network that the sweeps were made on
+KEPT = [path.stem for pattern in ("macs", "fast") for path in sorted((ROOT / "checkpoints").glob(f"resnet20_{pattern}*.pt"))]
 FIGURES = sorted((ROOT / "figures").glob("*.png"))
 
 
@@ -59,18 +59,31 @@ def test_rows_were_measured_on_networks_that_are_here():
     assert len(tables) > 10 and set().union(*(table.base for table in tables)) <= known
 
 
-@pytest.mark.parametrize("name", ["75", "50", "25", "_time62"])
-def test_compact_checkpoints_have_the_size_and_the_accuracy_that_they_claim(cifar10, name):
-    network, facts = checkpoints.load_checkpoint(ROOT / "checkpoints" / f"resnet20_compact{name}.pt")
-    whole, _ = checkpoints.load_checkpoint(MEASURED)
-    assert facts["base"].split()[1] == fingerprint(MEASURED).split()[1]
-    assert (cost.parameters(network), cost.macs(network)) == (facts["parameters"], facts["macs"])
-    assert (cost.parameters(network), cost.macs(network)) == compression.cost_of_plan(whole, facts["plan"], merged=True)
-    if name.isdigit():
-        assert int(name) - 1 < 100 * cost.macs(network) / cost.macs(whole) <= int(name)
+@pytest.mark.parametrize("name", KEPT)
+def test_pruned_checkpoints_have_the_size_and_the_accuracy_that_they_claim(cifar10, name):
+    network, facts = checkpoints.load_checkpoint(ROOT / "checkpoints" / f"{name}.pt")
+    whole, _ = checkpoints.load_checkpoint(BASE)
+    assert facts["base"] == fingerprint(BASE)
+    size = cost.parameters(network), cost.macs(network)
+    assert size == (facts["parameters"], facts["macs"]) == compression.cost_of_plan(whole, facts["plan"], merged=True)
+    if "macs" in name:
+        budget = int(name.removeprefix("resnet20_macs"))
+        assert budget - 1 < 100 * cost.macs(network) / cost.macs(whole) <= budget
     assert evaluation.accuracy(network, cifar10[1]) == pytest.approx(facts["test_accuracy"], abs=0.05)
-    row = pd.read_csv(ROOT / "figures" / "compact_checkpoints.csv").set_index("network").loc[f"resnet20_compact{name}"]
+    row = pd.read_csv(ROOT / "figures" / "kept_networks.csv").set_index("checkpoint").loc[name]
     assert (row.parameters, row.macs, row.accuracy) == (facts["parameters"], facts["macs"], facts["test_accuracy"])
+
+
+def test_pruned_networks_that_are_compared_are_here_and_were_trained_alike():
+    table = pd.read_csv(ROOT / "figures" / "kept_networks.csv")
+    assert set(table.checkpoint.dropna()) == set(KEPT) and table.groupby(["epochs", "learning_rate"]).ngroups == 1
+    timed = pd.read_csv(ROOT / "figures" / "benchmark_inference.csv")
+    assert set(timed.network) == {"resnet20", *KEPT}
+
+
+def test_times_are_predicted_within_a_factor():
+    table = pd.read_csv(ROOT / "figures" / "compact_predicted.csv")
+    assert (table.own_speedup / table.predicted).between(0.6, 1.6).all() and set(table.batch_size) == {1, 256}
 
 
 @pytest.mark.parametrize("name", ["resnet20_first_choosing", "resnet20_choosing"])
@@ -82,20 +95,7 @@ def test_the_checkpoint_for_choices_has_not_seen_the_images_that_it_is_judged_on
     assert evaluation.accuracy(network, held_out) == pytest.approx(facts["held_out_accuracy"], abs=0.1) and facts["held_out_accuracy"] < 95
 
 
-@pytest.mark.parametrize("share, schedule", [(0.7, ""), (0.5, ""), (0.25, ""), (0.5, "_long"), (0.25, "_long"), (0.5, "_fast")])
-def test_fine_tuned_checkpoints_have_the_size_and_the_accuracy_that_they_claim(cifar10, share, schedule):
-    name = f"resnet20_finetuned{100 * share:g}{schedule}"
-    network, facts = checkpoints.load_checkpoint(ROOT / "checkpoints" / f"{name}.pt")
-    whole, _ = checkpoints.load_checkpoint(MEASURED)
-    assert facts["base"].split()[1] == fingerprint(MEASURED).split()[1]
-    assert (cost.parameters(network), cost.macs(network)) == (facts["parameters"], facts["macs"])
-    assert share - 0.01 < cost.macs(network) / cost.macs(whole) <= share
-    assert evaluation.accuracy(network, cifar10[1]) == pytest.approx(facts["test_accuracy"], abs=0.05)
-    row = pd.read_csv(ROOT / "figures" / "fine_tune.csv").set_index("checkpoint").loc[name]
-    assert (row.parameters, row.macs, row.accuracy) == (facts["parameters"], facts["macs"], facts["test_accuracy"])
-
-
-@pytest.mark.parametrize("name", ["resnet20", "resnet20_compact50", "resnet20_finetuned50"])
+@pytest.mark.parametrize("name", ["resnet20", "resnet20_macs50", KEPT[-1]])
 def test_onnxruntime_gives_the_same_predictions_on_test_images(cifar10, name, tmp_path):
     network, _ = checkpoints.load_checkpoint(ROOT / "checkpoints" / f"{name}.pt")
     runtimes.to_onnx(network, tmp_path / "network.onnx")
@@ -116,7 +116,7 @@ def measured(name, **settings):
 
 def test_half_of_the_channels_inside_blocks_cost_what_is_recorded_with_least_squares(cifar10):
     row = measured("compact_repair", level=0.5, repair="least squares", selection="elimination", batch_norm="as it is", seed=0)
-    runs = PruningRuns(CHECKPOINT, "cifar10")
+    runs = PruningRuns(str(BASE), "cifar10")
     plan = plans.uniform_fraction(runs.material.network, 0.5, "*.conv1")
     (point,) = runs.compression_points({(row.plan, row.measure, row.level): plan}, repair=["least squares"])
     assert runs.measure_compressed(point)["accuracy"] == pytest.approx(row.accuracy, abs=0.5)
@@ -125,14 +125,13 @@ def test_half_of_the_channels_inside_blocks_cost_what_is_recorded_with_least_squ
 @pytest.mark.parametrize(
     "name",
     [
-        *("prune_uniform", "prune_sensitivity", "prune_ends", "compact_repair", "compact_allocation", "fine_tune"),
-        *("baselines_methods", "baselines_weights", "quantize", "untrained", "currencies", "prune_ends_fine_tuned"),
+        *("prune_uniform", "prune_sensitivity", "prune_ends", "prune_ends_fine_tuned", "compact_repair", "compact_allocation"),
+        *("baselines_weights", "untrained", "currencies", "kept_networks", "quantize", "bytes"),
     ],
 )
 def test_sweeps_were_made_from_the_committed_checkpoint(name):
     table = pd.read_csv(ROOT / "figures" / f"{name}.csv")
-    present = base.base_checkpoint("cifar10", "full")
-    assert set(table.base) <= {fingerprint(MEASURED), fingerprint(present)}
+    assert set(table.base) == {fingerprint(BASE)}
     keys = list(table)[: list(table).index("accuracy")]
     assert not table.duplicated(keys).any()
 
@@ -147,23 +146,14 @@ def test_a_sweeps_row_can_be_measured_again(cifar10, share):
     assert runs.measure(point)["accuracy"] == pytest.approx(row.accuracy, abs=2)  # k-means may end in another optimum on another processor
 
 
-@pytest.mark.parametrize(
-    "name, stages",
-    [
-        ("baselines_methods", set(method_runs.STAGES)),
-        ("untrained", {"new batch-norm statistics"}),
-        ("currencies", {"fine-tuned"}),
-    ],
-)
-def test_all_ways_to_prune_are_compared_at_the_same_macs(name, stages):
+@pytest.mark.parametrize("name, stage", [("untrained", "new batch-norm statistics"), ("currencies", "fine-tuned")])
+def test_all_ways_to_prune_are_compared_at_the_same_macs(name, stage):
     table = pd.read_csv(ROOT / "figures" / f"{name}.csv")
-    assert set(table.method) <= set(method_runs.METHODS) and set(table.stage) == stages
+    assert set(table.method) <= set(method_runs.METHODS) and set(table.stage) == {stage}
     assert (table.macs_share / table.level).between(0.99, 1).all()
 
 
 def test_all_that_is_compared_was_trained_alike():
-    first = pd.read_csv(ROOT / "figures" / "baselines_methods.csv")
-    assert first[first.stage == "fine-tuned"].groupby(["epochs", "learning_rate"]).ngroups == 1
     table = pd.read_csv(ROOT / "figures" / "currencies.csv")
     assert set(table.epochs) <= {protocol.EPOCHS, currencies.LONGER} and set(table.teacher) == {"resnet20"}
     assert (table.learning_rate == table.family.map(protocol.RATES)).all()
@@ -184,7 +174,7 @@ def test_rows_of_other_ways_to_prune_can_be_measured_again(cifar10, method):
 def test_recorded_accuracies_of_quantized_networks_are_measured_again(cifar10, bits, tolerance):
     end_bits, choices = max(bits[0], 8), {"rounding": "nearest", "seed": 0, "bias_correction": False, "levels": "uniform"}
     row = measured("quantize", weight_bits=bits[0], activation_bits=bits[1], end_bits=end_bits, **choices)
-    runs = quantization_runs.QuantizationRuns(CHECKPOINT, "cifar10")
+    runs = quantization_runs.QuantizationRuns(str(BASE), "cifar10")
     (point,) = runs.quantizing_points([bits], end_bits=[end_bits])
     again = runs.measure_quantized(point)
     assert again["accuracy"] == pytest.approx(row.accuracy, abs=tolerance)
@@ -193,14 +183,22 @@ def test_recorded_accuracies_of_quantized_networks_are_measured_again(cifar10, b
     assert again["bytes"] == row.bytes
 
 
-def test_the_quantized_checkpoint_is_small_and_has_the_accuracy_that_it_claims(cifar10):
-    path = ROOT / "checkpoints" / "resnet20_100kB.pt"
-    network, facts = quantization.load_quantized(path)
-    assert cost.size_in_bytes(network) <= 100_000 and path.stat().st_size <= 100_000
-    accuracy = evaluation.accuracy(network, cifar10[1])
-    assert accuracy == pytest.approx(facts["test_accuracy"], abs=0.05)
-    row = pd.read_csv(ROOT / "figures" / "quantize_kept.csv").iloc[0]
-    assert (row.accuracy, row.file_bytes) == (facts["test_accuracy"], path.stat().st_size)
+@pytest.mark.parametrize("name, limit", [("w4a4", 150_000), ("32kB", 2**15)])
+def test_networks_in_few_bytes_have_the_size_and_the_accuracy_that_they_claim(cifar10, name, limit):
+    path = ROOT / "checkpoints" / f"resnet20_{name}.pt"
+    network, facts = (quantization.load_coded if name == "32kB" else quantization.load_quantized)(path)
+    row = pd.read_csv(ROOT / "figures" / "bytes.csv").set_index("checkpoint").loc[path.stem]
+    assert path.stat().st_size == row.bytes_on_disk <= limit
+    assert evaluation.accuracy(network, cifar10[1]) == pytest.approx(facts["test_accuracy"], abs=0.05)
+    assert row.accuracy == facts["test_accuracy"]
+
+
+def test_networks_in_few_bytes_were_trained_alike():
+    table = pd.read_csv(ROOT / "figures" / "bytes.csv")
+    trained = table[table.method.isin(["learned steps", "codebook"])]
+    assert set(trained.epochs) == {size_runs.EPOCHS}
+    assert all(row.learning_rate == size_runs.RATES[row.method][row.weight_bits] for row in trained.itertuples())
+    assert (table.epochs[~table.index.isin(trained.index)] == 0).all()
 
 
 def test_no_data_set_is_committed():

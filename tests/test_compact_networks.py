@@ -64,11 +64,11 @@ def test_times_are_shares_of_the_whole_block_with_a_row_for_each_shape():
 
 
 def test_what_plans_take_away():
-    table = tables.removed({0.5: WIDTHS | {"conv1": 4}, 0.25: dict.fromkeys(WIDTHS, 8)}, WIDTHS)
+    table = tables.removed({"50": WIDTHS | {"conv1": 4}, "25": dict.fromkeys(WIDTHS, 8)}, WIDTHS)
     assert list(table) == ["50", "25"] and table["50"].tolist() == [75, 0, 0] and table["25"].tolist() == [50, 50, 75]
     of_block = {"conv1": 16, "layer1.0.conv1": 16, "layer1.0.conv2": 16, "layer2.0.conv1": 32, "layer2.0.conv2": 32}
-    assert tables.removed({1: {"layer2.0.conv1": 0}}, of_block)["100"].tolist() == [0, 0, 0, 100, 100]
-    assert tables.removed({1: {"layer1": 12, "layer1.0.conv1": 8}}, of_block)["100"].tolist() == [25, 50, 25, 0, 0]
+    assert tables.removed({"a": {"layer2.0.conv1": 0}}, of_block)["a"].tolist() == [0, 0, 0, 100, 100]
+    assert tables.removed({"a": {"layer1": 12, "layer1.0.conv1": 8}}, of_block)["a"].tolist() == [25, 50, 25, 0, 0]
 
 
 def test_which_choice_matters_and_what_one_gains():
@@ -77,6 +77,17 @@ def test_which_choice_matters_and_what_one_gains():
     assert tables.spread_of_choices(table, ["repair", "selection"], 0.5).to_dict() == {"repair": 43, "selection": 5}
     gain = tables.gain(table, "selection", "b", "a", ["repair", "level"])
     assert gain["mean"].to_dict() == {"none": 2, "solved": 8} and list(gain) == ["mean", "min", "max"]
+
+
+def test_kept_networks_are_averaged_over_seeds():
+    rows = [("MACs", 0.5, 0, "half", 91.0), ("time", 0.5, 0, "fast", 90.0), ("MACs", 0.5, 1, None, 92.0)]
+    table = pd.DataFrame(rows, columns=["measure", "level", "seed", "checkpoint", "accuracy"])
+    table = table.assign(
+        plan="a", macs_share=table.level, parameters_share=0.6, epochs=20, accuracy_before=88.0, change=table.accuracy - 93
+    )
+    kept = tables.kept(table)
+    assert list(kept.index) == ["half", "fast"] and kept.seeds.tolist() == [2, 1]
+    assert kept.loc["half", ["accuracy", "lowest", "highest", "change"]].tolist() == [91.5, 91, 92, -1.5]
 
 
 def test_compact_networks_are_made_loaded_and_exported_on_a_gpu(runs, gpu, monkeypatch):

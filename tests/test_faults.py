@@ -217,7 +217,7 @@ def test_a_training_goes_on_only_where_all_that_decides_it_is_the_same(tmp_path,
 
     run("plain", held_out=other_images)
     run("taught", teacher=small_network(1))
-    run("pulled", lambda: peers.centripetal(small_network(), clusters, 1.0))
+    run("projected", lambda: finetuning.projected(small_network(), clusters, 1))
     relabelled = dataclasses.replace(images, labels=images.labels.flip(0))
     for folder, what, changes in [
         ("plain", "network", {"start": lambda: small_network(5)}),
@@ -230,7 +230,7 @@ def test_a_training_goes_on_only_where_all_that_decides_it_is_the_same(tmp_path,
         ("plain", "teacher", {"teacher": small_network(1)}),
         ("taught", "held-out images", {"teacher": small_network(1)}),
         ("taught", "teacher", {"teacher": small_network(2)}),
-        ("pulled", "network", {"start": lambda: peers.centripetal(small_network(), clusters, 2.0)}),
+        ("projected", "network", {"start": lambda: finetuning.projected(small_network(), clusters, 2)}),
     ]:
         before = (tmp_path / folder / "state.pt").read_bytes()
         settings = {"held_out": other_images} | changes

@@ -45,14 +45,14 @@ def test_side_by_side_needs_no_16_bits_of_its_own(own, ready):
 def test_pruned_and_quantized_networks_are_named_and_the_better_allocation_is_kept():
     quantized = pd.DataFrame(
         {
-            "network": ["", "resnet20_finetuned50_long", "resnet20_finetuned50_long"],
+            "network": ["", "resnet20_macs50", "resnet20_macs50"],
             "weight_bits": 4,
             "activation_bits": 8,
             "allocation": ["equal", "equal", "by sensitivity"],
             "accuracy": [91.0, 90.0, 90.5],
         }
     )
-    floats = pd.DataFrame({"network": ["", "resnet20_finetuned70"], "kind": ["float32", "bfloat16"], "accuracy": [92.0, 91.9]})
+    floats = pd.DataFrame({"network": ["", "resnet20_macs70"], "kind": ["float32", "bfloat16"], "accuracy": [92.0, 91.9]})
     everything = few_bits.pruned_and_quantized(quantized, floats)
     assert everything.what.tolist() == ["W4A8", "W4A8", "W4A8, by layer", "float32", "bfloat16"]
     assert everything.pruned.tolist() == ["not pruned", "MACs: 50 %", "MACs: 50 %", "not pruned", "MACs: 70 %"]
@@ -70,3 +70,29 @@ def test_shortfall_is_between_the_fewest_and_the_most_images_that_all_have():
         {"n_images": [4, 16, 64, 16, 64], "rounding": ["nearest"] * 3 + ["block"] * 2, "accuracy": [50.0, 80.0, 90.0, 85.0, 91.0]}
     )
     assert few_bits.shortfall(table, "rounding") == {"nearest": 10.0, "block": 6.0}
+
+
+def test_networks_in_few_bytes_are_named():
+    table = pd.DataFrame(
+        {
+            "method": ["learned steps", "rounded to nearest", "codebook"],
+            "weight_bits": [4, 2, 0],
+            "activation_bits": [4, 8, 0],
+            "granularity": ["weight", "weight", "kernel"],
+            "n_representatives": [0, 0, 96],
+        }
+    )
+    assert few_bits.kinds(table).tolist() == ["integers, trained", "integers, rounded", "codebook of kernels"]
+    assert few_bits.numbers_of(table).tolist() == ["W4A4", "W2A8", "96"]
+
+
+def test_errors_are_compared_at_equal_bits():
+    table = pd.DataFrame(
+        {
+            "granularity": ["kernel", "kernel", "weight", "weight"],
+            "bits_per_weight": [0.5, 1.5, 1.2, 2.0],
+            "error": [40.0, 20.0, 30.0, 10.0],
+        }
+    )
+    error = few_bits.error_at(table, 1.0)
+    assert error["kernel"] == pytest.approx(30) and pd.isna(error["weight"])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pruning import IMAGES, NETWORK, STATISTICS, any_plan, assert_same_function, choices, distinct
 
-from resnet_pruning import clustering, compaction, compression, cost, evaluation, finetuning, model, peers, plans, pruning
+from resnet_pruning import clustering, compaction, compression, cost, evaluation, finetuning, model, plans, pruning
 from resnet_pruning.training import Execution, Recipe, train
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=0.02, warmup_epochs=0, ema=0.9, small_share=0.5)
@@ -19,7 +19,6 @@ CONSTRAINTS = {
     "fixed": lambda network, clusters: finetuning.projected(network, clusters, 0),
     "each step": lambda network, clusters: finetuning.projected(network, clusters, 1),
     "every third step": lambda network, clusters: finetuning.projected(network, clusters, 3),
-    "centripetal": lambda network, clusters: peers.centripetal(network, clusters, 1.0),
 }
 PLAN = plans.uniform_fraction(NETWORK, 0.5)
 
@@ -52,19 +51,17 @@ def test_after_training_each_layer_has_the_planned_filters_and_compact_agrees(wa
     assert_same_function(plain, small)
     assert (cost.parameters(small), cost.macs(small)) == compression.cost_of_plan(NETWORK, PLAN)
     assert not any("original" in name for name in plain.state_dict()) and plain.conv1.weight.requires_grad
-    if way != "centripetal":
-        assert_same_function(network, plain)
+    assert_same_function(network, plain)
 
 
 @given(any_plan.filter(len), st.fixed_dictionaries({key: choices[key] for key in ("distance", "weighting")}))
 @settings(deadline=None, max_examples=20)
 def test_constraints_start_where_they_should(plan, chosen):
-    """Tied and projected ones at the means of the clusters, the centripetal one at the network itself."""
+    """At the means of the clusters."""
     clusters = clusters_of(plan, **chosen)
     replaced = [finetuning.released(start(NETWORK, clusters)) for start in CONSTRAINTS.values()]
     for other in replaced[1:]:
         assert_same_function(replaced[0], other)
-    assert_same_function(peers.centripetal(NETWORK, clusters, 1.0), NETWORK)
     if not chosen["weighting"]:  # or else the clusters' own centroids are weighted means
         assert_same_function(replaced[0], pruning.replace_by_clusters(NETWORK, clusters))
 
@@ -145,32 +142,7 @@ def test_a_new_assignment_is_no_worse_and_leaves_no_cluster_empty(n_filters, see
     assert all(later <= earlier * (1 + 1e-5) for earlier, later in itertools.pairwise(inertia))
 
 
-def test_the_centripetal_gradient_is_the_clusters_mean_and_the_pull():
-    network, plain = constrained("centripetal"), pruning.rescale_by_gains(NETWORK, clusters_of())
-    own, ordinary = gradients(network), gradients(plain)
-    for name, labels in finetuning.assignments(network).items():
-        for cluster in range(PLAN[name]):
-            members = torch.tensor(labels) == cluster
-            weight = plain.get_submodule(name).weight.detach()[members]
-            expected = ordinary[name][members].mean(0) + 1.0 * (weight - weight.mean(0))
-            torch.testing.assert_close(own[name][members], expected, rtol=1e-3, atol=1e-6)
-
-
-def test_centripetal_filters_become_equal_so_that_merging_costs_nothing():
-    network = peers.centripetal(NETWORK, clusters_of(), 20.0)
-    before = peers.distances_within_clusters(network)
-    history = train(
-        network,
-        IMAGES,
-        dataclasses.replace(RECIPE, epochs=30, learning_rate=0.01, small_share=0.0),
-        watch=lambda averaged: {"distance": max(peers.distances_within_clusters(averaged).values())},
-        **EAGER,
-    )
-    assert min(before.values()) > 0.1 and history.distance.is_monotonic_decreasing and history.distance.iloc[-1] < 1e-4
-    assert_same_function(network, finetuning.released(network))
-
-
-@pytest.mark.parametrize("way", ["tied", "every third step", "centripetal"])
+@pytest.mark.parametrize("way", ["tied", "every third step"])
 def test_an_interrupted_fine_tuning_goes_on_where_it_stopped(way, tmp_path):
     def interrupt(averaged):
         calls.append(averaged)
@@ -190,7 +162,7 @@ def test_an_interrupted_fine_tuning_goes_on_where_it_stopped(way, tmp_path):
         assert torch.equal(resumed.state_dict()[name], tensor), name
 
 
-@pytest.mark.parametrize("way", ["tied", "each step", "centripetal"])
+@pytest.mark.parametrize("way", ["tied", "each step"])
 def test_a_constrained_convolution_compiles(way):
     """To the same gradient and the same clusters."""
     results = []
@@ -234,9 +206,6 @@ def test_settings_that_make_no_sense_are_refused():
     for renew_every in (-1, 1.5, True):
         with pytest.raises((ValueError, TypeError), match=f"renew_every(=| is ){renew_every}"):
             finetuning.projected(NETWORK, clusters, renew_every)
-    for strength in (0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match=f"strength is {strength}, expected a positive number"):
-            peers.centripetal(NETWORK, clusters, strength)
-    for function in (finetuning.released, finetuning.assignments, peers.distances_within_clusters):
+    for function in (finetuning.released, finetuning.assignments):
         with pytest.raises(ValueError, match="ResNet has no constraint on its weights, expected one from finetuning.tied"):
             function(NETWORK)

@@ -1,11 +1,9 @@
-import dataclasses
-
-import pandas as pd
 import pytest
 
 from resnet_pruning import checkpoints, compression, cost, data, evaluation, files, plans
-from resnet_pruning.studies import sweeps
-from resnet_pruning.studies.finetuning_runs import WAYS, FineTuningRuns
+from resnet_pruning.studies import finetuning_runs, sweeps
+from resnet_pruning.studies.finetuning_runs import FineTuningRuns
+from resnet_pruning.training import train
 
 PLANS = {("mine", "filters", 0.5): {"conv1": 2, "layer1.0.conv1": 2, "layer2.0.conv2": 4, "layer3.0.conv1": 3}}
 
@@ -19,23 +17,12 @@ def points_of(runs, **choices):
     return runs.fine_tuning_points(PLANS, **{"epochs": [2], "n_images": [192], "learning_rate": [0.02]} | choices)
 
 
-def test_every_way_gives_a_network_of_the_planned_size(runs, tmp_path):
-    points = points_of(runs, way=WAYS)
+def test_merged_networks_are_trained(runs, tmp_path):
+    points = points_of(runs, learning_rate=[0.02, 0.01])
     table = sweeps.run_sweep(runs.measure_fine_tuned, points, tmp_path / "runs.csv", progress=False)
-    assert set(table.way) == set(WAYS)
     network, (plan,) = runs.material.network, PLANS.values()
-    for way, row in table.set_index("way").iterrows():
-        merged = way in ("compact", "from scratch")
-        assert (row.parameters, row.macs) == compression.cost_of_plan(network, plan, merged=merged), way
-        assert row.seconds > 0
-    by_epoch = sweeps.read_details(tmp_path / "runs.csv", "epochs", points)
-    assert by_epoch[by_epoch.epoch > 0].groupby("way").moved.count().eq(2).sum() == len(WAYS) - 2, "two ways have no clusters"
-    assert by_epoch.groupby("way").epoch.apply(list).map(lambda epochs: epochs == [0, 1, 2]).all()
-    assert (by_epoch[by_epoch.epoch == 0].set_index("way").accuracy == table.set_index("way").accuracy_before).all()
-    moved = by_epoch.dropna(subset="moved").groupby("way").moved.sum()
-    assert moved[["tied", "centripetal", "projected, clusters fixed"]].eq(0).all() and moved["projected, new clusters each step"] > 0
-    distances = by_epoch.dropna(subset="apart").groupby("way").apart.max()
-    assert distances["centripetal"] > 0 and distances[["tied", "projected, new clusters each epoch"]].eq(0).all()
+    for row in table.itertuples():
+        assert (row.parameters, row.macs) == compression.cost_of_plan(network, plan, merged=True) and row.seconds > 0
 
 
 def test_a_choice_is_judged_on_images_that_were_not_trained_on(runs):
@@ -48,37 +35,35 @@ def test_a_choice_is_judged_on_images_that_were_not_trained_on(runs):
 
 
 def test_a_kept_result_is_the_network_that_the_row_describes(runs):
-    (point,) = points_of(runs, way=["tied"], checkpoint=["mine"])
+    (point,) = points_of(runs, checkpoint=["mine"])
     row = runs.measure_fine_tuned(point)
     network, facts = checkpoints.load_checkpoint(files.results_folder("digits", "quick") / "checkpoints" / "mine.pt")
     assert facts["test_accuracy"] == row["accuracy"] == round(evaluation.accuracy(network, runs.material.images("test")), 2)
-    assert facts["plan"]["conv1"] == 2 and facts["way"] == "tied" and cost.macs(network) == facts["macs"] == row["macs"]
+    assert facts["plan"]["conv1"] == 2 and cost.macs(network) == facts["macs"] == row["macs"]
 
 
 def test_an_interrupted_run_goes_on(runs, monkeypatch):
-    (point,) = points_of(runs, way=["projected, new clusters each step"])
-    expected = runs.measure_fine_tuned(point)
-    accuracy, calls = evaluation.accuracy, []
+    point, same = points_of(runs, checkpoint=["", "again"])  # saved under another name, it is another run of the same training
 
     def interrupted(*arguments, **settings):
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return accuracy(*arguments, **settings)
+        def watch(averaged):
+            calls.append(averaged)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return {}
 
-    (other,) = points_of(runs, way=["projected, new clusters each step"], seed=[1])
+        calls = []
+        return train(*arguments, **settings, watch=watch)
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(evaluation, "accuracy", interrupted)
-        runs.measure_fine_tuned(other)
-    resumed = runs.measure_fine_tuned(other)
-    pd.testing.assert_frame_equal(runs.measure_fine_tuned(point)["epochs"], expected["epochs"])
-    assert resumed["epochs"].epoch.tolist() == [0, 1, 2]
+        patch.setattr(finetuning_runs, "train", interrupted)
+        runs.measure_fine_tuned(point)
+    resumed, whole = map(runs.measure_fine_tuned, (point, same))
+    del resumed["seconds"], whole["seconds"]
+    assert resumed == whole
 
 
-def test_unknown_settings_are_refused(runs):
-    (point,) = points_of(runs)
-    with pytest.raises(ValueError, match="way is 'frozen', expected one of tied, projected, clusters fixed"):
-        runs.measure_fine_tuned(dataclasses.replace(point, way="frozen"))
+def test_plans_of_other_networks_are_refused(runs):
     with pytest.raises(ValueError, match="the plan names 'fc'"):
         runs.fine_tuning_points({("mine", "", 1): {"fc": 1}})
     whole = plans.uniform(runs.material.network, 64)

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 import torch
@@ -17,6 +17,7 @@ from .parts import parts_of
 from .streams import STAGES, read_by, stage_of
 
 SHARES = tuple(k / 16 for k in range(1, 17))
+N_CALIBRATION = 8  # for the ranges of int8, which do not affect the time
 
 
 @torch.random.fork_rng(devices=[])
@@ -35,6 +36,9 @@ def part_timings(
 ) -> pd.DataFrame:
     """Time the stem, and each block with fewer channels inside or around it, on this machine. Blocks of the same shape are timed once.
 
+    A block alone would take longer than inside a network, where its inputs and outputs stay in the runtime's own layout and precision. It
+    is timed behind a stem that makes its inputs from images, and the time of that stem is subtracted, round by round.
+
     Parameters
     ----------
     model : gives the shapes
@@ -46,11 +50,14 @@ def part_timings(
     Returns
     -------
     DataFrame with the columns layer (the stem's, or a block's first convolution), reads and writes (channels of the streams before and
-    after it), n_clusters (inside) and seconds, the median of all rounds, with the lowest and the highest
+    after it), n_clusters (inside) and seconds, the median of all rounds, at least 0, with the lowest and the highest. The stem's time
+    includes what the runtime takes for a call
     """
     device = torch.device(device or default_device())
     widths = [list((stream_widths or {}).get(stage, [width])) for stage, width in zip(STAGES, model.config["stage_widths"], strict=True)]
-    runs, of_layer, size = {}, {}, 32
+    inputs = torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
+    runs: dict[str, Callable[[], None]] = {}
+    of_layer, size = {}, 32
     for name, part in parts_of(copy.deepcopy(model).eval()).items():
         layer, written = f"{name}.conv1".removeprefix("."), widths[stage_of(name)]
         read = widths[read_by(name)] if name else [3]
@@ -60,25 +67,51 @@ def part_timings(
         for r, n, w in itertools.product(read, sizes, written):
             if r > w or (inside and name and r != w) or (name == "layer1.0" and r != w):
                 continue
-            shape = (size, stride, r, n, w) if name else ("stem", w)
-            of_layer[layer, r, n if name else w, w] = shape
-            if shape not in runs:
-                smaller = Block(r, n, w, stride) if name else _stem(w)
-                inputs = torch.randn(batch_size, r, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-                runs[shape], _ = prepared(smaller.to(device).eval(), inputs, runtime, precision, inputs)
+            head = f"{r if name else w} channels of {size} pixels"
+            shape = f"{head}, {n} inside, {w} after stride {stride}" if name else head
+            of_layer[layer, r, n if name else w, w] = head, shape
+            networks = {head: _pooled(r if name else w, size)}
+            if name:
+                networks[shape] = _pooled(r, size, Block(r, n, w, stride))
+            for key in networks.keys() - runs.keys():
+                runs[key], _ = prepared(networks[key].to(device).eval(), inputs, runtime, precision, inputs[:N_CALIBRATION])
         size //= stride
-    seconds = interleaved(runs, rounds, progress)
-    columns = {"seconds": seconds.median(), "lowest": seconds.min(), "highest": seconds.max()}
-    return pd.DataFrame(
-        [
-            {"layer": layer, "reads": r, "n_clusters": n, "writes": w} | {key: float(value[shape]) for key, value in columns.items()}
-            for (layer, r, n, w), shape in of_layer.items()
-        ]
-    )
+    times, rows = interleaved(runs, rounds, progress), []
+    for (layer, r, n, w), (head, shape) in of_layer.items():
+        seconds = (times[shape] if shape == head else times[shape] - times[head]).clip(lower=0)
+        row = {"layer": layer, "reads": r, "n_clusters": n, "writes": w, "seconds": seconds.median()}
+        rows.append(row | {"lowest": seconds.min(), "highest": seconds.max()})
+    return pd.DataFrame(rows)
 
 
-def _stem(width: Integer) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+def predicted_seconds(model: OwnNetwork, timings: pd.DataFrame) -> float:
+    """The time of a network, from the times of its parts: their sum. What is between and behind them is not included.
+
+    Parameters
+    ----------
+    model : made by a plan with sizes that were timed
+    timings : from `part_timings`, for one batch size
+
+    Raises
+    ------
+    ValueError : a part has a size that was not timed
+    """
+    known = timings.set_index(["layer", "reads", "n_clusters", "writes"]).seconds.to_dict()
+    widths, total = model.config["stage_widths"], 0.0
+    for name, part in parts_of(model).items():
+        written = widths[stage_of(name)]
+        inside = 0 if name and part.dropped else part.conv1.out_channels
+        size = f"{name}.conv1".removeprefix("."), widths[read_by(name)] if name else 3, inside, written
+        if size not in known:
+            raise ValueError(f"timings lacks {size}, expected a row for this layer, reads, n_clusters and writes")
+        total += known[size]
+    return total
+
+
+def _pooled(width: Integer, size: Integer, *blocks: nn.Module) -> nn.Module:
+    """A network from images to the means of its channels: a stem that gives `width` channels of `size` pixels, and blocks."""
+    stem = nn.Conv2d(3, width, 3, stride=32 // size, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1))
 
 
 def numbers(whole: Integer, shares: Sequence[Real]) -> list[int]:

@@ -4,6 +4,7 @@ import functools
 import math
 
 import torch
+import torch.nn.functional as F
 
 from .. import cost
 from ..arguments import Count
@@ -12,21 +13,27 @@ from ..model import AnyNetwork
 from .timing import interleaved
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
-SIZE = 2048  # of square matrices: 2048³ MACs take long enough to reach the peak, and their operands fit into the last-level cache
+CONVOLUTION = (8, 256, 16, 16), (256, 256, 3, 3)  # images and weight; few enough to stay in the cache
+SIZE = 2048  # of square matrices of integers
 
 
 def peaks(rounds: Count = 10) -> dict[str, float]:
-    """Multiply-accumulates per second of a large matrix product on the CPU, the best of `rounds`, for each precision of `BYTES` that the
-    CPU has instructions for."""
+    """Multiply-accumulates per second on the CPU, the best of `rounds`, for each precision of `BYTES` that the CPU has instructions for.
+
+    Floats are those of a 3×3 convolution with many channels: matrix products reach only half of it on some processors.
+    """
     random = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(SIZE, SIZE, generator=random) for _ in range(2))
-    operands = {"float32": (left, right)}
+    images, weight = (torch.randn(*shape, generator=random).to(memory_format=torch.channels_last) for shape in CONVOLUTION)
+    operands = {"float32": (images, weight)}
     if has_fast_bfloat16("cpu"):
-        operands["bfloat16"] = left.bfloat16(), right.bfloat16()
-    operands["int8"] = tuple((16 * matrix).round().clamp(-127, 127).to(torch.int8) for matrix in (left, right))
-    # torchao multiplies with _int_mm too; there is no public function
-    products = {name: functools.partial(torch._int_mm if name == "int8" else torch.mm, *pair) for name, pair in operands.items()}
-    return (SIZE**3 / interleaved(products, rounds, progress=False, least=0.2).min()).to_dict()
+        operands["bfloat16"] = images.bfloat16(), weight.bfloat16()
+    runs = {name: functools.partial(F.conv2d, *pair, padding=1) for name, pair in operands.items()}
+    integers = torch.randint(-127, 128, (2, SIZE, SIZE), generator=random, dtype=torch.int8)
+    runs["int8"] = functools.partial(torch._int_mm, *integers)  # as torchao does; there is no public function
+    with torch.inference_mode():
+        seconds = interleaved(runs, rounds, progress=False, least=0.2).min()
+    macs = images.numel() * weight.numel() // weight.shape[1]
+    return {name: (SIZE**3 if name == "int8" else macs) / value for name, value in seconds.items()}
 
 
 def bandwidth(rounds: Count = 10) -> float:

@@ -1,6 +1,5 @@
 """Methods of other authors, for comparison."""
 
-from .centripetal import centripetal, distances_within_clusters, strength_for
 from .folding import compensate_units, fold_units
 from .neuron_merging import merge_neurons
 from .torch_pruning import HAS_TORCH_PRUNING, IMPORTANCES, prune_by_torch_pruning
@@ -12,9 +11,7 @@ __all__ = [
     "IMPORTANCES",
     "UNIT_CRITERIA",
     "WEIGHT_CRITERIA",
-    "centripetal",
     "compensate_units",
-    "distances_within_clusters",
     "fold_units",
     "gzip_bytes",
     "kept_units",
@@ -25,5 +22,4 @@ __all__ = [
     "prune_units",
     "prune_weights",
     "sparsity_of",
-    "strength_for",
 ]

@@ -1,4 +1,4 @@
-"""PyTorch's own post-training quantization, for comparison: float16, bfloat16, and 8 bits by torchao's PT2E flow for x86 processors."""
+"""PyTorch's own post-training quantization, for comparison: float16, bfloat16, and torchao's 8 bits, static and dynamic."""
 
 import copy
 import logging
@@ -66,6 +66,23 @@ def to_int8(model: Network, images: Images) -> nn.Module:
         for inputs in normalised_batches(images):
             prepared(inputs.cpu())
         return allow_exported_model_train_eval(convert_pt2e(prepared))
+
+
+def to_dynamic_int8(model: Network) -> nn.Module:
+    """Dynamic 8-bit quantization by torchao, which covers linear layers: weights by channel, and ranges of activations found anew for each
+    input. Of this network that is the last layer; convolutions stay as they are.
+
+    Parameters
+    ----------
+    model : trained; it is not changed
+    """
+    with _quiet():
+        required("torchao", "peers")
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+        small = copy.deepcopy(model).eval()
+        quantize_(small, Int8DynamicActivationInt8WeightConfig())
+    return small
 
 
 def compiled(network: nn.Module, inputs: Tensor) -> Callable[[], None]:

@@ -11,13 +11,20 @@ from ..arguments import Integer, Real
 from .comparisons import replaced_rows
 from .few_bits import better_allocation
 from .style import as_array
-from .tables import is_own
+from .tables import equally_tuned, newest
 
 ALONE = "alone, half of the filters (pp)"
-MAIN = {"by sensitivity": "this project", "k-means, centroids": "k-means, centroids (the assignment)"}
+MAIN = {
+    "by sensitivity, inside blocks": "repaired, allocated by sensitivity (this project)",
+    "merged, reconstruction": "repaired, the same share in every block",
+    "k-means, centroids": "k-means, centroids, merged (the assignment)",
+    "tied": "k-means, filters stay tied",
+    "random units": "removal at random",
+    "smallest L2 norm": "removal by the smallest L2 norm",
+}
 REMOVED = ("random units", "smallest L2 norm", "geometric median", "Neuron Merging")
-CLUSTERED = ("k-means, centroids", "k-means of unit filters, centroids", "k-means of unit filters, medoids")
-REPAIRED = ("merged, least squares", "merged, reconstruction")
+CLUSTERED = ("k-means, centroids", "k-means of unit filters, centroids")
+REPAIRED = ("merged, reconstruction", "by sensitivity, inside blocks")
 GROUPS = ["pruned", "quantized", "both"]
 NEW_STATISTICS = "new batch-norm statistics"
 
@@ -36,24 +43,21 @@ def rows_of(path: str | Path, base: str) -> pd.DataFrame:
     return rows.reset_index(drop=True)
 
 
+def compared_methods(figures: Path) -> pd.DataFrame:
+    """The rows of ``untrained.csv``, and those of ``currencies.csv`` that were trained for equally many epochs."""
+    return pd.concat([newest(figures / "untrained.csv"), equally_tuned(figures)], ignore_index=True)
+
+
 def main_result(methods: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The method of the assignment, that of this project and the best of the others, without training and after the same fine-tuning.
+    """The rows of the methods in `MAIN`, named as there in the column `what`: a panel for each share of the MACs that was fine-tuned.
 
     Parameters
     ----------
-    methods : ``baselines_methods.csv``; the best method has the highest median accuracy after fine-tuning at half of the MACs
-
-    Returns
-    -------
-    rows with accuracy, `what` and `macs` (%), by panel
+    methods : from `compared_methods`; rows without training have 0 epochs
     """
-    others = methods[~is_own(methods.method) & (methods.stage == "fine-tuned") & (methods.level == 0.5)]
-    ours, assignment = MAIN.items()
-    best = others.groupby("method").accuracy.median().idxmax(), "best of the other methods"
-    parts = [methods[methods.method == method].assign(what=what) for method, what in (ours, best, assignment)]
-    shown = pd.concat(parts).assign(macs=_percent_of_macs)
-    trained = shown[shown.stage == "fine-tuned"]
-    return {"without training": shown[shown.stage == NEW_STATISTICS], f"after {trained.epochs.max()} epochs of fine-tuning": trained}
+    shown = pd.concat([methods[methods.method == method].assign(what=what) for method, what in MAIN.items()])
+    levels = sorted(shown[shown.stage == "fine-tuned"].level.unique(), reverse=True)
+    return {f"{100 * level:g} % of the MACs": shown[shown.level == level] for level in levels}
 
 
 def share_curves(uniform: pd.DataFrame) -> pd.DataFrame:
@@ -106,35 +110,32 @@ def accuracy_at(rows: pd.DataFrame, what: str, macs: Real) -> float:
 
 def mean_gains(gains: pd.DataFrame) -> pd.DataFrame:
     """The mean gain of each family of plans, best first, from `tables.gains_over_uniform`, except those chosen on training images."""
-    means = gains.drop(columns="chosen on training images", errors="ignore").groupby(["distance", "measure"]).mean().reset_index()
+    means = gains.drop(columns="chosen").groupby(["distance", "measure"]).mean().reset_index()
     table = means.melt(["distance", "measure"], var_name="family", value_name="gain (pp)").sort_values("gain (pp)", ascending=False)
     return table.assign(plan=table.family + " · " + table.distance + ", equal " + table.measure)
 
 
-def ladder(methods: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
+def ladder(methods: pd.DataFrame, steps: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
     """The steps of the method at half of the MACs, each adding one thing: step, accuracy (median over seeds), and worth, its gain (pp).
 
     Parameters
     ----------
-    methods : ``baselines_methods.csv``
-    tuned : ``fine_tune.csv``
+    methods : from `compared_methods`
+    steps : ``analysis_steps.csv``, the rows that only this needs
+    tuned : ``currencies.csv``
     """
-    half = methods[methods.level == 0.5].groupby(["method", "stage"]).accuracy.median()
-    runs = tuned[(tuned.level == 0.5) & (tuned.way == "compact") & (tuned.plan == "by sensitivity")]
-    labels = runs[~runs.teacher].groupby("epochs").accuracy.median()
-    distilled = runs[runs.teacher].groupby("epochs").accuracy.median()
-    steps = {
+    rows = pd.concat([methods, steps])
+    half = rows[rows.level == 0.5].groupby(["method", "stage"]).accuracy.median()
+    trained = tuned[(tuned.level == 0.5) & (tuned.method == "by sensitivity, inside blocks")].groupby("epochs").accuracy.median()
+    found = {
         "k-means, centroids, merged": half["k-means, centroids", "as pruned"],
         "new batch-norm statistics": half["k-means, centroids", NEW_STATISTICS],
-        "next layer by least squares, channels by elimination": half["merged, least squares", "as pruned"],
-        "each block reconstructed": half["merged, reconstruction", "as pruned"],
-        "channels by sensitivity": half["by sensitivity, inside blocks", "as pruned"],
-        "filters on the residual stream shared, too": half["by sensitivity", "as pruned"],
-        f"{labels.index[0]} epochs of fine-tuning, labels alone": labels.iloc[0],
-        "with distillation": distilled[labels.index[0]],
+        "next layer by least squares, channels by elimination": half["merged, least squares", NEW_STATISTICS],
+        "each block reconstructed": half["merged, reconstruction", NEW_STATISTICS],
+        "channels by sensitivity": half["by sensitivity, inside blocks", NEW_STATISTICS],
     }
-    steps |= {f"{epochs} epochs": accuracy for epochs, accuracy in distilled.items() if epochs > labels.index[0]}
-    table = pd.DataFrame({"step": list(steps), "accuracy": list(steps.values())})
+    found |= {f"{epochs} epochs of fine-tuning": accuracy for epochs, accuracy in trained.items()}
+    table = pd.DataFrame({"step": list(found), "accuracy": list(found.values())})
     return table.assign(worth=table.accuracy.diff())
 
 
@@ -176,8 +177,8 @@ def grown_mistakes(before: ArrayLike, after: ArrayLike, classes: Collection[str]
 
 
 def time_by_macs(speed: pd.DataFrame) -> pd.DataFrame:
-    """`time (%)` and `MACs (%)` of networks with fewer channels in ``benchmark_inference.csv``, on CPUs, by `how` they are run."""
-    rows = speed[(speed.device == "cpu") & (speed.network != "50 %, sharing too")]
+    """`time (%)` and `MACs (%)` of the networks in ``benchmark_inference.csv`` whose plan has a budget of MACs, by `how` they are run."""
+    rows = speed[(speed.device == "cpu") & ~speed.network.str.startswith("resnet20_fast")]
     how = rows.runtime + ", " + rows.precision + ", batch " + rows.batch_size.astype(str)
     return rows.assign(how=how, **{"time (%)": 100 / rows.own_speedup, "MACs (%)": 100 * rows.macs_share})
 
@@ -189,9 +190,9 @@ def saved_time(times: pd.DataFrame) -> pd.Series:
 
 
 def removal(methods: pd.DataFrame) -> pd.DataFrame:
-    """Median accuracy of removal, clustering and repair in ``baselines_methods.csv`` at half of the MACs, with a column for each stage."""
+    """Median accuracy of removal, clustering and repair at half of the MACs, from `compared_methods`, with a column for each stage."""
     wide = methods[methods.level == 0.5].pivot_table(index="method", columns="stage", values="accuracy", aggfunc="median")
-    return wide.reindex([*REMOVED, *CLUSTERED, *REPAIRED])[["as pruned", NEW_STATISTICS, "fine-tuned"]]
+    return wide.reindex([*REMOVED, *CLUSTERED, *REPAIRED])[[NEW_STATISTICS, "fine-tuned"]]
 
 
 def pruned_quantized_both(pareto: pd.DataFrame, least_change: Real = -6) -> pd.DataFrame:

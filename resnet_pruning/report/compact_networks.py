@@ -33,8 +33,8 @@ def time_by_share(timings: pd.DataFrame, widths: Mapping[str, Integer]) -> pd.Da
     return by_share(inside_blocks, "percent", widths).drop_duplicates()
 
 
-def removed(plans: Mapping[Real, Mapping[str, Integer]], widths: Mapping[str, Integer]) -> pd.DataFrame:
-    """The share of each layer's filters that a plan removes (%), with a column for each plan, named by its budget in %.
+def removed(plans: Mapping[str, Mapping[str, Integer]], widths: Mapping[str, Integer]) -> pd.DataFrame:
+    """The share of each layer's filters that a plan removes (%), with a column for each named plan.
 
     A dropped block loses all filters. A layer that writes a narrower stream loses at least the channels that the stream lacks.
     """
@@ -46,9 +46,7 @@ def removed(plans: Mapping[Real, Mapping[str, Integer]], widths: Mapping[str, In
         stream = (block or "layer1").split(".")[0] if part == "conv2" or not block else ""
         return min(plan.get(name, widths[name]), plan.get(stream, widths[name]))
 
-    columns = {
-        f"{100 * budget:g}": {name: 100 * (1 - kept(plan, name) / n) for name, n in widths.items()} for budget, plan in plans.items()
-    }
+    columns = {title: {name: 100 * (1 - kept(plan, name) / n) for name, n in widths.items()} for title, plan in plans.items()}
     return pd.DataFrame(columns).rename_axis("layer")
 
 
@@ -70,3 +68,17 @@ def gain(table: pd.DataFrame, column: str, new: str, old: str, keys: Collection[
     """The gain of one choice over another (pp), by the first of `keys`: mean, lowest and highest over rows that are equal in `keys`."""
     wide = table.pivot_table(index=[*keys], columns=column, values="accuracy")
     return (wide[new] - wide[old]).dropna().groupby(keys[0], sort=False).agg(["mean", "min", "max"])
+
+
+def kept(table: pd.DataFrame) -> pd.DataFrame:
+    """The networks of ``kept_networks.csv``: a row for each plan, with the mean, lowest and highest accuracy (%) over seeds.
+
+    Returns
+    -------
+    DataFrame by the name of the checkpoint, with the columns macs_share, parameters_share, epochs, seeds, accuracy_before (fine-tuning,
+    of the first seed), accuracy, lowest, highest and change (pp)
+    """
+    first = {name: (name, "first") for name in ("macs_share", "parameters_share", "epochs", "accuracy_before")}
+    over_seeds = {"accuracy": ("accuracy", "mean"), "lowest": ("accuracy", "min"), "highest": ("accuracy", "max")}
+    named = table.assign(network=table.groupby(["plan", "measure", "level"]).checkpoint.transform("first"))
+    return named.groupby("network", sort=False).agg(**first, seeds=("seed", "nunique"), **over_seeds, change=("change", "mean")).round(4)

@@ -2,7 +2,23 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
+
+from ..arguments import Real
+
+METHODS = {
+    "rounded to nearest": "integers, rounded",
+    "rounding learned": "integers, rounding learned",
+    "learned steps": "integers, trained",
+}
+PIECES = {
+    "filter": "codebook of filters",
+    "pair of kernels": "codebook of pairs of kernels",
+    "kernel": "codebook of kernels",
+    "row": "codebook of rows of kernels",
+    "weight": "codebook of weights",
+}
 
 
 def bits(table: pd.DataFrame) -> pd.Series:
@@ -42,7 +58,7 @@ def pruned_and_quantized(quantized: pd.DataFrame, floats: pd.DataFrame) -> pd.Da
     """
     divided = quantized.allocation.map({"equal": "", "by sensitivity": ", by layer"})
     everything = pd.concat([quantized.assign(what=bits(quantized) + divided), floats.assign(what=floats.kind)], ignore_index=True)
-    share = everything.network.str.removeprefix("resnet20_finetuned").str.removesuffix("_long")
+    share = everything.network.str.removeprefix("resnet20_macs")
     return everything.assign(pruned=("MACs: " + share + " %").where(everything.network != "", "not pruned"))
 
 
@@ -63,3 +79,25 @@ def shortfall(table: pd.DataFrame, column: str) -> Mapping[str, float]:
     """The loss of accuracy (pp) with the fewest images instead of the most, by the values of a column; for `n_images` that all have."""
     wide = table.pivot_table(index="n_images", columns=column, values="accuracy").dropna()
     return dict(wide.iloc[-1] - wide.iloc[0])
+
+
+def kinds(table: pd.DataFrame) -> pd.Series:
+    """What the weights of each row of ``bytes.csv`` consist of, as text: integers, by how they were found, or pieces of a codebook."""
+    return table.method.map(METHODS).fillna(table.granularity.map(PIECES))
+
+
+def numbers_of(table: pd.DataFrame) -> pd.Series:
+    """The bits of each row of ``bytes.csv``, such as W4A8, or the number of its representatives, as text."""
+    return bits(table).where(table.method != "codebook", table.n_representatives.astype(str))
+
+
+def error_at(distortions: pd.DataFrame, bits_per_weight: Real) -> pd.Series:
+    """The error (%) at equal bits, by granularity, between the numbers of representatives that were measured; NaN outside of them.
+
+    `distortions` is from `studies.size_runs.distortions`, for one kind of representatives.
+    """
+    found = {}
+    for granularity, rows in distortions.groupby("granularity", sort=False):
+        known = rows.sort_values("bits_per_weight")
+        found[granularity] = float(np.interp(bits_per_weight, known.bits_per_weight, known.error, left=np.nan, right=np.nan))
+    return pd.Series(found)

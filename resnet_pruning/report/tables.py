@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 
 from ..arguments import Real
+from .compact_networks import kept
+from .few_bits import kinds, numbers_of
 
 
 def gains_over_uniform(table: pd.DataFrame) -> pd.DataFrame:
@@ -25,28 +27,62 @@ def gains_over_uniform(table: pd.DataFrame) -> pd.DataFrame:
 
 
 NAMES = {
-    "resnet20_first": "before pruning",
-    "resnet20_finetuned70": "70 % of the MACs",
-    "resnet20_finetuned50_long": "half of the MACs",
-    "resnet20_finetuned50_fast": "half, inside the blocks",
-    "resnet20_finetuned25_long": "a quarter of the MACs",
-    "resnet20_100kB": "half, 4-bit weights",
+    "resnet20": "not pruned",
+    "resnet20_macs50": "half of the MACs",
+    "resnet20_macs25": "a quarter of the MACs",
+    "resnet20_fast1.5_batch256": "planned to be 1.5 times as fast, batches of 256",
+    "resnet20_fast2_batch256": "planned to be twice as fast, batches of 256",
+    "resnet20_fast3_batch256": "planned to be 3 times as fast, batches of 256",
+    "resnet20_fast2_batch1": "planned to be twice as fast, single images",
+    "resnet20_w4a4": "4-bit weights and activations",
+    "resnet20_w2a2": "2-bit weights and activations",
+    "resnet20_32kB": "weights from a codebook of 96 kernels",
 }
+FASTEST = {"runtime": "openvino", "precision": "int8"}
+
+
+def networks(figures: Path) -> pd.DataFrame:
+    """The committed networks, next to the one before pruning.
+
+    Returns
+    -------
+    DataFrame by the name of the checkpoint: accuracy (%, mean over seeds), lowest, highest, seeds, change (pp), macs and parameters (% of
+    the network before pruning), kB of the file, epochs of further training, and batch 256 and batch 1, the speed-up in `FASTEST` over the
+    network before pruning in compiled float32; NaN where it was not timed
+    """
+    accuracy = pd.read_csv(figures / "base_seeds.csv").accuracy[0]
+    whole = {"accuracy": accuracy, "lowest": accuracy, "highest": accuracy, "seeds": 1, "change": 0.0, "epochs": 0}
+    whole |= {"macs": 100.0, "parameters": 100.0}
+    pruned = kept(newest(figures / "kept_networks.csv"))
+    pruned = pruned.assign(macs=100 * pruned.macs_share, parameters=100 * pruned.parameters_share)
+    settings = ["method", "pruned", "weight_bits", "activation_bits", "granularity", "n_representatives", "representatives", "renewed"]
+    few = newest(figures / "bytes.csv")
+    few = few.assign(network=few.groupby([*settings, "epochs"], dropna=False).checkpoint.transform("first")).dropna(subset="network")
+    over_seeds = {"accuracy": ("accuracy", "mean"), "lowest": ("accuracy", "min"), "highest": ("accuracy", "max")}
+    few = few.groupby("network", sort=False).agg(
+        **over_seeds, seeds=("seed", "nunique"), change=("change", "mean"), epochs=("epochs", "first")
+    )
+    few = few.assign(macs=100.0, parameters=100.0)
+    table = pd.concat([pd.DataFrame([whole], index=["resnet20"]), pruned[list(whole)], few[list(whole)]])
+    table["kB"] = [(figures.parent / "checkpoints" / f"{name}.pt").stat().st_size / 1000 for name in table.index]
+    speed = pd.read_csv(figures / "benchmark_inference.csv").query("runtime == @FASTEST['runtime'] and precision == @FASTEST['precision']")
+    speed = speed.pivot_table(index="network", columns="batch_size", values="speedup").add_prefix("batch ")
+    return table.join(speed[["batch 256", "batch 1"]]).round(2).rename_axis("network")
 
 
 def main_result(figures: Path) -> str:
-    """The networks that are committed, next to the trained one: size, fine-tuning, accuracy, time."""
-    tuned = pd.read_csv(figures / "fine_tune.csv").set_index("checkpoint").epochs
-    quantized = pd.read_csv(figures / "quantize_kept.csv").set_index("checkpoint").network
+    """The committed networks: accuracy, size, further training, time."""
     rows = []
-    for row in pd.read_csv(figures / "main_networks.csv").to_dict("records"):
-        name = row["network"]
-        sizes = f"{row['macs'] / 1e6:.1f} M", f"{row['parameters'] / 1000:.0f} k", f"{row['bytes'] / 1000:,.0f} kB"
-        epochs = tuned.get(quantized.get(name, name), 0)
-        speedup = "" if pd.isna(row["own_speedup"]) else f"{row['own_speedup']:.2f}×"
-        result = f"{row['accuracy']:.2f} %", f"{row['change']:+.2f} pp"
-        rows.append([NAMES[name], *result, *sizes, speedup, epochs, f"`{_short(name)}`"])
-    return _table(["network", "test accuracy", "change", "MACs", "parameters", "bytes", "speed-up", "epochs", "file"], *rows)
+    for row in networks(figures).reset_index().to_dict("records"):
+        accuracy = (
+            _with_range(row["accuracy"], row["lowest"], row["highest"], unit=" %") if row["seeds"] > 1 else f"{row['accuracy']:.2f} %"
+        )
+        speedups = ("" if pd.isna(row[f"batch {size}"]) else f"{row[f'batch {size}']:.1f}×" for size in (256, 1))
+        sizes = f"{row['macs']:.0f} %", f"{row['parameters']:.0f} %", f"{row['kB']:,.0f} kB"
+        name = f"`{_short(row['network'])}`" if row["network"] != "resnet20" else "`resnet20`"
+        rows.append([NAMES[row["network"]], accuracy, f"{row['change']:+.2f} pp", *sizes, *speedups, row["epochs"], row["seeds"], name])
+    sizes = ["MACs", "parameters", "file", "speed-up, batches of 256", "speed-up, single images"]
+    return _table(["network", "test accuracy", "change", *sizes, "epochs", "seeds", "name"], *rows)
 
 
 def result(figures: Path) -> str:
@@ -118,29 +154,6 @@ def ends(figures: Path) -> str:
     return _table(["plan", *(f"{distance}, equal {measure} (pp)" for (distance, measure), _ in groups)], *rows)
 
 
-def checkpoints(figures: Path) -> str:
-    """The compact networks that are committed, next to the trained one: size, accuracy, and time where it was measured."""
-    table = pd.read_csv(figures / "compact_checkpoints.csv").set_index("network")
-    speed = pd.read_csv(figures / "benchmark_inference.csv").query("batch_size == 256 and device == 'cpu'")
-    speed = speed.groupby(["network", "runtime"]).own_speedup.median()
-    whole = table.iloc[0]
-    rows = []
-    for name, row in table.iterrows():
-        best = speed[name].idxmax()
-        rows.append(
-            [
-                name,
-                *(f"{row[key]:,.0f} ({100 * row[key] / whole[key]:.1f} %)" for key in ("parameters", "macs", "bytes")),
-                f"{row.accuracy:.2f} %",
-                f"{row.accuracy - whole.accuracy:+.2f}" if name != whole.name else "",
-                f"{speed[name, best]:.2f}× ({best})" if name != whole.name else "",
-            ]
-        )
-    return _table(
-        ["network", "parameters", "MACs", "bytes", "test accuracy", "change (pp)", "best speed-up on a CPU, batch size 256"], *rows
-    )
-
-
 def repair(figures: Path) -> str:
     """What is done about the channels that go: change of accuracy, by how many stay in the first convolution of each block."""
     table = pd.read_csv(figures / "compact_repair.csv")
@@ -162,40 +175,45 @@ def allocation(figures: Path) -> str:
     return _table(["plan", "repair", *(f"{100 * level:g} % of the MACs (pp)" for level in levels)], *rows)
 
 
-def fine_tuning(figures: Path) -> str:
-    """The longer runs: compact networks before and after, and the same network from scratch."""
-    table = pd.read_csv(figures / "fine_tune.csv").query("epochs >= 20").sort_values(["way", "level"], ascending=[True, False])
+def kept_networks(figures: Path) -> str:
+    """The pruned networks that are committed: their plans, and their accuracy before and after fine-tuning."""
+    rows = []
+    for name, row in kept(newest(figures / "kept_networks.csv")).iterrows():
+        accuracy = _with_range(row.accuracy, row.lowest, row.highest, unit=" %") if row.seeds > 1 else f"{row.accuracy:.2f} %"
+        sizes = f"{100 * row.macs_share:.1f} %", f"{100 * row.parameters_share:.1f} %"
+        rows.append([name, *sizes, f"{row.epochs:.0f}", f"{row.accuracy_before:.2f} %", accuracy, f"{row.change:+.2f}"])
+    header = ["network", "MACs", "parameters", "epochs", "accuracy before", "accuracy after", "change from the trained network (pp)"]
+    return _table(header, *rows)
+
+
+def in_few_bytes(figures: Path) -> str:
+    """Networks in few bytes, by their size on disk."""
+    table = newest(figures / "bytes.csv").sort_values("bytes_on_disk", ascending=False)
+    table = table.assign(kind=kinds(table), what=numbers_of(table))
+    drawn, renewed = table.representatives == "random", table.renewed
+    table["kind"] += drawn.map({True: ", drawn at random", False: ""}) + renewed.map({True: ", renewed in every epoch", False: ""})
     rows = []
     for row in table.itertuples():
-        rows.append(
-            [
-                row.checkpoint if isinstance(row.checkpoint, str) else f"{row.way}, {row.plan}",
-                f"{row.macs:,} ({100 * row.macs_share:.1f} %)",
-                f"{row.parameters:,} ({100 * row.parameters_share:.1f} %)",
-                row.epochs,
-                f"{row.accuracy_before:.2f} %",
-                f"{row.accuracy:.2f} %",
-                f"{row.change:+.2f}",
-            ]
-        )
-    return _table(
-        ["network", "MACs", "parameters", "epochs", "accuracy before", "accuracy after", "change from the trained network (pp)"], *rows
-    )
+        sizes = f"{row.bytes_on_disk / 1000:.1f} kB", f"{row.bits_per_weight:.2f}"
+        rows.append([row.kind, row.what, *sizes, row.epochs, f"{row.accuracy:.2f} %", f"{row.change:+.2f}"])
+    header = ["weights", "bits, or representatives", "file", "bits per parameter", "epochs", "test accuracy", "change (pp)"]
+    return _table(header, *rows)
 
 
 def inference(figures: Path) -> str:
-    """Speed-up of each compact network over the trained one, by runtime and batch size."""
+    """Speed-up of each pruned network over the trained one in the same runtime and precision, and that of the latter over the first row."""
     table = pd.read_csv(figures / "benchmark_inference.csv")
+    table = table[(table.runtime != "eager") & ((table.runtime != "compiled") | (table.precision == "float32"))]  # a table that can be read
     networks = list(table.network.unique())
     share = table.groupby("network").macs_share.first()
     rows = []
-    for (runtime, batch_size), group in table.groupby(["runtime", "batch_size"], sort=False):
+    for (batch_size, runtime, precision), group in table.groupby(["batch_size", "runtime", "precision"], sort=False):
         row = group.set_index("network")
-        columns = row.loc[networks[1:]].itertuples()
-        cells = (_with_range(r.own_speedup, r.lowest_own_speedup, r.highest_own_speedup) for r in columns)
-        rows.append([runtime, batch_size, f"{row.milliseconds.iloc[0]:.1f} ms", *cells])
-    limits = ["if MACs were time", "", "", *(f"{1 / share[name]:.2f}" for name in networks[1:])]
-    return _table(["runtime", "batch size", *map(_short, networks)], *rows, limits)
+        cells = (_with_range(r.own_speedup, r.lowest_own_speedup, r.highest_own_speedup) for r in row.loc[networks[1:]].itertuples())
+        whole = row.iloc[0]
+        rows.append([f"{runtime}, {precision}", batch_size, f"{whole.milliseconds:.2f} ms", f"{whole.speedup:.2f}", *cells])
+    limits = ["if MACs were time", "", "", "", *(f"{1 / share[name]:.2f}" for name in networks[1:])]
+    return _table(["runtime", "batch size", "not pruned", "not pruned, speed-up", *map(_short, networks[1:])], *rows, limits)
 
 
 def baselines(figures: Path) -> str:
@@ -306,6 +324,6 @@ def _table(header: list[str], *rows: list) -> str:
 
 ENDS = ("first-heavy", "last-heavy", "first/last-heavy", "first/last-heavy, 90 %", "borders heavy", "chosen")
 TABLES: tuple[Callable[[Path], str], ...] = (
-    *(main_result, result, checkpoints, repair, allocation, fine_tuning, baselines, inference),
+    *(main_result, result, repair, allocation, kept_networks, baselines, inference, in_few_bytes),
     *(quantization, pruned_and_quantized, integer_speed, clustering, ends, trials, speed, optimizers),
 )

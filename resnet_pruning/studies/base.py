@@ -129,14 +129,9 @@ def checkpoint(name: str, dataset: str, profile: str, anew: bool = False) -> Pat
     return path
 
 
-def base_checkpoint(dataset: str, profile: str, first: bool = False) -> Path:
-    """Path of the checkpoint of the network that is pruned, see `checkpoint`.
-
-    Parameters
-    ----------
-    first : whether to use the network of the first training, for the notebooks that have not been run on the present one yet
-    """
-    return checkpoint("resnet20_first" if first and dataset == "cifar10" else "resnet20", dataset, profile)
+def base_checkpoint(dataset: str, profile: str) -> Path:
+    """Path of the checkpoint of the network that is pruned, see `checkpoint`."""
+    return checkpoint("resnet20", dataset, profile)
 
 
 def choosing_checkpoint(dataset: str, profile: str) -> Path:

@@ -8,7 +8,7 @@ convolutions in TF32.
 *accuracy* measures the time to the accuracy that He et al. (2015) published for this network, with the shortest of our trainings that
 reaches it. It estimates the time that the straightforward loop needs for their training.
 
-*inference* compares the trained network with the compact ones in ``checkpoints/``, in each runtime and at each batch size.
+*inference* compares the trained network with the pruned ones of `kept_networks`, in each runtime and at each batch size.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from ..checkpoints import load_checkpoint
 from ..data import Images, load_images
 from ..deployment import bounds, runtimes, timing
 from ..deployment.runtimes import prepared
-from ..files import DATASETS, ROOT, results_folder, write_table
+from ..files import DATASETS, ROOT, fingerprint, results_folder, write_table
 from ..hardware import can_compile, default_device, has_fast_bfloat16, machine
 from ..model import ResNet
 from ..quantization import pytorch
@@ -64,7 +64,7 @@ STEPS = {
 PUBLISHED, PUBLISHED_STEPS = 91.25, 64_000
 SHORTEST = dataclasses.replace(LONG, epochs=24)
 
-BATCH_SIZES = (1, 16, 256)
+BATCH_SIZES = (1, 256)
 # The others are compared with the first: the fastest of PyTorch's own in float32.
 SETTINGS = tuple(
     sorted(
@@ -267,8 +267,6 @@ def benchmark_inference(
     batch_sizes: Sequence[Integer] = BATCH_SIZES,
     settings: Sequence[tuple[str, str]] = SETTINGS,
     *,
-    images: Images | None = None,
-    calibration: Images | None = None,
     bounded: bool = True,
     rounds: Integer = 15,
     progress: bool = True,
@@ -280,16 +278,13 @@ def benchmark_inference(
     networks : by name; the others are compared with the first
     batch_sizes : images per batch
     settings : runtimes and precisions; `speedup` is relative to the first network in the first of them
-    images : test images, to measure each network's accuracy in each setting; without them, accuracy is not measured
-    calibration : training images for the ranges of int8
     bounded : whether to measure lower bounds too
     rounds, progress : see `deployment.timing.latency`
 
     Returns
     -------
-    The rows of `deployment.timing.latency`, with macs_share (relative to the first network), threads and torch; if `bounded` and on a CPU,
-    lower bounds on the time of a batch by MACs and by memory (compute_milliseconds, memory_milliseconds, see `deployment.bounds`); and with
-    `images`, accuracy (%) and accuracy_change, in pp, from the first row
+    The rows of `deployment.timing.latency`, with macs_share (relative to the first network), threads and torch; and if `bounded` and on a
+    CPU, lower bounds on the time of a batch by MACs and by memory (compute_milliseconds, memory_milliseconds, see `deployment.bounds`)
     """
     settings = working_settings(settings)
     tables = [timing.latency(networks, size, settings, rounds=rounds, progress=progress) for size in batch_sizes]
@@ -303,15 +298,30 @@ def benchmark_inference(
             bounds.least_milliseconds(networks[row.network], row.batch_size, row.precision, peaks, bandwidth) for row in table.itertuples()
         ]
         table = table.assign(**pd.DataFrame(least).round(3).add_suffix("_milliseconds"))
-    if images is not None:
-        cells = tqdm(list(itertools.product(settings, networks)), desc="accuracy", disable=not progress)
-        accuracies = {
-            (*setting, name): evaluation.accuracy_of(runtimes.predict(networks[name], images, *setting, calibration), images.labels.cpu())
-            for setting, name in cells
-        }
-        table["accuracy"] = [round(accuracies[row.runtime, row.precision, row.network], 2) for row in table.itertuples()]
-        table["accuracy_change"] = (table.accuracy - table.accuracy[0]).round(2)
     return table.assign(threads=torch.get_num_threads(), torch=torch.__version__)
+
+
+def accuracy_by_runtime(
+    networks: Mapping[str, nn.Module],
+    images: Images,
+    calibration: Images,
+    settings: Sequence[tuple[str, str]] = SETTINGS,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """The accuracy (%) of networks in every runtime and precision that works here: a row for each, with runtime, precision and network.
+
+    Parameters
+    ----------
+    images : test images
+    calibration : training images for the ranges of int8
+    """
+    cells = list(itertools.product(working_settings(settings), networks))
+    rows = []
+    for (runtime, precision), name in tqdm(cells, desc="accuracy", disable=not progress):
+        logits = runtimes.predict(networks[name], images, runtime, precision, calibration)
+        accuracy = round(evaluation.accuracy_of(logits, images.labels.cpu()), 2)
+        rows.append({"network": name, "runtime": runtime, "precision": precision, "accuracy": accuracy})
+    return pd.DataFrame(rows)
 
 
 def benchmark_numbers(
@@ -372,7 +382,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("what", choices=["training", "accuracy", "inference"])
     parser.add_argument("--dataset", choices=DATASETS, default="cifar10", help="of the training loops")
-    parser.add_argument("--batch-size", type=int, help="128 for training, 1, 16 and 256 for inference, if not given")
+    parser.add_argument("--batch-size", type=int, help="128 for training, 1 and 256 for inference, if not given")
     parser.add_argument("--steps", type=int, default=40, help="steps of training per turn")
     parser.add_argument("--rounds", type=int, help="turns of each: 5 for training, 15 for inference, if not given")
     arguments = parser.parse_args()
@@ -386,15 +396,17 @@ def main() -> None:
         print(table.to_string(index=False))
     else:
         batch_sizes = (arguments.batch_size,) if arguments.batch_size else BATCH_SIZES
-        networks, (training, test) = compact_checkpoints(base_checkpoint("cifar10", "full", first=True)), load_images("cifar10")
-        table = benchmark_inference(networks, batch_sizes, images=test, calibration=training, rounds=arguments.rounds or 15)
+        networks, (training, test) = pruned_checkpoints(base_checkpoint("cifar10", "full")), load_images("cifar10")
+        table = benchmark_inference(networks, batch_sizes, rounds=arguments.rounds or 15)
         record(table, ROOT / "figures" / "benchmark_inference.csv")
         print(table.drop(columns=["torch", "rounds"]).to_string(index=False))
+        table = accuracy_by_runtime(networks, test, training)
+        write_table(table.assign(base=fingerprint(base_checkpoint("cifar10", "full"))), ROOT / "figures" / "runtime_accuracy.csv")
 
 
-def compact_checkpoints(trained: Path) -> dict[str, nn.Module]:
-    """The trained network and the compact ones beside it, by file name, the one with the most MACs first."""
-    paths = [trained, *trained.parent.glob("resnet20_compact*.pt")]
+def pruned_checkpoints(trained: Path) -> dict[str, nn.Module]:
+    """The trained network and those of `kept_networks` beside it, by file name, the one with the most MACs first."""
+    paths = [trained, *trained.parent.glob("resnet20_macs*.pt"), *trained.parent.glob("resnet20_fast*.pt")]
     models = {path.stem: load_checkpoint(path)[0] for path in paths}
     return dict(sorted(models.items(), key=lambda item: cost.macs(item[1]), reverse=True))
 

@@ -1,17 +1,17 @@
 """The pruned and fine-tuned networks that are kept as checkpoints: ``python -m resnet_pruning.studies.kept_networks``.
 
 Some plans have a budget of MACs, others of time, from the times of a network's parts in OpenVINO with int8. These are measured once, on an
-idle machine: ``--measure`` does only that. Plans divide their budget among channels, blocks and streams, see `compression`.
+idle machine: ``--measure`` does only that. Plans divide their budget among channels inside blocks, whole blocks, and the channels of the
+streams, see `compression`. No filters are shared, which would save MACs but no time.
 """
 
 import argparse
 import functools
-import itertools
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from .. import compression, finetuning
+from .. import compression
 from ..arguments import Count, Integer, PositiveReal
 from ..compression import part_timings
 from ..files import required, results_folder
@@ -24,16 +24,17 @@ from .method_runs import FAMILY_OF
 from .protocol import RATES, TEACHER
 from .sweeps import read_or_measure, run_sweep
 
-LEVELS = (0.5, 0.36, 0.25)  # of the MACs
-BATCH_SIZES, SPEEDS = (256, 1), (2, 3)  # images per batch, and the planned speed-ups
+LEVELS = (0.5, 0.25)  # of the MACs
+SPEEDS = {256: (1.5, 2, 3), 1: (2,)}  # planned speed-ups, by images per batch
 SETTING = {"runtime": "openvino", "precision": "int8"}
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the channels inside a block to time
 STREAMS = {"layer1": (8, 12, 16), "layer2": (16, 24, 32), "layer3": (32, 48, 64)}  # widths to time
-SEEDS = (0, 1, 2)
+SEEDS, EPOCHS = (0, 1, 2), 10  # of fine-tuning
 
 
 def measured_parts(
     network: ResNet,
-    batch_sizes: Sequence[Count] = BATCH_SIZES,
+    batch_sizes: Sequence[Count] = tuple(SPEEDS),
     setting: Mapping[str, str] = SETTING,
     streams: Mapping[str, Sequence[Integer]] = STREAMS,
     rounds: Count = 20,
@@ -41,21 +42,32 @@ def measured_parts(
     """The times of a network's parts at each batch size, see `compression.part_timings`, with the setting and the machine."""
     tables = []
     for batch_size in batch_sizes:
-        table = part_timings(network, batch_size, **setting, drops=True, stream_widths=streams, rounds=rounds, device="cpu")
+        table = part_timings(network, batch_size, **setting, shares=SHARES, drops=True, stream_widths=streams, rounds=rounds, device="cpu")
         tables.append(table.assign(batch_size=batch_size, **setting, machine=machine("cpu")))
     return pd.concat(tables, ignore_index=True).round(8)
 
 
 def named_plans(
-    runs: FineTuningRuns, timings: pd.DataFrame, levels: Sequence[PositiveReal] = LEVELS, speeds: Sequence[PositiveReal] = SPEEDS
+    network: ResNet,
+    errors: pd.DataFrame,
+    timings: pd.DataFrame,
+    levels: Sequence[PositiveReal] = LEVELS,
+    speeds: Mapping[Count, Sequence[PositiveReal]] = SPEEDS,
 ) -> dict[str, tuple[tuple[str, str, float], Plan]]:
-    """For each checkpoint name, such as ``resnet20_fast2_batch256``: the family, measure and level of its plan, and the plan."""
-    network, errors = runs.material.network, runs.material.errors
-    plans = {
-        f"resnet20_macs{100 * level:g}": (("by sensitivity", "MACs", level), compression.by_sensitivity(network, macs=level, errors=errors))
-        for level in levels
-    }
-    for (batch_size, of_size), speed in itertools.product(timings.groupby("batch_size", sort=False), speeds):
+    """For each checkpoint name, such as ``resnet20_fast2_batch256``: the family, measure and level of its plan, and the plan.
+
+    Parameters
+    ----------
+    network : to be pruned
+    errors : its errors, from `compression.layer_errors`
+    timings : from `measured_parts`
+    levels : budgets, as shares of the MACs
+    speeds : planned speed-ups, by batch size
+    """
+    by_macs = functools.partial(compression.by_sensitivity, network, sharing=False, errors=errors)
+    plans = {f"resnet20_macs{100 * level:g}": (("by MACs", "MACs", level), by_macs(macs=level)) for level in levels}
+    for batch_size, speed in ((size, speed) for size, chosen in speeds.items() for speed in chosen):
+        of_size = timings[timings.batch_size == batch_size]
         plan = compression.by_sensitivity(network, time=1 / speed, errors=errors, timings=of_size)
         plans[f"resnet20_fast{speed:g}_batch{batch_size}"] = (f"by time, batch size {batch_size}", "time", 1 / speed), plan
     return plans
@@ -76,7 +88,8 @@ def kept_points(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--measure", action="store_true", help="only measure the times of the parts, on an idle machine")
-    parser.add_argument("--epochs", type=int, default=2 * finetuning.RECIPE.epochs, help="of fine-tuning")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of fine-tuning")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of fine-tuning; the networks of the first one are kept")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     arguments = parser.parse_args()
     figures = results_folder("cifar10", "full") / "figures"
@@ -84,8 +97,9 @@ def main() -> None:
     measure = functools.partial(measured_parts, runs.material.network)
     timings = read_or_measure(figures / "part_timings.csv", measure, anew=arguments.measure)
     if not arguments.measure:
-        rate = RATES[FAMILY_OF["by sensitivity"]]
-        points = kept_points(runs, named_plans(runs, timings), epochs=[arguments.epochs], learning_rate=[rate])
+        errors = read_or_measure(figures / "compact_errors.csv", lambda: runs.material.errors, base=runs.base)
+        plans, rate = named_plans(runs.material.network, errors, timings), RATES[FAMILY_OF["by sensitivity"]]
+        points = kept_points(runs, plans, arguments.seeds, epochs=[arguments.epochs], learning_rate=[rate])
         with required("joblib", "studies").parallel_config(n_jobs=arguments.jobs):
             table = run_sweep(runs.measure_fine_tuned, points, figures / "kept_networks.csv")
         print(table[["plan", "level", "seed", "macs_share", "parameters_share", "accuracy_before", "accuracy", "change"]].to_string())

@@ -22,7 +22,7 @@ from .pruning_runs import PruningRuns
 from .sweeps import expanded
 
 ALLOCATIONS = ("equal", "by sensitivity")
-READY = ("float32", *pytorch.HALVES, "torchao int8")
+READY = ("float32", *pytorch.HALVES, "torchao int8", "torchao dynamic int8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,11 +117,11 @@ class QuantizationRuns(PruningRuns):
         return {**row, "bytes": cost.size_in_bytes(small), "file_bytes": file_bytes, "seconds": round(seconds, 1)}
 
     def ready_points(self, kinds: Sequence[str] = READY, images: str = "test", networks: Sequence[str] = ("",)) -> list[ReadyPoint]:
-        """Points for `measure_ready`: floats of 32 and 16 bits, and torchao's 8-bit integers."""
+        """Points for `measure_ready`: floats of 32 and 16 bits, and torchao's 8-bit integers, static and dynamic."""
         return [ReadyPoint(fingerprint(self.path(network)), images, kind, network) for network in networks for kind in kinds]
 
     def measure_ready(self, point: ReadyPoint) -> dict[str, Any]:
-        """As `measure_quantized`, for PyTorch's own ways. Bytes are those of the tensors; for torchao, a byte per convolution weight."""
+        """As `measure_quantized`, for PyTorch's own ways. Bytes are those of the tensors; for torchao, a byte per weight that it covers."""
         if point.kind not in READY:
             raise ValueError(f"kind is {point.kind!r}, expected one of {', '.join(READY)}")
         whole = self.network(point.network)
@@ -129,6 +129,8 @@ class QuantizationRuns(PruningRuns):
         if point.kind == "torchao int8":
             small: nn.Module = pytorch.to_int8(whole, self.images_to_calibrate(1024 if self.profile == "full" else 64, 0))
             n_bytes = cost.size_in_bytes(whole) - 3 * sum(layer.weight.numel() for layer in model.convolutions(whole).values())
+        elif point.kind == "torchao dynamic int8":
+            small, n_bytes = pytorch.to_dynamic_int8(whole), cost.size_in_bytes(whole) - 3 * whole.fc.weight.numel()
         elif point.kind == "float32":
             small, n_bytes = whole, cost.size_in_bytes(whole)
         else:

@@ -1,7 +1,8 @@
 """Networks in few bytes, as points of a sweep: trained ones with learned steps or codebooks, and post-training ones for comparison.
 
 ``python -m resnet_pruning.studies.size_runs`` measures the rows of ``figures/bytes.csv``. Bytes are those of the file on disk: numbers in
-few bits, deflated, and everything else that the network requires.
+few bits, deflated, and everything else that the network requires. ``--trials`` measures the trials that the learning rates are chosen by,
+on held-out images, with a network that was not trained on them.
 """
 
 import argparse
@@ -15,15 +16,18 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .. import calibration, cost, evaluation, finetuning, quantization
+from .. import calibration, cost, evaluation, quantization
 from ..arguments import Count, Seed
 from ..files import fingerprint, required, results_folder
 from ..model import OwnNetwork, convolutions
-from .base import base_checkpoint
+from .base import base_checkpoint, choosing_checkpoint
 from .finetuning_runs import FineTuningRuns
 from .protocol import TEACHER
 from .sweeps import expanded, run_sweep
 
+EPOCHS = 5
+# Learning rates by method and bits of the weights, see `trial_points`.
+RATES = {"learned steps": {2: 0.01, 3: 0.003, 4: 0.003}, "codebook": {0: 0.03}}
 METHODS = ("rounded to nearest", "rounding learned", "learned steps", "codebook")
 
 
@@ -41,6 +45,7 @@ class SizePoint:
     granularity, n_representatives, scope, representatives : of `quantization.coded`; "weight" and 0 for the other methods
     renewed : whether assignments are renewed in every epoch
     epochs, learning_rate : of the training, 0 for none
+    n_images : number of training images, 0 for all
     seed : of k-means, rounding and batches
     checkpoint : name under which the result is saved, or ""
     """
@@ -58,6 +63,7 @@ class SizePoint:
     renewed: bool = False
     epochs: int = 0
     learning_rate: float = 0.0
+    n_images: int = 0
     seed: int = 0
     checkpoint: str = ""
 
@@ -79,10 +85,14 @@ class SizeRuns(FineTuningRuns):
         if point.method not in METHODS:
             raise ValueError(f"method is {point.method!r}, expected one of {', '.join(METHODS)}")
         training = self.material.trained_on(point.images)
+        training = training[: point.n_images or len(training)]
         network = self._coarse(point, len(training))
         if point.epochs:
-            self.fine_tune(network, training, self.recipe(point.epochs, point.learning_rate), point)
-        elif point.method == "codebook":
+            recipe = self.recipe(point.epochs, point.learning_rate)
+            n_steps = point.epochs * (len(training) // recipe.batch_size)
+            # The average must not reach back to the start of a short training, and its batch-norm statistics are not those of its weights.
+            self.fine_tune(network, training, dataclasses.replace(recipe, ema=max(0.0, min(recipe.ema, 1 - 5 / n_steps))), point)
+        if point.epochs or point.method == "codebook":
             network = calibration.reestimate_batch_norm(network, self.material.calibration)
         judged, base = self.material.images(point.images), self.material.network
         with tempfile.TemporaryDirectory() as folder:
@@ -167,30 +177,47 @@ def _bits(labels: torch.Tensor) -> float:
     return -(counts * (counts / counts.sum()).log2()).sum().item()
 
 
-def all_points(runs: SizeRuns, rate: float, epochs: int) -> list[SizePoint]:
+def all_points(runs: SizeRuns, epochs: int = EPOCHS) -> list[SizePoint]:
     """The points of ``figures/bytes.csv``, the most important ones first."""
-    trained = {"epochs": [epochs], "learning_rate": [rate]}
     points = []
-    for bits in ((2, 2), (4, 4), (3, 3), (2, 8)):
+    for bits, name in (((4, 4), "resnet20_w4a4"), ((2, 2), "resnet20_w2a2"), ((3, 3), ""), ((2, 8), "")):
+        trained = {"epochs": [epochs], "learning_rate": [RATES["learned steps"][bits[0]]], "checkpoint": [name]}
         points += runs.size_points("learned steps", weight_bits=[bits[0]], activation_bits=[bits[1]], **trained)
-    for granularity, numbers in (("kernel", (96, 16, 256)), ("pair of kernels", (256, 64)), ("row", (16, 4)), ("weight", (4, 2))):
-        points += runs.size_points("codebook", granularity=[granularity], n_representatives=numbers, **trained)
+    trained = {"epochs": [epochs], "learning_rate": [RATES["codebook"][0]]}
+    points += runs.size_points("codebook", granularity=["kernel"], n_representatives=[96], checkpoint=["resnet20_32kB"], **trained)
+    points += runs.size_points("codebook", granularity=["kernel"], n_representatives=[16], **trained)
+    points += runs.size_points("codebook", granularity=["weight"], n_representatives=[4, 2], **trained)
     points += runs.size_points("codebook", granularity=["kernel"], n_representatives=[96, 16], representatives=["random"], **trained)
+    points += runs.size_points("codebook", granularity=["row"], n_representatives=[4], **trained)
     points += runs.size_points("codebook", granularity=["kernel"], n_representatives=[96, 16], renewed=[True], **trained)
+    for granularity, numbers in (("kernel", [256]), ("pair of kernels", [256]), ("row", [16])):
+        points += runs.size_points("codebook", granularity=[granularity], n_representatives=numbers, **trained)
     for bits in ((8, 8), (4, 8), (3, 8), (2, 8), (4, 4), (3, 3), (2, 2)):
         for method in METHODS[:2]:
             points += runs.size_points(method, weight_bits=[bits[0]], activation_bits=[bits[1]])
     return points
 
 
+def trial_points(runs: SizeRuns, n_images: int = 25_600) -> list[SizePoint]:
+    """The points of ``figures/bytes_trials.csv``: an epoch with some of the images, evaluated on held-out training images."""
+    trained = {"epochs": [1], "n_images": [n_images]}
+    rates = [0.003, 0.01, 0.001, 0.03, 0.1]
+    points = runs.size_points("learned steps", "training", weight_bits=[2], activation_bits=[2], learning_rate=rates, **trained)
+    points += runs.size_points("codebook", "training", granularity=["kernel"], n_representatives=[96], learning_rate=rates, **trained)
+    rates = [0.001, 0.003, 0.0003]
+    return points + runs.size_points("learned steps", "training", weight_bits=[4], activation_bits=[4], learning_rate=rates, **trained)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--trials", action="store_true", help="the trials by which the learning rates are chosen")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
-    jobs = parser.parse_args().jobs
-    runs = SizeRuns(str(base_checkpoint("cifar10", "full")), "cifar10", taught_by=TEACHER)
-    points = all_points(runs, finetuning.RECIPE.learning_rate, finetuning.RECIPE.epochs)
-    with required("joblib", "studies").parallel_config(n_jobs=jobs):
-        print(run_sweep(runs.measure_size, points, results_folder("cifar10", "full") / "figures" / "bytes.csv").to_string())
+    arguments = parser.parse_args()
+    checkpoint = choosing_checkpoint if arguments.trials else base_checkpoint
+    runs = SizeRuns(str(checkpoint("cifar10", "full")), "cifar10", taught_by=TEACHER)
+    points, csv = (trial_points(runs), "bytes_trials.csv") if arguments.trials else (all_points(runs), "bytes.csv")
+    with required("joblib", "studies").parallel_config(n_jobs=arguments.jobs):
+        print(run_sweep(runs.measure_size, points, results_folder("cifar10", "full") / "figures" / csv).to_string())
 
 
 if __name__ == "__main__":
