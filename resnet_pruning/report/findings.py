@@ -168,5 +168,5 @@ FINDINGS: dict[str, tuple[str, Callable[[Path], str]]] = {
     "07_baselines": ("baselines_change", _baselines),
     "08_quantize": ("quantize_pareto", _quantization),
     "09_compact": ("compact_speed", _compact_networks),
-    "10_codebooks": ("bytes", _few_bytes),
+    "10_codebooks": ("bytes_on_disk", _few_bytes),
 }
