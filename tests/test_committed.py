@@ -179,7 +179,7 @@ def test_recorded_accuracies_of_quantized_networks_are_measured_again(cifar10, b
     again = runs.measure_quantized(point)
     assert again["accuracy"] == pytest.approx(row.accuracy, abs=tolerance)
     if bits == (16, 16):
-        assert abs(again["change"]) <= 0.02
+        assert abs(again["change"]) <= 0.05
     assert again["bytes"] == row.bytes
 
 

@@ -1,3 +1,5 @@
+import re
+
 import pandas as pd
 import pytest
 import torch
@@ -44,7 +46,12 @@ def test_no_bar_is_shown_where_none_is_wanted(capsys, budget, monkeypatch):
 def test_a_plan_is_made_for_the_runtime_that_is_named(precision, monkeypatch):
     used = []
     monkeypatch.setattr(timings, "prepared", lambda part, inputs, *names: used.append((len(inputs), *names[:2])) or (lambda: None, None))
-    monkeypatch.setattr(timings, "interleaved", lambda runs, *_: pd.DataFrame([{shape: float(shape[-1]) for shape in runs}]))
+
+    def by_width(runs, *_):  # a stem takes as long as it has channels, a block as long as it writes channels
+        numbers = {name: [float(number) for number in re.findall(r"\d+", name)] for name in runs}
+        return pd.DataFrame([{name: found[0] + sum(found[3:4]) for name, found in numbers.items()}])
+
+    monkeypatch.setattr(timings, "interleaved", by_width)
     small = compression.compress(NETWORK, MANY, time=0.8, runtime="openvino", precision=precision, batch_size=2, **SETTINGS)
     assert set(used) == {(2, "openvino", precision)} and small.config["stage_widths"] < NETWORK.config["stage_widths"]
 

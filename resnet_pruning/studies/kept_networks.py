@@ -34,12 +34,14 @@ SEEDS, EPOCHS = (0, 1, 2), 10  # of fine-tuning
 
 def measured_parts(
     network: ResNet,
-    batch_sizes: Sequence[Count] = tuple(SPEEDS),
+    batch_sizes: Sequence[Integer] = tuple(SPEEDS),
     setting: Mapping[str, str] = SETTING,
     streams: Mapping[str, Sequence[Integer]] = STREAMS,
     rounds: Count = 20,
 ) -> pd.DataFrame:
     """The times of a network's parts at each batch size, see `compression.part_timings`, with the setting and the machine."""
+    if bad := [size for size in batch_sizes if size < 1]:
+        raise ValueError(f"batch_sizes has {bad[0]}, expected numbers of at least 1")
     tables = []
     for batch_size in batch_sizes:
         table = part_timings(network, batch_size, **setting, shares=SHARES, drops=True, stream_widths=streams, rounds=rounds, device="cpu")
