@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from resnet_pruning import checkpoints, cost, evaluation, files, plans
+from resnet_pruning import cost
 from resnet_pruning.report import compact_networks as tables
 from resnet_pruning.studies import compact_networks, pruning_runs
 from resnet_pruning.studies.pruning_runs import PruningRuns
@@ -20,21 +20,6 @@ def test_compact_networks_are_as_good_as_exact(runs):
     assert (table.difference < 100).all() and table.macs_share.is_monotonic_decreasing
     whole = cost.macs(runs.material.network)
     assert [round(cost.macs(small) / whole, 4) for small in networks.values()] == table.macs_share.tolist()
-
-
-def test_a_compact_checkpoint_is_made_once_for_a_base(runs, tmp_path):
-    path = files.results_folder("digits", "quick") / "checkpoints" / "resnet20_compact50.pt"
-    plan = plans.uniform_fraction(runs.material.network, 0.5, "*.conv1")
-    small, facts = compact_networks.compact_checkpoint(runs, "resnet20_compact50", plan, "by hand", n_steps=1)
-    assert facts["plan"] == plan and facts["base"] == files.fingerprint(runs.checkpoint) and facts["macs"] == cost.macs(small)
-    whole = plans.uniform(runs.material.network, 64)
-    again, same = compact_networks.compact_checkpoint(runs, "resnet20_compact50", whole, "another way", n_steps=1)
-    assert same == facts and cost.macs(again) == facts["macs"]
-    _, other = compact_networks.compact_checkpoint(runs, "resnet20_compact50", whole, "another way", n_steps=1, anew=True)
-    assert other["method"].endswith("another way") and other["macs"] == cost.macs(runs.material.network)
-    checkpoints.save_checkpoint(path, again, facts | {"base": "another network"})
-    _, mended = compact_networks.compact_checkpoint(runs, "resnet20_compact50", plan, "by hand", n_steps=1)
-    assert mended == facts
 
 
 def test_onnxruntime_agrees(runs):
@@ -90,12 +75,7 @@ def test_kept_networks_are_averaged_over_seeds():
     assert kept.loc["half", ["accuracy", "lowest", "highest", "change"]].tolist() == [91.5, 91, 92, -1.5]
 
 
-def test_compact_networks_are_made_loaded_and_exported_on_a_gpu(runs, gpu, monkeypatch):
+def test_compact_networks_are_as_good_as_exact_on_a_gpu(runs, gpu, monkeypatch):
     monkeypatch.setattr(pruning_runs, "default_device", lambda: gpu)
     table, _ = compact_networks.exactness(runs, [0.5], compact_networks.REPLACEMENTS[:1], ["centroid"])
     assert table.difference.max() < 100
-    plan = plans.uniform_fraction(runs.material.network, 0.5, "*.conv1")
-    for _ in range(2):
-        small, facts = compact_networks.compact_checkpoint(runs, "on_a_gpu", plan, "by hand", n_steps=1)
-        assert {tensor.device.type for tensor in small.state_dict().values()} == {gpu.type}
-    assert facts["test_accuracy"] == round(evaluation.accuracy(small, runs.material.images("test")), 2)

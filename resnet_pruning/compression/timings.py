@@ -70,11 +70,10 @@ def part_timings(
             head = f"{r if name else w} channels of {size} pixels"
             shape = f"{head}, {n} inside, {w} after stride {stride}" if name else head
             of_layer[layer, r, n if name else w, w] = head, shape
-            networks = {head: _pooled(r if name else w, size)}
-            if name:
-                networks[shape] = _pooled(r, size, Block(r, n, w, stride))
-            for key in networks.keys() - runs.keys():
-                runs[key], _ = prepared(networks[key].to(device).eval(), inputs, runtime, precision, inputs[:N_CALIBRATION])
+            for key, blocks in {head: [], shape: [Block(r, n, w, stride)] if name else []}.items():
+                if key not in runs:
+                    network = _pooled(r if name else w, size, *blocks).to(device).eval()
+                    runs[key], _ = prepared(network, inputs, runtime, precision, inputs[:N_CALIBRATION])
         size //= stride
     times, rows = interleaved(runs, rounds, progress), []
     for (layer, r, n, w), (head, shape) in of_layer.items():

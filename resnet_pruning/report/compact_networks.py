@@ -6,6 +6,15 @@ import pandas as pd
 
 from ..arguments import Integer, Real
 
+# The columns of rows that differ in their seeds only, for `DataFrame.agg`.
+OVER_SEEDS = {
+    "seeds": ("seed", "nunique"),
+    "accuracy": ("accuracy", "mean"),
+    "lowest": ("accuracy", "min"),
+    "highest": ("accuracy", "max"),
+    "change": ("change", "mean"),
+}
+
 
 def by_share(table: pd.DataFrame, values: str, widths: Mapping[str, Integer]) -> pd.DataFrame:
     """A row for each layer and a column for each share of its filters that is kept (%, as text, in increasing order).
@@ -79,6 +88,5 @@ def kept(table: pd.DataFrame) -> pd.DataFrame:
     of the first seed), accuracy, lowest, highest and change (pp)
     """
     first = {name: (name, "first") for name in ("macs_share", "parameters_share", "epochs", "accuracy_before")}
-    over_seeds = {"accuracy": ("accuracy", "mean"), "lowest": ("accuracy", "min"), "highest": ("accuracy", "max")}
     named = table.assign(network=table.groupby(["plan", "measure", "level"]).checkpoint.transform("first"))
-    return named.groupby("network", sort=False).agg(**first, seeds=("seed", "nunique"), **over_seeds, change=("change", "mean")).round(4)
+    return named.groupby("network", sort=False).agg(**first, **OVER_SEEDS).round(4)

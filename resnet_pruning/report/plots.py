@@ -126,7 +126,6 @@ def curves(
     ticks: Collection[Collection[Real] | None] | None = None,
     title: str = "",
     sharey: bool = True,
-    stacked: bool = False,
 ) -> tuple[Figure, pd.DataFrame]:
     """`y` against `x`, a panel for each table and a line for each value of its column `by`: the median over rows with the same
     `x` (seeds), in a band from the lowest to the highest.
@@ -135,7 +134,7 @@ def curves(
 
     Parameters
     ----------
-    panels : tables by title, in one row of panels, or one below the other if `stacked`, which is easier to read on a phone
+    panels : tables by title, in one row of panels
     xlabel : for all panels, or one each
     reference : a value of `y` to mark with a line, and its label
     ticks : per panel, values of `x` to place at equal distances (for 1, 2, 4, 8, …); None for a linear axis
@@ -149,12 +148,10 @@ def curves(
     every = list(dict.fromkeys(label for table in panels.values() for label in table[by]))
     shared = len(every) <= len(COLORS)
     xlabels = [xlabel] * len(panels) if isinstance(xlabel, str) else xlabel
-    shape = (len(panels), 1) if stacked else (1, len(panels))
-    width, height = 6.4 if shape[1] == 1 else 5.2, 2.6 if stacked else 4.4 if shared else 5.6  # of a panel, inches
-    size = (width * shape[1], height * shape[0])
+    width = 6.4 if len(panels) == 1 else 5.2  # of a panel, inches
+    size = (width * len(panels), 4.4 if shared else 5.6)
     summary = []
-    with subplots(title, *shape, figsize=size, sharey=sharey, squeeze=False) as (figure, grid):
-        row = grid.ravel()
+    with subplots(title, 1, len(panels), figsize=size, sharey=sharey, squeeze=False) as (figure, (row,)):
         for axes, (name, table), label, values in zip(row, panels.items(), xlabels, ticks or [None] * len(panels), strict=True):
             lines = list(dict.fromkeys(table[by]))
             points = table.groupby([by, x])[y].agg(["median", "min", "max", "count"]).loc[lines].reset_index()
@@ -173,7 +170,7 @@ def curves(
             axes.get_legend().remove()
             if reference is not None:
                 axes.axhline(reference[0], color=GREY, linestyle="-.", linewidth=1, label=reference[1])
-            axes.set(title=wrapped(name, int(LETTERS_PER_INCH * width)), xlabel=label, ylabel=ylabel if stacked or axes is row[0] else "")
+            axes.set(title=wrapped(name, int(LETTERS_PER_INCH * width)), xlabel=label, ylabel=ylabel if axes is row[0] else "")
             if not shared:
                 legend_below(axes, axes, width, loc="upper left", bbox_to_anchor=(0, -0.16))
         if shared:

@@ -1,13 +1,14 @@
 """The tables of README.md and docs/results.md, in Markdown, each from the CSVs in ``figures/``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..arguments import Real
-from .compact_networks import kept
+from .compact_networks import OVER_SEEDS, kept
 from .few_bits import kinds, numbers_of
 
 
@@ -58,11 +59,7 @@ def networks(figures: Path) -> pd.DataFrame:
     settings = ["method", "pruned", "weight_bits", "activation_bits", "granularity", "n_representatives", "representatives", "renewed"]
     few = newest(figures / "bytes.csv")
     few = few.assign(network=few.groupby([*settings, "epochs"], dropna=False).checkpoint.transform("first")).dropna(subset="network")
-    over_seeds = {"accuracy": ("accuracy", "mean"), "lowest": ("accuracy", "min"), "highest": ("accuracy", "max")}
-    few = few.groupby("network", sort=False).agg(
-        **over_seeds, seeds=("seed", "nunique"), change=("change", "mean"), epochs=("epochs", "first")
-    )
-    few = few.assign(macs=100.0, parameters=100.0)
+    few = few.groupby("network", sort=False).agg(**OVER_SEEDS, epochs=("epochs", "first")).assign(macs=100.0, parameters=100.0)
     table = pd.concat([pd.DataFrame([whole], index=["resnet20"]), pruned[list(whole)], few[list(whole)]])
     table["kB"] = [(figures.parent / "checkpoints" / f"{name}.pt").stat().st_size / 1000 for name in table.index]
     speed = pd.read_csv(figures / "benchmark_inference.csv").query("runtime == @FASTEST['runtime'] and precision == @FASTEST['precision']")
@@ -74,13 +71,10 @@ def main_result(figures: Path) -> str:
     """The committed networks: accuracy, size, further training, time."""
     rows = []
     for row in networks(figures).reset_index().to_dict("records"):
-        accuracy = (
-            _with_range(row["accuracy"], row["lowest"], row["highest"], unit=" %") if row["seeds"] > 1 else f"{row['accuracy']:.2f} %"
-        )
         speedups = ("" if pd.isna(row[f"batch {size}"]) else f"{row[f'batch {size}']:.1f}×" for size in (256, 1))
         sizes = f"{row['macs']:.0f} %", f"{row['parameters']:.0f} %", f"{row['kB']:,.0f} kB"
-        name = f"`{_short(row['network'])}`" if row["network"] != "resnet20" else "`resnet20`"
-        rows.append([NAMES[row["network"]], accuracy, f"{row['change']:+.2f} pp", *sizes, *speedups, row["epochs"], row["seeds"], name])
+        result = _of_seeds(row), f"{row['change']:+.2f} pp"
+        rows.append([NAMES[row["network"]], *result, *sizes, *speedups, row["epochs"], row["seeds"], f"`{_short(row['network'])}`"])
     sizes = ["MACs", "parameters", "file", "speed-up, batches of 256", "speed-up, single images"]
     return _table(["network", "test accuracy", "change", *sizes, "epochs", "seeds", "name"], *rows)
 
@@ -179,9 +173,8 @@ def kept_networks(figures: Path) -> str:
     """The pruned networks that are committed: their plans, and their accuracy before and after fine-tuning."""
     rows = []
     for name, row in kept(newest(figures / "kept_networks.csv")).iterrows():
-        accuracy = _with_range(row.accuracy, row.lowest, row.highest, unit=" %") if row.seeds > 1 else f"{row.accuracy:.2f} %"
         sizes = f"{100 * row.macs_share:.1f} %", f"{100 * row.parameters_share:.1f} %"
-        rows.append([name, *sizes, f"{row.epochs:.0f}", f"{row.accuracy_before:.2f} %", accuracy, f"{row.change:+.2f}"])
+        rows.append([name, *sizes, f"{row.epochs:.0f}", f"{row.accuracy_before:.2f} %", _of_seeds(row), f"{row.change:+.2f}"])
     header = ["network", "MACs", "parameters", "epochs", "accuracy before", "accuracy after", "change from the trained network (pp)"]
     return _table(header, *rows)
 
@@ -296,6 +289,13 @@ def _median_and_range(values: pd.Series, fmt: str = "{:.2f}", unit: str = " %") 
 def _with_range(value: Real, lowest: Real, highest: Real, fmt: str = "{:.2f}", unit: str = "") -> str:
     """A value, and its range in brackets in a line of its own: narrow columns can be read on a phone."""
     return f"{fmt.format(value)}{unit}<br>({fmt.format(lowest)} to {fmt.format(highest)})"
+
+
+def _of_seeds(row: Mapping[str, Any] | pd.Series) -> str:
+    """The mean accuracy, with its range if there are several seeds."""
+    if row["seeds"] == 1:
+        return f"{row['accuracy']:.2f} %"
+    return _with_range(row["accuracy"], row["lowest"], row["highest"], unit=" %")
 
 
 def _short(name: str) -> str:

@@ -46,6 +46,7 @@ from ..model import ResNet
 from ..quantization import pytorch
 from ..training import Execution, Recipe, train
 from .base import base_checkpoint
+from .sweeps import read_or_measure
 from .trials import LONG
 
 STRAIGHTFORWARD = "straightforward loop: DataLoader, float32, eager"
@@ -396,12 +397,13 @@ def main() -> None:
         print(table.to_string(index=False))
     else:
         batch_sizes = (arguments.batch_size,) if arguments.batch_size else BATCH_SIZES
-        networks, (training, test) = pruned_checkpoints(base_checkpoint("cifar10", "full")), load_images("cifar10")
+        trained, (training, test) = base_checkpoint("cifar10", "full"), load_images("cifar10")
+        networks = pruned_checkpoints(trained)
         table = benchmark_inference(networks, batch_sizes, rounds=arguments.rounds or 15)
         record(table, ROOT / "figures" / "benchmark_inference.csv")
         print(table.drop(columns=["torch", "rounds"]).to_string(index=False))
-        table = accuracy_by_runtime(networks, test, training)
-        write_table(table.assign(base=fingerprint(base_checkpoint("cifar10", "full"))), ROOT / "figures" / "runtime_accuracy.csv")
+        measure = functools.partial(accuracy_by_runtime, networks, test, training)
+        read_or_measure(ROOT / "figures" / "runtime_accuracy.csv", measure, anew=True, base=fingerprint(trained))
 
 
 def pruned_checkpoints(trained: Path) -> dict[str, nn.Module]:

@@ -4,20 +4,15 @@ import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import torch
 from torch import nn
 
 from .. import compaction, cost, evaluation, plans, pruning
-from ..arguments import Count, Real
-from ..checkpoints import load_checkpoint, save_checkpoint
-from ..compression.by_plan import compress_by_plan
+from ..arguments import Real
 from ..data import Images
 from ..deployment import runtimes
 from ..model import ResNet, batch_norms, convolutions
-from ..plans import Plan
 from .pruning_runs import PruningRuns
 
 # Distance, weighting, and whether batch norms are changed so that channels of a cluster can be merged.
@@ -59,46 +54,6 @@ def exactness(
         rows.append(row)
         networks[name] = small
     return pd.DataFrame(rows), networks
-
-
-def compact_checkpoint(
-    runs: PruningRuns, name: str, plan: Plan, method: str, n_steps: Count = 400, anew: bool = False
-) -> tuple[ResNet, dict[str, Any]]:
-    """A compact network from `compression.compress_by_plan`, saved as a checkpoint among the results, and its facts.
-
-    If the checkpoint already exists and was made from this network, it is loaded instead.
-
-    Parameters
-    ----------
-    runs : the network and its images
-    name : of the checkpoint
-    plan, n_steps : of `compression.compress_by_plan`
-    method : how the plan was found, for the facts
-    anew : whether to compress again even if the checkpoint exists
-    """
-    path = runs.path(name)
-    base, material = runs.base, runs.material
-    if path.exists() and not anew:
-        small, facts = load_checkpoint(path)
-        if facts.get("base") == base:
-            return small.to(material.calibration.device, memory_format=torch.channels_last), facts
-    small = compress_by_plan(material.network, plan, material.fitted_to, statistics=material.statistics, n_steps=n_steps, progress=False)
-    macs = cost.macs(small)
-    facts = {
-        "test_accuracy": round(evaluation.accuracy(small, material.images("test")), 2),
-        "base": base,
-        "method": f"compression.compress_by_plan, reconstruction, {method}",
-        "plan": plan,
-        "macs": macs,
-        "macs_share": round(macs / cost.macs(material.network), 4),
-        "parameters": cost.parameters(small),
-        "n_images": len(material.fitted_to),
-        "seed": 0,
-        "dataset": runs.dataset,
-        "torch": str(torch.__version__),
-    }
-    save_checkpoint(path, small, facts)
-    return small, facts
 
 
 def in_onnxruntime(networks: Mapping[str, nn.Module], images: Images) -> pd.DataFrame:

@@ -10,16 +10,14 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from .. import calibration, cost, evaluation, finetuning
 from ..arguments import Integer, PositiveReal, Seed
 from ..checkpoints import save_checkpoint
-from ..clustering import Clusters, cluster_layers
 from ..compression.by_plan import compress_by_plan, rescale_like
 from ..data import Images
 from ..files import results_folder
-from ..model import ResNet, convolutions
+from ..model import ResNet
 from ..plans import Plan
 from ..training import Recipe, train
 from .pruning_runs import PlanPoint, Plans, PruningRuns
@@ -91,8 +89,7 @@ class FineTuningRuns(PruningRuns):
         return _merged(self, tuple(plan.items()), seed)
 
     def fine_tune(self, network: nn.Module, images: Images, recipe: Recipe, point: Any) -> pd.DataFrame:
-        """Train the network of a point in place, with the point's seed, and with the teacher (see `taught_by`) unless the `teacher` of the
-        point is false or empty. An interrupted training resumes where it stopped."""
+        """Train the network of a point in place, with its seed and the teacher. An interrupted training resumes where it stopped."""
         build = results_folder(self.dataset, self.profile) / "build"
         torch.compiler.reset()  # compiled networks of earlier runs count towards a limit, beyond which nothing is compiled
         return train(
@@ -100,7 +97,7 @@ class FineTuningRuns(PruningRuns):
             images,
             recipe,
             seed=point.seed,
-            teacher=copy.deepcopy(self.network(self.taught_by)) if getattr(point, "teacher", True) else None,
+            teacher=copy.deepcopy(self.network(self.taught_by)),
             folder=build / "fine_tuning" / hashlib.sha256(repr((self, point)).encode()).hexdigest()[:16],
             progress=self.profile == "full",
         )
@@ -118,18 +115,3 @@ def _merged(experiment: FineTuningRuns, plan: tuple[tuple[str, Integer], ...], s
     return compress_by_plan(
         material.network, dict(plan), material.fitted_to, statistics=statistics, n_steps=n_steps, seed=seed, progress=False
     )
-
-
-@functools.lru_cache(maxsize=4)
-def first_clusters(experiment: FineTuningRuns, plan: tuple[tuple[str, Integer], ...], distance: str, seed: Seed) -> dict[str, Clusters]:
-    """The clusters that the constrained ways start from. They must not be modified."""
-    material, weighting = experiment.material, 0.5 if distance == "correlation" else 0.0
-    return cluster_layers(material.network, dict(plan), distance, statistics=material.statistics, weighting=weighting, seed=seed)
-
-
-def is_constrained(network: nn.Module) -> bool:
-    return any(map(parametrize.is_parametrized, convolutions(network).values()))
-
-
-def plain(network: nn.Module) -> nn.Module:
-    return finetuning.released(network) if is_constrained(network) else network

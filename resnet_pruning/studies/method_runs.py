@@ -10,15 +10,17 @@ from typing import Any
 
 import pandas as pd
 from torch import nn
+from torch.nn.utils import parametrize
 
 from .. import calibration, compaction, cost, evaluation, finetuning, peers, plans, pruning
 from ..arguments import Integer, Real, Seed
+from ..clustering import Clusters, cluster_layers
 from ..compression import allocation
 from ..compression.by_plan import compress_by_plan, rescale_like
 from ..compression.plan_cost import cost_of_plan
-from ..model import ResNet
+from ..model import ResNet, convolutions
 from . import right_answers
-from .finetuning_runs import FineTuningRuns, first_clusters, is_constrained, plain
+from .finetuning_runs import FineTuningRuns
 from .sweeps import expanded
 
 STAGES = ("as pruned", "new batch-norm statistics", "fine-tuned")
@@ -99,8 +101,8 @@ class MethodRuns(FineTuningRuns):
         if point.stage == "fine-tuned":
             network = self.ready_to_train(network, point.method)
             self._fine_tuned(network, point, point.n_images)
-        shares = is_constrained(network)
-        network = plain(network)
+        shares = any(map(parametrize.is_parametrized, convolutions(network).values()))
+        network = finetuning.released(network) if shares else network
         if point.stage == "new batch-norm statistics":
             network = calibration.reestimate_batch_norm(network, self.material.calibration)
         if shares:
@@ -235,6 +237,13 @@ def _grail(selection: str) -> Method:
     return pruned
 
 
+@functools.lru_cache(maxsize=4)
+def _first_clusters(experiment: MethodRuns, plan: tuple[tuple[str, Integer], ...], distance: str, seed: Seed) -> dict[str, Clusters]:
+    """The clusters that constrained networks start from. They must not be modified."""
+    material, weighting = experiment.material, 0.5 if distance == "correlation" else 0.0
+    return cluster_layers(material.network, dict(plan), distance, statistics=material.statistics, weighting=weighting, seed=seed)
+
+
 def _constrained(constraint: Callable[..., nn.Module], distance: str) -> Method:
     """The same share of the filters in every layer, also on the residual stream. Filters stay clustered during training."""
 
@@ -245,7 +254,7 @@ def _constrained(constraint: Callable[..., nn.Module], distance: str) -> Method:
             lambda plan: cost_of_plan(network, plan)[1],
             level * cost.macs(network),
         )
-        return constraint(network, first_clusters(experiment, tuple(plan.items()), distance, seed))
+        return constraint(network, _first_clusters(experiment, tuple(plan.items()), distance, seed))
 
     return pruned
 

@@ -90,9 +90,9 @@ class SizeRuns(FineTuningRuns):
         if point.epochs:
             recipe = self.recipe(point.epochs, point.learning_rate)
             n_steps = point.epochs * (len(training) // recipe.batch_size)
-            # The average must not reach back to the start of a short training, and its batch-norm statistics are not those of its weights.
+            # The average must not reach back to the start of a short training.
             self.fine_tune(network, training, dataclasses.replace(recipe, ema=max(0.0, min(recipe.ema, 1 - 5 / n_steps))), point)
-        if point.epochs or point.method == "codebook":
+        if point.epochs or point.method == "codebook":  # an average of weights has other statistics than the average of theirs
             network = calibration.reestimate_batch_norm(network, self.material.calibration)
         judged, base = self.material.images(point.images), self.material.network
         with tempfile.TemporaryDirectory() as folder:
