@@ -1,5 +1,6 @@
 """The cost of a network: parameters, multiply-accumulates, bytes. Time is measured, not counted: see `deployment.timing`."""
 
+import copy
 import math
 
 import torch
@@ -29,14 +30,13 @@ def macs_by_layer(model: AnyNetwork, image_size: Count = 32) -> dict[str, int]:
         # Each weight is used once per position. Where filters are shared, copying an output takes no multiplication.
         counts[names[layer]] = layer.weight.numel() * math.prod(output.shape[2:])
 
+    model = copy.deepcopy(model).eval()  # the hooks must not be called, or copied, by other threads that use the network
     names = {module: name for name, module in model.named_modules() if getattr(getattr(module, "weight", None), "ndim", 0) > 1}
-    hooks = [layer.register_forward_hook(count) for layer in names]
-    training, device = model.training, next(iter(model.state_dict().values())).device
+    for layer in names:
+        layer.register_forward_hook(count)
+    device = next(iter(model.state_dict().values())).device
     with torch.inference_mode():
-        model.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
-    model.train(training)
-    for hook in hooks:
-        hook.remove()
+        model(torch.zeros(1, 3, image_size, image_size, device=device))
     return counts
 
 

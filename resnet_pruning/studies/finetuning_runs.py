@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import nn
 
 from .. import calibration, cost, evaluation, finetuning
 from ..arguments import Integer, PositiveReal, Seed
-from ..checkpoints import save_checkpoint
+from ..checkpoints import digest, save_checkpoint
 from ..compression.by_plan import compress_by_plan, rescale_like
 from ..data import Images
 from ..files import results_folder
@@ -90,7 +89,8 @@ class FineTuningRuns(PruningRuns):
 
     def fine_tune(self, network: nn.Module, images: Images, recipe: Recipe, point: Any) -> pd.DataFrame:
         """Train the network of a point in place, with its seed and the teacher. An interrupted training resumes where it stopped."""
-        build = results_folder(self.dataset, self.profile) / "build"
+        # By the network, too: with another number of threads, the same point may be pruned a little differently.
+        name = digest(repr((self, point)), network.state_dict().values())[:16]
         torch.compiler.reset()  # compiled networks of earlier runs count towards a limit, beyond which nothing is compiled
         return train(
             network,
@@ -98,7 +98,7 @@ class FineTuningRuns(PruningRuns):
             recipe,
             seed=point.seed,
             teacher=copy.deepcopy(self.network(self.taught_by)),
-            folder=build / "fine_tuning" / hashlib.sha256(repr((self, point)).encode()).hexdigest()[:16],
+            folder=results_folder(self.dataset, self.profile) / "build" / "fine_tuning" / name,
             progress=self.profile == "full",
         )
 
