@@ -26,9 +26,8 @@ def predict(model: AnyNetwork, images: Images, *, amp: bool = False, role: str =
         logits = torch.cat([model(inputs).float() for inputs, _ in images.batches()])
     model.train(training)
     if logits.shape[-1] != len(images.classes):
-        raise ValueError(
-            f"the {role} has {logits.shape[-1]} outputs, expected one for each of the {len(images.classes)} classes of {images.dataset}"
-        )
+        expected = f"one for each of the {len(images.classes)} classes of {images.dataset}"
+        raise ValueError(f"the {role} has {logits.shape[-1]} outputs, expected {expected}")
     return logits.cpu()
 
 

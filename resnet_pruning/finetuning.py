@@ -145,16 +145,6 @@ def released(model: AnyNetwork) -> nn.Module:
     return model
 
 
-def assignments(model: AnyNetwork) -> dict[str, list[int]]:
-    """For each constrained layer, the cluster of each filter.
-
-    Raises
-    ------
-    ValueError : a model without any constraint of this module
-    """
-    return {name: constraint.labels.tolist() for name, (_, constraint) in constrained_layers(model).items()}
-
-
 def constrained(model: Network, clusters: Mapping[str, Clusters], constraint: Callable[[Tensor], Constraint]) -> nn.Module:
     """A copy of `model` in which the filters of each layer of `clusters` are subject to `constraint`, made for their labels.
 
@@ -201,7 +191,5 @@ def constrained_layers(model: nn.Module, kind: type[nn.Module] = Constraint) -> 
         if parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations.weight[0], kind)
     }
     if not layers:
-        raise ValueError(
-            f"{type(model).__name__} has no constraint on its weights, expected one from finetuning.tied or projected, or from peers"
-        )
+        raise ValueError(f"{type(model).__name__} has no constraint on its weights, expected one from finetuning.tied or projected")
     return layers

@@ -45,6 +45,8 @@ class Recipe:
     padding, views, alternating : augmentation, see `data.Batches`. If `views` repeat, the teacher's outputs for them are computed
         only once, which makes the teacher almost free.
     small_share, small_size : the first `small_share` of the epochs use crops of `small_size` pixels, which cost fewer MACs
+    mixup, mixed_share : in the first `mixed_share` of the epochs, images are mixed in pairs (Zhang et al. 2018, *mixup*), in shares
+        from Beta(`mixup`, `mixup`); 0 for none
     distillation : weight of the teacher's term in the loss, if there is a teacher; the labels get the rest
     temperature : divisor of both logits in the teacher's term (Hinton et al. 2015)
     optimizer : one of `optimizers.OPTIMIZERS`
@@ -64,6 +66,8 @@ class Recipe:
     alternating: bool = False
     small_share: Real = 0.66
     small_size: Integer = 24
+    mixup: Real = 0.0
+    mixed_share: Real = 0.8
     distillation: Real = 0.9
     temperature: Real = 4.0
     optimizer: str = "SGD"
@@ -83,11 +87,11 @@ class Recipe:
             check(name, getattr(self, name) >= 1, "an integer of at least 1")
         for name in ("learning_rate", "temperature"):
             check(name, 0 < getattr(self, name) < math.inf, "a positive number")
-        for name in ("weight_decay", "warmup_epochs", "padding", "views"):
+        for name in ("weight_decay", "warmup_epochs", "padding", "views", "mixup"):
             check(name, 0 <= getattr(self, name) < math.inf, "zero or a positive number")
         for name in ("momentum", "label_smoothing", "ema"):
             check(name, 0 <= getattr(self, name) < 1, "a number in [0, 1)")
-        for name in ("distillation", "small_share"):
+        for name in ("distillation", "small_share", "mixed_share"):
             check(name, 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
         check("optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
         check("schedule", self.schedule in ("cosine", "constant"), "cosine or constant")
@@ -101,6 +105,11 @@ class Recipe:
     def size(self, epoch: Integer) -> int:
         """Side in pixels of the images of an epoch, counted from 0."""
         return self.small_size if epoch < self.small_epochs else 32
+
+    def shares(self, epoch: Integer, n_steps: Integer, seed: Integer) -> np.ndarray:
+        """For each step, the share of an image in its mixture with another, or 1 if images are not mixed."""
+        mixed = self.mixup and epoch < int(self.epochs * self.mixed_share + 1e-9)
+        return np.random.default_rng((seed, epoch)).beta(self.mixup, self.mixup, n_steps) if mixed else np.ones(n_steps)
 
     def learning_rate_at(self, epoch: Real) -> float:
         """Linear from 0 to the peak during warm-up, then a half cosine to 0 at the end, or constant."""
@@ -226,20 +235,23 @@ def _epoch(
     run.model.train()
     totals = torch.zeros(2, device=device)  # loss, right answers
     keep_up = max(1, 2000 // recipe.batch_size)  # reading a loss waits for the GPU, so not at each step
+    shares = recipe.shares(epoch, len(batches), batches.seed)
     for step, (inputs, labels, picked) in enumerate(batches.epoch(epoch, recipe.size(epoch)), start=1):
+        share = float(shares[step - 1])
         rate = recipe.learning_rate_at(epoch + step / len(batches))
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            logits = forward(inputs).float()
+            # Batches are in random order, so the same batch backwards is a random partner for each image.
+            logits = forward(inputs if share == 1 else torch.lerp(inputs.flip(0), inputs, share)).float()
             targets = teacher.outputs(epoch, recipe.size(epoch), inputs, picked) if teacher is not None else None
         loss = _loss(logits, labels, targets, recipe)
+        if share < 1:
+            loss = share * loss + (1 - share) * _loss(logits, labels.flip(0), None if targets is None else targets.flip(0), recipe)
         run.step(loss, rate)
         totals += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
         if step % keep_up == 0 or step == len(batches):
             mean_loss, mean_right = (totals / step).tolist()
             if not math.isfinite(mean_loss):
-                raise ValueError(
-                    f"the loss is {mean_loss} in epoch {epoch + 1}; a lower learning rate than {recipe.learning_rate} may help"
-                )
+                raise ValueError(f"the loss is {mean_loss} in epoch {epoch + 1}; a learning rate below {recipe.learning_rate} may help")
             speed = step * recipe.batch_size / (time.perf_counter() - start)
             bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}", refresh=False)
             bar.set_postfix_str(f"loss {mean_loss:.3f}, accuracy {100 * mean_right:.1f} %, {speed:.0f} images/s", refresh=False)

@@ -273,6 +273,38 @@ def test_a_student_comes_nearer_to_its_teacher(small_images):
     assert torch.equal(weights(teacher), state)
 
 
+@pytest.mark.parametrize("taught", [False, True])
+def test_mixtures_that_are_all_of_one_image_train_as_if_there_were_none(small_images, monkeypatch, taught):
+    """A share of 0 leaves the partner and what it is worth: the same batch in another order."""
+    recipe = Recipe(epochs=2, batch_size=32, learning_rate=0.01, ema=0, small_share=0.0, warmup_epochs=0, mixup=1.0)
+    teacher = trained(small_images)[0] if taught else None
+    networks = []
+    for share in (1.0, 0.0, 0.5):
+        monkeypatch.setattr(Recipe, "shares", lambda self, epoch, n_steps, seed, share=share: [share] * n_steps)
+        networks.append(weights(trained(small_images, recipe, teacher=teacher)[0]))
+    torch.testing.assert_close(networks[1], networks[0], atol=1e-4, rtol=1e-4)
+    assert (networks[2] - networks[0]).abs().max() > 0.01
+
+
+def test_images_are_mixed_in_the_first_epochs_alike_after_an_interruption(small_images, tmp_path):
+    recipe = dataclasses.replace(QUICK, epochs=5, mixup=0.4)
+    shares = [recipe.shares(epoch, 1000, 0) for epoch in range(5)]
+    assert all(((mixed > 0) & (mixed < 1)).all() and abs(mixed.mean() - 0.5) < 0.05 for mixed in shares[:4]) and (shares[4] == 1).all()
+    assert not np.array_equal(shares[0], shares[1]) and not np.array_equal(shares[0], recipe.shares(0, 1000, 1))
+    assert (dataclasses.replace(recipe, mixup=0.0).shares(0, 3, 0) == 1).all()
+
+    def interrupt(averaged):
+        calls.append(averaged)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return {}
+
+    calls = []
+    with pytest.raises(KeyboardInterrupt):
+        trained(small_images, recipe, folder=tmp_path, watch=interrupt)
+    assert torch.equal(weights(trained(small_images, recipe, folder=tmp_path)[0]), weights(trained(small_images, recipe)[0]))
+
+
 def test_models_of_other_classes_are_refused(small_images):
     with pytest.raises(ValueError, match="the teacher has 7 outputs, expected one for each of the 10 classes of digits"):
         train(ResNet(8), small_images, QUICK, teacher=ResNet(8, n_classes=7), **EAGER)
@@ -284,7 +316,7 @@ def test_a_diverging_training_stops_with_a_sentence_and_keeps_what_was_complete(
     model = ResNet(8, (4, 8, 8))
     before = weights(model).clone()
     recipe = Recipe(epochs=5, batch_size=32, learning_rate=1e20, ema=0, warmup_epochs=0, small_share=0.0)
-    with pytest.raises(ValueError, match="the loss is nan in epoch 1; a lower learning rate than 1e[+]20 may help"):
+    with pytest.raises(ValueError, match="the loss is nan in epoch 1; a learning rate below 1e[+]20 may help"):
         train(model, small_images, recipe, **EAGER)
     assert torch.equal(weights(model), before)
 

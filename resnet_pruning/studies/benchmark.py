@@ -1,9 +1,12 @@
-"""Interleaved timings: ``python -m resnet_pruning.studies.benchmark training``, ``accuracy`` or ``inference``.
+"""Interleaved timings: ``python -m resnet_pruning.studies.benchmark training``, ``step``, ``accuracy`` or
+``inference``.
 
 *training* compares a straightforward loop (a DataLoader with workers, torchvision's transforms on PIL images,
 float32, eager) with `training.train`, adding one improvement at a time. Each loop runs in its own process, and the loops
 take turns, so that a change of the machine's speed affects all of them alike. On a GPU, float32 here means PyTorch's default:
 convolutions in TF32.
+
+*step* divides the time of a training step among its parts, and compares its convolutions with the machine's peak.
 
 *accuracy* measures the time to the accuracy that He et al. (2015) published for this network, with the shortest of our trainings that
 reaches it. It estimates the time that the straightforward loop needs for their training.
@@ -63,7 +66,7 @@ STEPS = {
 
 # He et al. (2015), section 4.2: the accuracy of ResNet-20 (%), and the number of steps of 128 images.
 PUBLISHED, PUBLISHED_STEPS = 91.25, 64_000
-SHORTEST = dataclasses.replace(LONG, epochs=24)
+SHORTEST = dataclasses.replace(LONG, epochs=26)
 
 BATCH_SIZES = (1, 256)
 # The others are compared with the first: the fastest of PyTorch's own in float32.
@@ -205,6 +208,52 @@ def benchmark_training(
             "rounds": rounds,
         }
     )
+
+
+def benchmark_step(dataset: str, batch_size: Count = 128, n_steps: Count = 100) -> pd.DataFrame:
+    """Profile the steps of a training by `SHORTEST` with whole images, in bfloat16 and compiled, on the CPU.
+
+    Returns
+    -------
+    DataFrame with a row for each part of a step and for the whole: milliseconds, their share (%), and for convolutions at_peak: the time
+    that their multiply-accumulates take at the machine's peak (`deployment.bounds.peaks`), as a share (%) of the time that they took
+    """
+    images, network = load_images(dataset)[0][: n_steps * batch_size], ResNet()
+    n_steps = len(images) // batch_size
+    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+    after_epoch = iter([lambda: None, profiler.start, profiler.stop])  # in the first, everything is compiled; the second is a warm-up
+    recipe = dataclasses.replace(SHORTEST, epochs=3, batch_size=batch_size, small_share=0.0)
+    fastest = Execution(amp=True, compile=True)
+    history = train(network, images, recipe, watch=lambda _: next(after_epoch)() or {}, execution=fastest, progress=False)
+
+    def milliseconds(name: str, time: str = "self_cpu_time_total") -> float:
+        return sum(getattr(event, time) for event in profiler.key_averages() if name in event.key) / 1000 / n_steps
+
+    backward = milliseconds("convolution_backward")
+    parts = {
+        "convolutions, backward": backward,
+        "convolutions, forward": milliseconds("convolution") - backward,
+        "batch norm, ReLU and additions, fused": milliseconds("CompiledFxGraph"),
+        "optimizer": milliseconds("Optimizer.step#", "cpu_time_total"),
+        "average of weights": milliseconds("_foreach_lerp_", "cpu_time_total"),
+    }
+    whole = 1000 * history.seconds.iloc[-1] / n_steps
+    parts |= {"augmentation, loss and calls": whole - sum(parts.values()), "the whole step": whole}
+    counts = cost.macs_by_layer(network)
+    forward = sum(count for name, count in counts.items() if name != "fc")
+    # Backward, each multiply-accumulate has two, but the gradient of the images is not needed.
+    macs = {"convolutions, forward": forward, "convolutions, backward": 2 * forward - counts["conv1"]}
+    peak = bounds.peaks()["bfloat16"]
+    rows = [
+        {
+            "part": part,
+            "milliseconds": round(time, 2),
+            "share": round(100 * time / whole, 1),
+            "at_peak": round(100 * 1000 * macs[part] * batch_size / peak / time, 1) if part in macs else None,
+        }
+        for part, time in parts.items()
+    ]
+    return pd.DataFrame(rows).assign(machine=machine("cpu"), torch=torch.__version__, batch_size=batch_size)
 
 
 def benchmark_accuracy(
@@ -381,7 +430,7 @@ def recorded(csv: Path, networks: Sequence[str]) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("what", choices=["training", "accuracy", "inference"])
+    parser.add_argument("what", choices=["training", "step", "accuracy", "inference"])
     parser.add_argument("--dataset", choices=DATASETS, default="cifar10", help="of the training loops")
     parser.add_argument("--batch-size", type=int, help="128 for training, 1 and 256 for inference, if not given")
     parser.add_argument("--steps", type=int, default=40, help="steps of training per turn")
@@ -391,6 +440,10 @@ def main() -> None:
         table = benchmark_training(arguments.dataset, arguments.batch_size or 128, arguments.steps, arguments.rounds or 5)
         record(table, results_folder(arguments.dataset, "full") / "figures" / "benchmark_training.csv")
         print(table.drop(columns=["torch", "dataset", "rounds"]).to_string(index=False))
+    elif arguments.what == "step":
+        table = benchmark_step(arguments.dataset, arguments.batch_size or 128)
+        write_table(table, results_folder(arguments.dataset, "full") / "figures" / "benchmark_step.csv")
+        print(table.drop(columns=["torch", "batch_size"]).to_string(index=False))
     elif arguments.what == "accuracy":
         table = benchmark_accuracy(arguments.dataset, n_steps=arguments.steps)
         write_table(table, results_folder(arguments.dataset, "full") / "figures" / "benchmark_accuracy.csv")

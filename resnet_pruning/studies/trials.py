@@ -65,6 +65,7 @@ TRIALS = (
     _long("Muon, untaught, label smoothing 0.1", label_smoothing=0.1),
     _long("Muon, untaught, flipped every other epoch", alternating=True),
     _long("Muon, untaught, weights not averaged", ema=0.0),
+    _long("Muon, untaught, mixup 0.2", mixup=0.2),
     _long("SGD as in base, untaught", optimizer="SGD", learning_rate=BASE.learning_rate, weight_decay=BASE.weight_decay),
     _long("Muon, taught by an earlier copy", "resnet20_first_choosing"),
     _long("Muon, taught by doubled widths, 10 views", "resnet20_wide", views=10),
