@@ -26,6 +26,16 @@ def test_the_loops_take_turns_and_are_compared_with_the_first(monkeypatch):
     assert table.ratio[0] == 1 and table.ratio[1] > 0
 
 
+def test_a_training_step_is_the_sum_of_its_parts():
+    table = benchmark.benchmark_step("digits", batch_size=64, n_steps=4, depth=8).set_index("part")
+    whole = table.loc["the whole step"]
+    assert table.milliseconds.drop("the whole step").sum() == pytest.approx(whole.milliseconds, abs=0.05) and whole.share == 100
+    convolutions = table.loc[["convolutions, forward", "convolutions, backward"]]
+    assert (convolutions.milliseconds > 0).all() and table.milliseconds["optimizer"] > 0
+    assert ((convolutions.at_peak > 0) & (convolutions.at_peak < 150)).all() and table.at_peak.notna().sum() == 2
+    assert table.milliseconds["batch norm, ReLU and additions, fused"] > 0
+
+
 def test_the_time_to_the_published_accuracy_is_compared_with_the_straightforward_loops():
     recipe = Recipe(epochs=1, batch_size=256, small_share=1.0, small_size=8, warmup_epochs=0, ema=0)
     table = benchmark.benchmark_accuracy("digits", recipe, seeds=(0, 1), n_steps=2, progress=False)

@@ -40,12 +40,12 @@ def finding(figures: Path) -> str:
 def _training(figures: Path) -> str:
     seeds = pd.read_csv(figures / "base_seeds.csv")
     base = seeds.iloc[0]
-    ratio = pd.read_csv(figures / "benchmark_training.csv").ratio.max()
+    quickest = pd.read_csv(figures / "benchmark_accuracy.csv").iloc[1]
     return (
         "The data, the network, how the recipe was chosen, the training, its mistakes. "
         f"**ResNet-20 ends at {seeds.accuracy.mean():.2f} % (mean of {len(seeds)} seeds) after {base.epochs} epochs, "
         f"{base.minutes:.0f} minutes on {base.machine}**; "
-        f"the training loop is {ratio:.1f} times as fast as a straightforward one."
+        f"its published 91.25 % take {quickest.minutes:.0f} minutes, in a straightforward loop {quickest.ratio:.0f} times as long."
     )
 
 

@@ -117,6 +117,23 @@ def speed(figures: Path) -> str:
     )
 
 
+def step(figures: Path) -> str:
+    """What a training step consists of, and how near its convolutions come to the machine's peak."""
+    rows = pd.read_csv(figures / "benchmark_step.csv")
+    peaks = rows.at_peak.map("{:.0f} %".format, na_action="ignore").fillna("")
+    cells = zip(rows.part, rows.milliseconds.map("{:.1f} ms".format), rows.share.map("{:.0f} %".format), peaks, strict=True)
+    return _table(["part", "time", "share", "of the peak rate"], *map(list, cells))
+
+
+def time_to_accuracy(figures: Path) -> str:
+    """The time to the published accuracy, next to that of a straightforward loop."""
+    rows = []
+    for row in pd.read_csv(figures / "benchmark_accuracy.csv").itertuples():
+        spread = "" if pd.isna(row.seeds) else f" ({row.lowest:.2f} to {row.highest:.2f}, {row.seeds:.0f} seeds)"
+        rows.append([row.recipe, row.epochs, f"{row.accuracy:.2f} %{spread}", f"{row.minutes:.1f}", f"{row.ratio:.1f}"])
+    return _table(["training", "epochs", "test accuracy", "minutes", "times as fast"], *rows)
+
+
 def trials(figures: Path) -> str:
     """The short runs that the recipe was chosen by."""
     table = pd.read_csv(figures / "training_trials.csv").sort_values("held_out_accuracy", ascending=False)
@@ -325,5 +342,5 @@ def _table(header: list[str], *rows: list) -> str:
 ENDS = ("first-heavy", "last-heavy", "first/last-heavy", "first/last-heavy, 90 %", "borders heavy", "chosen")
 TABLES: tuple[Callable[[Path], str], ...] = (
     *(main_result, result, repair, allocation, kept_networks, baselines, inference, in_few_bytes),
-    *(quantization, pruned_and_quantized, integer_speed, clustering, ends, trials, speed, optimizers),
+    *(quantization, pruned_and_quantized, integer_speed, clustering, ends, trials, speed, step, time_to_accuracy, optimizers),
 )

@@ -210,21 +210,28 @@ def benchmark_training(
     )
 
 
-def benchmark_step(dataset: str, batch_size: Count = 128, n_steps: Count = 100) -> pd.DataFrame:
-    """Profile the steps of a training by `SHORTEST` with whole images, in bfloat16 and compiled, on the CPU.
+def benchmark_step(dataset: str, batch_size: Count = 128, n_steps: Count = 100, depth: Count = 20) -> pd.DataFrame:
+    """Profile the steps of a training of ResNet-`depth` by `SHORTEST` with whole images, compiled, on the CPU, in bfloat16 if it has that.
 
     Returns
     -------
     DataFrame with a row for each part of a step and for the whole: milliseconds, their share (%), and for convolutions at_peak: the time
     that their multiply-accumulates take at the machine's peak (`deployment.bounds.peaks`), as a share (%) of the time that they took
+
+    Raises
+    ------
+    RuntimeError : no compiler works here
     """
-    images, network = load_images(dataset)[0][: n_steps * batch_size], ResNet()
+    if not can_compile("cpu"):
+        raise RuntimeError("no compiler works here, expected one for C++: the parts of a step are those of its compiled graph")
+    images = load_images(dataset)[0][: n_steps * batch_size]
+    network = ResNet(depth, n_classes=len(images.classes))
     n_steps = len(images) // batch_size
     profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
     after_epoch = iter([lambda: None, profiler.start, profiler.stop])  # in the first, everything is compiled; the second is a warm-up
     recipe = dataclasses.replace(SHORTEST, epochs=3, batch_size=batch_size, small_share=0.0)
-    fastest = Execution(amp=True, compile=True)
-    history = train(network, images, recipe, watch=lambda _: next(after_epoch)() or {}, execution=fastest, progress=False)
+    execution = Execution(amp=has_fast_bfloat16("cpu"), compile=True)
+    history = train(network, images, recipe, watch=lambda _: next(after_epoch)() or {}, execution=execution, progress=False)
 
     def milliseconds(name: str, time: str = "self_cpu_time_total") -> float:
         return sum(getattr(event, time) for event in profiler.key_averages() if name in event.key) / 1000 / n_steps
@@ -243,7 +250,7 @@ def benchmark_step(dataset: str, batch_size: Count = 128, n_steps: Count = 100) 
     forward = sum(count for name, count in counts.items() if name != "fc")
     # Backward, each multiply-accumulate has two, but the gradient of the images is not needed.
     macs = {"convolutions, forward": forward, "convolutions, backward": 2 * forward - counts["conv1"]}
-    peak = bounds.peaks()["bfloat16"]
+    peak = bounds.peaks()["bfloat16" if execution.amp else "float32"]
     rows = [
         {
             "part": part,
