@@ -131,13 +131,6 @@ def test_confusion_counts():
     assert table.to_numpy().tolist() == [["cat", 8, 2, 0], ["dog", 1, 4, 0], ["ship", 0, 0, 0]]
 
 
-def test_class_accuracies_are_sorted():
-    (figure, table), (_, same) = (plots.class_accuracies(values, CLASSES, 80.0) for values in both([91.234, 60.0, 95.5]))
-    pd.testing.assert_frame_equal(table, same)
-    assert table.to_dict("list") == {"class": ["ship", "cat", "dog"], "accuracy": [95.5, 91.23, 60.0]}
-    assert "“dog” is the hardest class" in figure.get_suptitle()
-
-
 def test_dots_with_equal_names_stay_apart():
     table = pd.DataFrame({"step": ["first", "again", "again"], "gain": [1.0, 2.5, -3.0]})
     figure = plots.dots(table, "step", "gain", "a title", "pp", reference=(0, "nothing"), fmt="{:+.1f}")
@@ -188,14 +181,6 @@ def test_scatter_labels_cover_no_dot_and_no_other_label(logarithmic):
     boxes = list(texts.values())
     assert not any(box.contains(*dot) for box in boxes for dot in dots)
     assert not any(Bbox.intersection(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
-
-
-def test_stacked_shares():
-    shares = pd.DataFrame({"1": [97.0, 40.0], "2": [3.0, 60.0]}, index=pd.Index(["conv1", "fc"], name="layer"))
-    figure, table = plots.stacked_shares(shares, "a title", "%")
-    pd.testing.assert_frame_equal(table, shares.reset_index())
-    assert [text.get_text() for text in figure.axes[0].texts] == ["97", "40", "", "60"]
-    assert legend(figure) == ["1", "2"]
 
 
 @pytest.mark.parametrize("held_out", [np.nan, 50.0])

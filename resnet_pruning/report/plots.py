@@ -86,14 +86,6 @@ def dots(
     return figure
 
 
-def class_accuracies(accuracies: ArrayLike, classes: Collection[str], mean: Real) -> tuple[Figure, pd.DataFrame]:
-    """Accuracy per class in %, best first, with the accuracy over all classes as the reference line."""
-    table = pd.DataFrame({"class": classes, "accuracy": as_array(accuracies).astype(float).round(2)})
-    table = table.sort_values("accuracy", ascending=False, ignore_index=True)
-    title = f"“{table['class'].iloc[-1]}” is the hardest class (all classes, dashed: {mean:.2f} %)"
-    return dots(table, "class", "accuracy", title, "test accuracy (%)", reference=(mean, "all classes"), fmt="{:.1f}"), table
-
-
 def confusion(counts: ArrayLike, classes: Collection[str]) -> tuple[Figure, pd.DataFrame]:
     """Confusion matrix (row: true class, column: predicted) in % of the true class; only mistakes are shaded.
 
@@ -297,18 +289,3 @@ def heat_map(
         axes.grid(visible=False)
         axes.tick_params(length=0, rotation=0)
     return figure, values.reset_index()
-
-
-def stacked_shares(shares: pd.DataFrame, title: str, unit: str) -> tuple[Figure, pd.DataFrame]:
-    """A bar per row of `shares`, made of its columns, in %; each part with its number. The table is `shares` with its index."""
-    tones = np.linspace(0.15, 0.9, len(shares.columns))
-    with subplots(title, figsize=(8, 1.4 + 0.28 * len(shares))) as (figure, axes):
-        shares.plot.barh(stacked=True, ax=axes, color=plt.get_cmap("Blues")(tones), edgecolor="white", width=0.8, legend=False)
-        for part, tone in zip(axes.containers, tones, strict=True):
-            numbers = [f"{value:.0f}" if value >= 4 else "" for value in part.datavalues]
-            axes.bar_label(part, numbers, label_type="center", fontsize=8, color="white" if tone > 0.55 else "black")
-        axes.invert_yaxis()
-        axes.grid(visible=False)
-        axes.set(xlabel=unit, ylabel="", xlim=(0, 100))
-        legend_below(figure, axes, 8, loc="outside lower center")
-    return figure, shares.reset_index()
