@@ -28,8 +28,8 @@ def save_checkpoint(path: str | Path, model: OwnNetwork, facts: Mapping[str, Any
     dtypes = {name: dtype if tensor.is_floating_point() else tensor.dtype for name, tensor in model.state_dict().items()}
     state = {name: tensor.detach().cpu().contiguous().to(dtypes[name]) for name, tensor in model.state_dict().items()}
     content = {"config": model.config, "state_dict": state, "facts": dict(facts)}
-    rebuilt = _rebuilt(content)[0]
-    if odd := [line.strip() for line in repr(model).splitlines() if line not in repr(rebuilt).splitlines()]:
+    expected = repr(_rebuilt(content)[0]).splitlines()
+    if odd := [line.strip() for line in repr(model).splitlines() if line not in expected]:
         raise ValueError(f"the network has {odd[0]}, expected what a ResNet of its configuration has, {model.config}")
     write_tensors(content, path)
 

@@ -11,7 +11,7 @@ from .model import AnyNetwork
 
 
 def parameters(model: AnyNetwork) -> int:
-    """Number of trainable values. A quantized network has none: its integers, scales, biases, factors and levels are counted."""
+    """Number of the parameters' values, frozen ones too. Of a quantized network: integers, scales, biases, factors and levels."""
     quantized = ("codes", "scale", "bias", "factor", "levels")
     values = list(model.parameters()) or [t for name, t in model.named_buffers() if name.rpartition(".")[2] in quantized]
     return sum(value.numel() for value in values)

@@ -22,9 +22,11 @@ def predict(model: AnyNetwork, images: Images, *, amp: bool = False, role: str =
     """
     training, images = model.training, images.beside(model)
     model.eval()
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
-        logits = torch.cat([model(inputs).float() for inputs, _ in images.batches()])
-    model.train(training)
+    try:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+            logits = torch.cat([model(inputs).float() for inputs, _ in images.batches()])
+    finally:
+        model.train(training)
     if logits.shape[-1] != len(images.classes):
         expected = f"one for each of the {len(images.classes)} classes of {images.dataset}"
         raise ValueError(f"the {role} has {logits.shape[-1]} outputs, expected {expected}")

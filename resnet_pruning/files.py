@@ -107,11 +107,8 @@ def unsealed(path: str | Path) -> tuple[bytes, bool]:
 
 
 def results_folder(dataset: str, profile: str) -> Path:
-    """The folder for figures, checkpoints and executed notebooks of a run.
-
-    CIFAR-10 at ``full`` updates the results in the repository. Any other run is kept apart in ``build/``,
-    so that an experiment never replaces a committed result.
-    """
+    """The folder for figures, checkpoints and executed notebooks of a run. CIFAR-10 at ``full`` updates the results in the repository. Any
+    other run is kept apart in ``build/``, so that an experiment never replaces a committed result."""
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}, expected one of {', '.join(PROFILES)}")
     return ROOT if (dataset, profile) == ("cifar10", "full") else ROOT / "build" / f"{dataset}-{profile}"

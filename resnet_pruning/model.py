@@ -166,19 +166,15 @@ class ResNet(nn.Module):
             if name not in widths:
                 raise ValueError(f"sharing names {name!r}, expected one of {', '.join(widths)}")
             if len(labels) != widths[name] or sorted(set(labels)) != list(range(max(labels) + 1)):
-                raise ValueError(
-                    f"sharing[{name!r}] is {labels}, expected the number of a filter for each of the {widths[name]} channels, "
-                    f"counted from 0 without a gap"
-                )
+                expected = f"the number of a filter for each of the {widths[name]} channels, counted from 0 without a gap"
+                raise ValueError(f"sharing[{name!r}] is {labels}, expected {expected}")
         ends = {"layer2.0": (first, second), "layer3.0": (second, third)}
         for name, sources in self.config["shortcuts"].items():
             if name not in ends:
                 raise ValueError(f"shortcuts names {name!r}, expected one of {', '.join(ends)}")
             if len(sources) != ends[name][1] or not all(-1 <= source < ends[name][0] for source in sources):
-                raise ValueError(
-                    f"shortcuts[{name!r}] is {sources}, expected for each of the {ends[name][1]} channels one of the {ends[name][0]} "
-                    f"before it, or -1"
-                )
+                expected = f"for each of the {ends[name][1]} channels one of the {ends[name][0]} before it, or -1"
+                raise ValueError(f"shortcuts[{name!r}] is {sources}, expected {expected}")
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs (B, 3, 32, 32) to logits (B, n_classes)."""

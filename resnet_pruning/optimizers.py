@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .arguments import Real
 
-OPTIMIZERS = ("SGD", "Adam", "Adamax", "AdamW", *(["Muon"] if hasattr(torch.optim, "Muon") else []))
+OPTIMIZERS = ("SGD", "Adam", "Adamax", "AdamW", "Muon")
 OptimizerName = Annotated[str, Is[lambda name: name in OPTIMIZERS]]
 
 

@@ -84,7 +84,8 @@ def replace_by_clusters(model: Network, clusters: Mapping[str, Clusters], repres
 def rescale_by_gains(model: Network, clusters: Mapping[str, Clusters]) -> nn.Module:
     """A copy that computes the same function, with each filter at its cluster's scale: times its gain, which batch norm absorbs.
 
-    A filter without a gain, whose output carries no information, becomes its cluster's centroid, so that it changes no mean.
+    A filter without a gain, whose output carries no information, becomes its cluster's centroid, so that it changes no mean. Raises a
+    ValueError for gains other than 1 in a layer without a batch norm.
     """
     model = copy.deepcopy(model)
     convs, norms = convolutions(model), batch_norms(model)

@@ -93,6 +93,7 @@ class Recipe:
             check(name, 0 <= getattr(self, name) < 1, "a number in [0, 1)")
         for name in ("distillation", "small_share", "mixed_share"):
             check(name, 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
+        check("views", not (self.alternating and self.views % 2), "an even number, because every other view is mirrored")
         check("optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
         check("schedule", self.schedule in ("cosine", "constant"), "cosine or constant")
         check("small_size", 8 <= self.small_size <= 32, "8 to 32 pixels")
@@ -164,7 +165,7 @@ def train(
     recipe : hyper-parameters
     seed : of the batches' order and augmentation (the caller initialises the model)
     held_out : images whose accuracy is recorded after each epoch; never trained on
-    teacher : a model with the same classes whose outputs are imitated
+    teacher : a model with the same classes whose outputs are imitated; it is moved to the images' device and put into evaluation mode
     folder : where the state is saved after each epoch. A call with the same arguments (networks and images by content) resumes from
         there, and returns at once if the training is complete. On the same CPU and thread count, the result is the same, bit for bit.
     watch : called after each epoch with the averaged model, in evaluation mode; the numbers, text or lists of them that it
@@ -174,12 +175,13 @@ def train(
 
     Returns
     -------
-    DataFrame with a row per epoch: epoch, learning_rate, loss, train_accuracy (%, augmented images, before averaging),
-    held_out_accuracy (%, averaged weights; NaN without `held_out`), seconds, images_per_second
+    DataFrame with a row per epoch: epoch, learning_rate, loss, train_accuracy (%, augmented images, before averaging; of mixed images,
+    the first label counts), held_out_accuracy (%, averaged weights; NaN without `held_out`), seconds, images_per_second
 
     Raises
     ------
-    ValueError : `folder` holds another training or a damaged one; a model or teacher without the images' classes; a loss that is not finite
+    ValueError : `folder` holds another training or a damaged one; a model or teacher without the images' classes; fewer images than
+        `batch_size`; a loss that is not finite
     RuntimeError : another process trains in `folder`
     KeyboardInterrupt, or any error in a step : after resetting `model` to the last complete epoch, which `folder` also keeps
     """
@@ -301,22 +303,23 @@ def _state_of(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
 class _Teacher:
     """A network's outputs for augmented images, computed once for views that repeat, also in the next training of a sweep."""
 
-    known: tuple[Any, dict[tuple[int, int], Tensor]] = (None, {})  # what the last outputs depend on; these outputs, by view and size
+    last: tuple[Any, dict[tuple[int, int], Tensor]] = (None, {})  # what the last outputs depend on; these outputs, by view and size
 
     def __init__(self, network: nn.Module, batches: Batches, identity: tuple):
-        self.network, self.batches = network, batches
-        if _Teacher.known[0] != identity:
-            _Teacher.known = identity, {}
+        last = _Teacher.last
+        if last[0] != identity:
+            _Teacher.last = last = identity, {}
+        self.network, self.batches, self.known = network, batches, last[1]  # its own: another thread may replace the last ones
 
     @torch.no_grad()
     def outputs(self, epoch: Integer, size: Integer, inputs: Tensor, picked: Tensor) -> Tensor:
         """Logits (B, n_classes) of a batch that `Batches.epoch` yielded."""
         if not self.batches.views:
             return self.network(inputs).float()
-        view, known = (epoch % self.batches.views, size), _Teacher.known[1]
-        if view not in known:
-            known[view] = torch.cat([self.network(inputs).float() for inputs, *_ in self.batches.view(*view)])
-        return known[view][picked]
+        view = epoch % self.batches.views, size
+        if view not in self.known:
+            self.known[view] = torch.cat([self.network(inputs).float() for inputs, *_ in self.batches.view(*view)])
+        return self.known[view][picked]
 
 
 class _Run:

@@ -9,6 +9,7 @@ from test_compress_by_plan import IMAGES, NETWORK, STATISTICS, with_multiples
 
 from resnet_pruning import compression, cost, data, model
 from resnet_pruning.compression import allocation
+from resnet_pruning.compression.timings import predicted_seconds
 
 MANY = data.load_images("digits")[0][:240]
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -191,3 +192,24 @@ def test_bad_measurements():
         allocation.layer_errors(NETWORK, IMAGES)
     with pytest.raises(ValueError, match="shares has 0, expected numbers above 0 and at most 1"):
         allocation.layer_errors(NETWORK, MANY, shares=(0, 0.5))
+
+
+def test_parts_with_shared_filters_have_the_size_of_their_channels():
+    """A compact network is expanded before it is made smaller."""
+    sharing = {"conv1": [0, 1, 0, 1, 2, 2], "layer2.0.conv1": [0, 0, 1, 1, 2, 2, 3, 3], "layer3.0.conv2": [0] * 10}
+    compact = model.ResNet(8, (6, 8, 10), sharing=sharing).eval()
+    timings = allocation.part_timings(compact, 1, shares=(), rounds=1, device="cpu", progress=False)
+    assert list(timings.n_clusters) == [6, 6, 8, 10]
+    assert predicted_seconds(compact, timings) == pytest.approx(timings.seconds.sum())
+    plan = {"layer1.0.conv1": 4, "layer2.0.conv2": 5}
+    small = compression.compress_by_plan(compact, plan, IMAGES, "none", progress=False)
+    assert (cost.parameters(small), cost.macs(small)) == compression.cost_of_plan(compact, plan, merged=True)
+
+
+def test_without_sharing_a_stream_has_all_filters_even_where_fewer_change_nothing():
+    errors = ERRORS.assign(error=ERRORS.error.where(ERRORS.layer.str.endswith("conv1") & (ERRORS.layer != "conv1"), 0.0))
+    plan = allocation.by_sensitivity(NETWORK, macs=0.6, sharing=False, errors=errors)
+    whole = {name: conv.out_channels for name, conv in model.convolutions(NETWORK).items()}
+    assert all(plan.get(name, n) == n for name, n in whole.items() if name == "conv1" or name.endswith("conv2"))
+    shared = allocation.by_sensitivity(NETWORK, macs=0.6, errors=errors)
+    assert any(shared[name] < whole[name] for name in ("conv1", "layer1.0.conv2", "layer2.0.conv2", "layer3.0.conv2"))

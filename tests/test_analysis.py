@@ -8,8 +8,9 @@ OTHER, BETTER = "geometric median", "Torch-Pruning, group norm, all layers ranke
 ACCURACIES = {  # of methods as pruned, with new statistics, fine-tuned
     "k-means, centroids": (20, 50, 88),
     "k-means of unit filters, centroids": (15, 53, 88.5),
-    "merged, least squares": (79, 79, 89),
-    "merged, reconstruction": (87, 87, 89.5),
+    "elimination": (40, 70, 88.9),
+    "elimination, least squares": (79, 79, 89),
+    "elimination, reconstruction": (87, 87, 89.5),
     "by sensitivity, inside blocks": (88, 88, 90),
     "by sensitivity": (89, 89.5, 90.5),
     OTHER: (18, 55, 89.2),
@@ -83,11 +84,11 @@ def test_ways_at_the_same_share():
 
 def test_the_knee():
     shares = [10, 40, 80, 100]
-    assert analysis.knee(pd.Series([10, 30, 85, 92], shares)) == 80
+    assert analysis.knee(pd.Series([10, 30, 85, 92], shares)) == (80, pytest.approx(75 - 82 * 70 / 90))
     assert analysis.knee(pd.Series([10, 11, 12, 92], shares)) is None, "below the line everywhere"
     assert analysis.knee(pd.Series([10.0, 50.0, 90.0], [0, 50, 100])) is None, "a straight line"
     curves = pd.DataFrame({"way": ["a"] * 5 + ["b"] * 2, "kept (%)": [10, 40, 80, 80, 100, 50, 75], "accuracy": [10, 30, 84, 86, 92, 1, 2]})
-    assert analysis.knees(curves, at_least=4) == {"a": 80}, "of medians, and not of two points"
+    assert analysis.knees(curves, at_least=4) == {"a": (80, pytest.approx(75 - 82 * 70 / 90))}, "of medians, and not of two points"
 
 
 def test_allocations():
@@ -112,14 +113,14 @@ def test_mean_gains():
     index = pd.MultiIndex.from_product([["raw"], ["MACs"], [0.5, 0.75], [0, 1]], names=["distance", "measure", "level", "seed"])
     gains = pd.DataFrame({"first-heavy": [-1, -2, -3, -4], "last-heavy": [1, 1, 1, 2], "chosen": 9}, index, dtype=float)
     table = analysis.mean_gains(gains)
-    assert table.family.tolist() == ["last-heavy", "first-heavy"] and table["gain (pp)"].tolist() == [1.25, -2.5]
-    assert table.plan.iloc[0] == "last-heavy · raw, equal MACs"
+    assert table.family.tolist() == ["chosen", "last-heavy", "first-heavy"] and table["gain (pp)"].tolist() == [9, 1.25, -2.5]
+    assert table.plan.iloc[1] == "last-heavy · raw, equal MACs"
 
 
 def test_each_step_of_the_ladder_is_worth_the_difference(methods, tuned):
-    only_here = (methods.stage == "as pruned") | (methods.method == "merged, least squares")
+    only_here = (methods.stage == "as pruned") | (methods.method == "elimination, least squares")
     steps = analysis.ladder(methods[~only_here], methods[only_here], tuned)
-    assert steps.accuracy.tolist() == [20, 50, 79, 87, 88, 90.9, 91.5]
+    assert steps.accuracy.tolist() == [20, 50, 70, 79, 87, 88, 90.9, 91.5]
     assert steps.step.tolist()[-2:] == ["5 epochs of fine-tuning", "20 epochs of fine-tuning"]
     assert np.isnan(steps.worth[0]) and steps.worth[1] == 30 and steps.worth.sum() == pytest.approx(91.5 - 20)
 
@@ -181,7 +182,7 @@ def test_time_by_macs():
 def test_removal_has_the_medians_at_half_of_the_macs(methods):
     table = analysis.removal(methods)
     assert list(table) == list(STAGES[1:]) and table.loc["k-means, centroids"].tolist() == [50, 88]
-    assert table.index.tolist() == [*analysis.REMOVED, *analysis.CLUSTERED, *analysis.REPAIRED]
+    assert table.index.tolist() == [*analysis.REMOVED, *analysis.CLUSTERED, *analysis.CHOSEN, *analysis.REPAIRED]
     assert table.loc["random units"].isna().all(), "not among the rows"
 
 

@@ -1,3 +1,5 @@
+import multiprocessing
+
 import pandas as pd
 import pytest
 import torch
@@ -24,6 +26,13 @@ def test_the_loops_take_turns_and_are_compared_with_the_first(monkeypatch):
     assert table.loop.tolist() == [benchmark.STRAIGHTFORWARD, "data as one tensor on the device"]
     assert (table.lowest <= table.images_per_second).all() and (table.images_per_second <= table.highest).all()
     assert table.ratio[0] == 1 and table.ratio[1] > 0
+
+
+def test_loops_end_after_an_error():
+    with pytest.raises(ZeroDivisionError), benchmark._loops(list(benchmark.STEPS)[:1], "digits", 8, 1, progress=False) as loops:
+        assert all(loop() > 0 for loop in loops.values()) and len(multiprocessing.active_children()) == 1
+        1 / 0  # noqa: B018
+    assert not multiprocessing.active_children()
 
 
 def test_a_training_step_is_the_sum_of_its_parts():
@@ -67,12 +76,16 @@ def test_inference_is_timed_next_to_what_bounds_it(tmp_path, small_images):
 
 
 def test_a_machines_bounds_are_counted_by_layer():
-    """One convolution of 3×3 from 3 to 4 channels on 8×8 pixels, padded: it reads 192 values and 108 weights, and writes 256 values."""
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1, bias=False))
-    assert bounds.traffic(network, 1, "float32", 8) == 4 * (192 + 108 + 256)
-    assert bounds.traffic(network, 5, "int8", 8) == 5 * (192 + 256) + 108
+    """One channel everywhere, behind three of 32×32 pixels: what each layer reads and writes, by its sides of 32, 16 and 8 pixels."""
+    network = model.ResNet(8, (1, 1, 1))
+    sides = [(32, 32), (32, 32), (32, 16), (16, 16), (16, 8), (8, 8)]  # of inputs and outputs behind the first convolution
+    values = 3 * 32**2 + 32**2 + sum(before**2 + behind**2 for before, behind in sides) + 1 + 10
+    weights = 3 * 9 + 6 * 9 + 10
+    assert bounds.traffic(network, 1) == 4 * (values + weights)
+    assert bounds.traffic(network, 5, "int8") == 5 * values + weights
     least = bounds.least_milliseconds(network, 2, "bfloat16", {"bfloat16": 1e6}, 1e6)
-    assert least["compute"] == pytest.approx(2 * 108 * 32 * 32 / 1e3) and least["memory"] == bounds.traffic(network, 2, "bfloat16") / 1e3
+    macs = 9 * (3 * 32**2 + sum(behind**2 for _, behind in sides)) + 10
+    assert least["compute"] == pytest.approx(2 * macs / 1e3) and least["memory"] == bounds.traffic(network, 2, "bfloat16") / 1e3
     with pytest.raises(ValueError, match="precision is 'int4', expected one of float32, bfloat16, int8"):
         bounds.traffic(network, 1, "int4")
     peaks = bounds.peaks(rounds=1)

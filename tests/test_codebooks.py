@@ -6,14 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pruning import IMAGES, NETWORK, replaced
 
-from resnet_pruning import calibration, checkpoints, compaction, model, plans, quantization
+from resnet_pruning import checkpoints, compaction, model, plans, quantization
 from resnet_pruning.quantization import codebooks, coded_files
 from resnet_pruning.training import Recipe, train
 
 LENGTHS = {"pair of kernels": 18, "kernel": 9, "row": 3, "weight": 1}
 EVEN = model.ResNet(8, (4, 8, 8))  # channels come in pairs
 COMPACT = compaction.compact(replaced(plans.uniform(NETWORK, 4), distance="correlation", mergeable=True))
-STATISTICS = calibration.layer_statistics(NETWORK, IMAGES[:60])
 
 
 def inner(network):
@@ -21,13 +20,11 @@ def inner(network):
 
 
 @given(
-    st.sampled_from(codebooks.PIECES), st.sampled_from(codebooks.SCOPES), st.integers(1, 6), st.booleans(),
-    st.sampled_from(codebooks.REPRESENTATIVES),
+    st.sampled_from(codebooks.PIECES), st.sampled_from(codebooks.SCOPES), st.integers(1, 6), st.sampled_from(codebooks.REPRESENTATIVES),
 )  # fmt: skip
 @settings(deadline=None, max_examples=20)
-def test_each_piece_is_a_representative_times_its_filters_scale(pieces, scope, n, weighted, representatives):
-    statistics = STATISTICS if weighted else None
-    coded = quantization.coded(NETWORK, n, pieces=pieces, scope=scope, representatives=representatives, statistics=statistics)
+def test_each_piece_is_a_representative_times_its_filters_scale(pieces, scope, n, representatives):
+    coded = quantization.coded(NETWORK, n, pieces=pieces, scope=scope, representatives=representatives)
     books = {}
     for name, conv in inner(coded).items():
         length = LENGTHS.get(pieces, conv.weight[0].numel())

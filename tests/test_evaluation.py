@@ -28,6 +28,13 @@ def test_a_model_that_reads_the_label_off_the_image_is_always_right(small_images
     assert reader.training and evaluation.accuracy(reader, images) == 100 and reader.training
 
 
+def test_a_model_that_fails_keeps_its_mode(small_images):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(7, 10))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        evaluation.predict(network, small_images)
+    assert network.training
+
+
 def test_two_networks_are_compared_image_by_image():
     """McNemar's own kind of table: 30 images only the second gets right, 10 only the first, of 200."""
     first, second = torch.ones(200, dtype=torch.bool), torch.ones(200, dtype=torch.bool)

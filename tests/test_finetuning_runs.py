@@ -1,6 +1,11 @@
+import copy
+import dataclasses
+
 import pytest
+import torch
 
 from resnet_pruning import checkpoints, compression, cost, data, evaluation, files, plans
+from resnet_pruning.model import ResNet
 from resnet_pruning.studies import finetuning_runs, sweeps
 from resnet_pruning.studies.finetuning_runs import FineTuningRuns
 from resnet_pruning.training import train
@@ -61,6 +66,23 @@ def test_an_interrupted_run_goes_on(runs, monkeypatch):
     resumed, whole = map(runs.measure_fine_tuned, (point, same))
     del resumed["seconds"], whole["seconds"]
     assert resumed == whole
+
+
+def test_another_recipe_or_teacher_begins_anew(runs, monkeypatch):
+    """The states of earlier trainings stay in the folder, and would be refused."""
+    (point,), images = points_of(runs), runs.material.trained_on("test")[:128]
+    plan, recipe = runs.plan(point), runs.recipe(1, 0.02)
+
+    def trained(recipe):
+        network = copy.deepcopy(runs.compressed(plan))
+        return runs.fine_tune(network, images, recipe, point).loss.tolist()
+
+    first, again, other = trained(recipe), trained(recipe), trained(dataclasses.replace(recipe, weight_decay=0.0, epochs=2))
+    assert first == again and len(other) == 2
+    torch.manual_seed(1)
+    teacher = ResNet(8, (4, 6, 8))
+    monkeypatch.setattr(FineTuningRuns, "network", lambda self, name: teacher)
+    assert trained(recipe) != first
 
 
 def test_plans_of_other_networks_are_refused(runs):

@@ -72,6 +72,17 @@ def test_the_gram_matrix_is_what_the_second_convolution_reads():
     torch.testing.assert_close(found, channels @ channels.T, rtol=1e-4, atol=1e-6)
 
 
+def test_gram_matrices_leave_the_network_as_it_is_and_are_computed_where_it_is(gpu):
+    names, network = ["layer1.0.conv1", "layer2.0.conv1"], copy.deepcopy(NETWORK).train()
+    before = copy.deepcopy(network.state_dict())
+    expected = folding.gram_matrices(network, names, IMAGES[:30])
+    assert network.training and all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in network.modules())
+    for place, images in ((network, IMAGES.to(gpu)), (copy.deepcopy(network).to(gpu), IMAGES)):
+        for name, gram in folding.gram_matrices(place, names, images[:30]).items():
+            torch.testing.assert_close(gram, expected[name], rtol=1e-4, atol=1e-6)
+
+
 @given(st.integers(1, 8), st.sampled_from(("L2 norm", "random")))
 @settings(deadline=None, max_examples=10)
 def test_ridge_is_never_further_from_the_block_than_removal(kept, criterion):

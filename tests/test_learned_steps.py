@@ -48,6 +48,24 @@ def test_sgd_moves_steps_as_if_they_were_trained_themselves(start):
     assert start * steps.ratio.grad.item() == pytest.approx(own_gradient, rel=1e-4)
 
 
+@pytest.mark.parametrize("factor", [0.5, 1e3, 1e14])
+def test_a_factor_changes_the_gradient_and_no_bit_of_the_value(factor):
+    value = torch.tensor([1.0, 0.3, -2.7], requires_grad=True)
+    found = learned._slowed(value, factor)
+    found.sum().backward()
+    assert torch.equal(found, value) and torch.equal(value.grad, torch.full((3,), factor))
+
+
+def test_filters_of_zeros_stay_what_they_are():
+    """Their steps start tiny, with gradients that are divided by the square of that."""
+    weight = torch.randn(3, 2, 3, 3)
+    weight[1] = 0
+    assert learned.LearnedSteps(weight, 4)(weight).isfinite().all() and not learned.LearnedSteps(weight, 4)(weight)[1].any()
+    network = copy.deepcopy(NETWORK)
+    torch.nn.init.zeros_(network.layer2[0].conv1.weight)
+    assert evaluation.predict(quantization.aware(network, IMAGES[:32], 4, 4), IMAGES[:20]).isfinite().all()
+
+
 @pytest.mark.parametrize("network", [NETWORK, COMPACT], ids=["whole", "compact"])
 @pytest.mark.parametrize(("weight_bits", "activation_bits"), [(8, 8), (4, 4), (2, 2)])
 def test_integers_predict_what_was_trained(network, weight_bits, activation_bits, tmp_path):

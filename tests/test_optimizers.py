@@ -7,7 +7,6 @@ from resnet_pruning.model import ResNet
 from resnet_pruning.training import Execution, Recipe, train
 
 EAGER = {"execution": Execution(amp=False, compile=False), "progress": False}
-needs_muon = pytest.mark.skipif("Muon" not in optimizers.OPTIMIZERS, reason="this torch has no Muon")
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
@@ -30,7 +29,6 @@ def test_every_optimizer_makes_the_loss_smaller_and_decays_weights_only(small_im
     assert all(not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
-@needs_muon
 def test_muons_update_is_that_of_torch_on_the_matrix_of_filters_in_either_memory_format(small_images):
     results = []
     for memory_format in (torch.contiguous_format, torch.channels_last):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pruning import IMAGES, NETWORK, assert_same_function
 
-from resnet_pruning import compression, cost, finetuning, model, peers, plans
+from resnet_pruning import compression, cost, evaluation, finetuning, model, peers, plans
 from resnet_pruning.compression import allocation
 from resnet_pruning.peers import weights
 from resnet_pruning.training import Execution, Recipe, train
@@ -127,6 +127,18 @@ def test_torch_pruning_gives_networks_of_the_asked_size(importance):
     assert_same_function(peers.prune_by_torch_pruning(NETWORK, importance, macs=1.0), NETWORK)
     with pytest.raises(ValueError, match="macs is 0.01, expected more"):
         peers.prune_by_torch_pruning(NETWORK, importance, macs=0.01)
+
+
+@needs_torch_pruning
+@pytest.mark.parametrize("amount", [{"plan": {"layer1.0.conv1": 2, "layer3.0.conv1": 7}}, {"macs": 0.7}])
+def test_torch_pruning_leaves_dropped_blocks_dropped(amount):
+    network = model.ResNet(8, (6, 8, 10), {"layer2.0.conv1": 0}).eval()
+    small = peers.prune_by_torch_pruning(network, **amount)
+    assert small.layer2[0].dropped and evaluation.predict(small, IMAGES[:4]).isfinite().all()
+    if "plan" in amount:
+        assert small.config["inner_widths"] == {"layer1.0.conv1": 2, "layer2.0.conv1": 0, "layer3.0.conv1": 7}
+    else:
+        assert 0.6 * cost.macs(network) < cost.macs(small) <= 0.7 * cost.macs(network)
 
 
 @needs_torch_pruning

@@ -199,6 +199,7 @@ def test_what_is_saved_is_small_and_comes_back(settings, tmp_path):
     quantization.save_quantized(tmp_path / "small.pt", small, {"note": "mine"})
     again, facts = quantization.load_quantized(tmp_path / "small.pt")
     assert facts == {"note": "mine"} and torch.equal(logits(again), logits(small))
+    assert all(torch.equal(layer.float_weight, layers(small)[name].weight) for name, layer in layers(again).items())
     n_weights = sum(layer.codes.numel() for layer in layers(small).values())
     assert cost.size_in_bytes(small) >= n_weights * 3 / 8
     assert cost.size_in_bytes(small) == sum(tensor.nbytes for tensor in files._stored(small).values())

@@ -83,6 +83,15 @@ def test_each_runtime_is_timed(runtime):
     )
 
 
+def test_no_copy_between_devices_is_timed(gpu, monkeypatch):
+    """OpenVINO computes on the CPU; inputs on a GPU are moved before the first run."""
+    seen = []
+    monkeypatch.setattr(runtimes, "session", lambda model, inputs, *settings: (seen.append, torch.device("cpu")))
+    run, used = runtimes.prepared(NETWORK, torch.zeros(2, 3, 32, 32).to(gpu), "openvino")
+    run()
+    assert used.type == seen[0].device.type == "cpu"
+
+
 def test_a_timing_on_the_cpu_of_a_machine_with_a_gpu_names_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "some GPU")

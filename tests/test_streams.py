@@ -140,6 +140,16 @@ def test_a_smaller_network_is_made_smaller_again():
     assert_same_function(again, first)
 
 
+@pytest.mark.parametrize("repair", ["none", "least squares"])
+def test_a_stage_without_blocks_is_narrowed(repair):
+    network = randomised(model.ResNet(8, (4, 6, 8), {"layer2.0.conv1": 0, "layer3.0.conv1": 0}))
+    small = compress_by_plan(network, {"layer2": 4, "layer3": 5}, MORE_IMAGES, repair, **QUICK)
+    assert small.config["stage_widths"] == (4, 4, 5) and small.layer2[0].dropped and small.layer3[0].dropped
+    # Of the channels of the two last stages, only four are not always zero: those that the shortcuts bring from the first.
+    exact, logits = (evaluation.predict(each, IMAGES) for each in (network, small))
+    assert (logits - exact).norm() < 0.03 * (exact - exact.mean(0)).norm()
+
+
 @pytest.mark.parametrize(
     ("plan", "message"),
     [

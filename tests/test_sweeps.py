@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from resnet_pruning import files
 from resnet_pruning.studies import sweeps
 
 
@@ -145,6 +146,46 @@ def test_rows_done_under_other_results_are_computed_again(tmp_path):
     assert table.to_dict("list") == {"x": [2, 3], "cube": [8, 27]}
 
 
+@pytest.mark.parametrize("damage", ["", "2.5,a,6.", "2.5,a,6.25,1", "2"])
+def test_readers_leave_a_file_as_it_is(tmp_path, damage):
+    """Its last line may be one that another process is just writing."""
+    csv, details = tmp_path / "s.csv", tmp_path / "s_parts.csv"
+    csv.write_text(f"x,name,square,length\n1,a,1,1\n{damage}")
+    details.write_text(f"x,name,n,value\n1,a,1,1\n{damage}")
+    before = csv.read_bytes(), details.read_bytes()
+    assert sweeps.finished(POINTS, csv) == [POINTS[0]]
+    assert sweeps.read_details(csv, "parts", [POINTS[0]]).value.tolist() == [1]
+    assert sweeps.run_sweep(square, [POINTS[0]], csv, progress=False).square.tolist() == [1]
+    assert (csv.read_bytes(), details.read_bytes()) == before and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("data", [b"y,name,square\n1,a,1\n", "x,square\n1,é\n".encode("utf-16")])
+def test_readers_leave_a_file_that_does_not_fit_as_it_is(tmp_path, data):
+    csv, details = tmp_path / "s.csv", tmp_path / "s_parts.csv"
+    csv.write_bytes(data)
+    details.write_bytes(data)
+    assert sweeps.finished(POINTS, csv) == []
+    with pytest.raises(ValueError, match="s_parts.csv has no rows for Point"):
+        sweeps.read_details(csv, "parts", [POINTS[0]])
+    assert csv.read_bytes() == details.read_bytes() == data and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_field_that_is_added_is_not_written_by_readers(tmp_path):
+    csv = tmp_path / "s.csv"
+    csv.write_text("x,result\n2,4\n")
+    assert sweeps.finished([Newer(2), Newer(2, 3)], csv) == [Newer(2)] and csv.read_text() == "x,result\n2,4\n"
+
+
+def test_rows_that_are_all_there_are_read_while_another_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    csv = tmp_path / "s.csv"
+    expected = sweeps.run_sweep(square, POINTS[:2], csv, progress=False)
+    with files.locked(csv):
+        assert sweeps.run_sweep(square, POINTS[:2], csv, progress=False).equals(expected)
+        with pytest.raises(RuntimeError, match="another process is writing to"):
+            sweeps.run_sweep(square, POINTS, csv, progress=False)
+
+
 def test_points_must_be_alike():
     with pytest.raises(ValueError, match="points is empty, expected at least one"):
         sweeps.run_sweep(square, [], "s.csv")
@@ -218,6 +259,25 @@ def test_details_go_to_a_file_of_their_own(tmp_path):
     assert len(sweeps.read_details(csv, "powers", points)) == 6
     with pytest.raises(ValueError, match=r"no rows for Number\(x=4\)"):
         sweeps.read_details(csv, "powers", [Number(4)])
+
+
+def test_a_table_of_details_may_be_empty(tmp_path):
+    def powers(point):
+        return {"square": point.x**2, "powers": pd.DataFrame([{"n": n, "value": point.x**n} for n in range(1, point.x)])}
+
+    csv, points = tmp_path / "s.csv", [Number(1), Number(3), Number(0)]
+    assert sweeps.run_sweep(powers, points, csv, progress=False).square.tolist() == [1, 9, 0]
+    assert sweeps.read_details(csv, "powers", [Number(3)]).value.tolist() == [3, 9]
+
+
+def test_details_get_a_field_that_is_added_with_a_default(tmp_path):
+    def details(point):
+        return {"square": point.x**2, "parts": pd.DataFrame({"n": [1], "value": [point.x ** getattr(point, "power", 2)]})}
+
+    csv = tmp_path / "s.csv"
+    sweeps.run_sweep(details, [Older(2)], csv, progress=False)
+    sweeps.run_sweep(details, [Newer(2), Newer(2, 3)], csv, progress=False)
+    assert sweeps.read_details(csv, "parts", [Newer(2), Newer(2, 3)]).value.tolist() == [4, 8] and len(list(tmp_path.glob("*.csv"))) == 2
 
 
 @pytest.mark.parametrize("backend", ["loky", "threading", "multiprocessing"])

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import itertools
 import math
 import signal
 import subprocess
@@ -261,6 +262,21 @@ def test_a_teacher_is_asked_once_about_each_view_and_says_the_same(small_images,
     torch.testing.assert_close(weights(kept), weights(anew), atol=1e-5, rtol=1e-5)
 
 
+def test_two_trainings_at_once_have_their_own_teachers(small_images):
+    class Constant(torch.nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.value = value
+
+        def forward(self, x):
+            return torch.full((len(x), 10), self.value)
+
+    batches = data.Batches(small_images, 32, views=2)
+    teachers = {value: training._Teacher(Constant(value), batches, (value,)) for value in (1.0, 2.0)}
+    for value, epoch in itertools.product([1.0, 2.0, 1.0], [0, 1]):
+        assert (teachers[value].outputs(epoch, 32, small_images.normalised(small_images.pixels[:4]), torch.arange(4)) == value).all()
+
+
 def test_a_student_comes_nearer_to_its_teacher(small_images):
     teacher, _ = trained(small_images)
     torch.manual_seed(7)
@@ -346,6 +362,12 @@ def test_small_crops_take_two_thirds_of_the_epochs_unless_said_otherwise():
 def test_recipes_that_cannot_be_are_refused_by_name_and_value(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}, expected"):
         Recipe(**{name: value})
+
+
+def test_of_an_odd_number_of_views_two_in_a_row_would_be_mirrored_alike():
+    with pytest.raises(ValueError, match="views is 3, expected an even number, because every other view is mirrored"):
+        Recipe(views=3, alternating=True)
+    assert Recipe(views=3).views == 3 and [Recipe(views=n, alternating=True).views for n in (0, 4)] == [0, 4]
 
 
 def test_what_is_watched_becomes_columns_that_a_resumed_training_still_has(small_images, tmp_path):

@@ -67,7 +67,7 @@ def layer_errors(
 
     Raises
     ------
-    ValueError : images of another shape, or fewer than 200; a share outside (0, 1]
+    ValueError : fewer than 200 images; a share outside (0, 1]
     """
     check_images(images, 200)
     if bad := [share for share in (*shares, *stream_shares) if not 0 < share <= 1]:
@@ -90,7 +90,7 @@ def layer_errors(
                 for n_clusters in numbers(whole, shares):
                     error = 0.0
                     if n_clusters < whole:
-                        small = fit.solve({layer: n_clusters}, "least squares", seed=seed, stated=False)
+                        small = fit.solve({layer: n_clusters}, "least squares", seed=seed, with_statistics=False)
                         error = change_of_logits(_logits(model, [small, *list(parts.values())[i + 1 :]], inputs[n_fitted:]), logits)
                     rows.append({"layer": layer, "n_clusters": n_clusters, "error": error})
                 bar.update()
@@ -100,7 +100,7 @@ def layer_errors(
                 behind = list(parts.values())[i + 1 :]
                 if behind and not behind[0].dropped:
                     fit = PartFit(names[i + 1], behind[0], inputs[:n_fitted], without[:n_fitted], statistics)
-                    behind[0] = fit.solve({}, "least squares", stated=False)
+                    behind[0] = fit.solve({}, "least squares", with_statistics=False)
                 error = change_of_logits(_logits(model, behind, without[n_fitted:]), logits)
                 rows.append({"layer": f"{name}.conv1", "n_clusters": 0, "error": error})
             else:
@@ -281,7 +281,7 @@ class _Macs:
         written = widths[stage_of(name)]
         last = f"{name}.conv2" if name else "conv1"
         is_whole = written == self.model.config["stage_widths"][stage_of(name)]
-        shared = [(n, error) for n, error in table.get(last, []) if self.sharing or error == 0] if is_whole else [(written, 0.0)]
+        shared = [(n, error) for n, error in table.get(last, []) if self.sharing or n == written] if is_whole else [(written, 0.0)]
         if not name:
             return [Option({last: n} if is_whole else {}, 3 * n * self.units[last], error) for n, error in shared]
         if self.model.get_submodule(name).dropped:

@@ -86,8 +86,8 @@ def compress_by_plan(
 
     Raises
     ------
-    ValueError : an unknown repair or selection; a plan for another model, or one that narrows the stream from one stage to the next; images
-        of another shape, or fewer than 100
+    ValueError : an unknown repair or selection; a plan for another model, or one that narrows the stream from one stage to the next; fewer
+        than 100 images
     """
     if repair not in REPAIRS:
         raise ValueError(f"repair is {repair!r}, expected one of {', '.join(REPAIRS)}")
@@ -132,7 +132,8 @@ def narrowed_streams(
 ) -> dict[int | None, Narrowed]:
     """The kept channels of each stage's stream that a plan narrows, by the number of the stage."""
     seen: dict[int, list[Tensor]] = {0: [], 1: [], 2: []}
-    importance = {}
+    # If all blocks of a stage are dropped already, nothing was measured behind it, and its channels count the same.
+    importance = {i: torch.ones(width, dtype=torch.double) for i, width in enumerate(model.config["stage_widths"])}
     for name, part in parts_of(model).items():
         inputs = apply(part, inputs)
         seen[stage_of(name)].append(inputs)

@@ -1,4 +1,4 @@
-"""The whole compression in one call: measure, allocate, merge, reconstruct."""
+"""The whole compression in one call: measure, allocate, compress, reconstruct."""
 
 from .. import cost
 from ..arguments import Count, Real, Seed
@@ -34,7 +34,7 @@ def compress(
 ) -> ResNet:
     """A compact network within a budget, without labels and without training the whole network; prints its size before and after.
 
-    Measures the error of each layer with fewer filters, chooses the number of clusters of each layer, merges, and reconstructs part by
+    Measures the error of each layer with fewer filters, chooses the number of clusters of each layer, compresses, and reconstructs part by
     part. See `allocation.by_sensitivity` and `compression.compress_by_plan`, which can be called with other settings.
 
     Parameters
@@ -52,7 +52,7 @@ def compress(
 
     Raises
     ------
-    ValueError : two budgets; a budget outside (0, 1] or below the cost of the smallest plan; images of another shape, or fewer than 200
+    ValueError : two budgets; a budget outside (0, 1] or below the cost of the smallest plan; fewer than 200 images
     """
     check_images(images, 200)
     macs = 0.5 if macs is None and time is None else macs

@@ -3,7 +3,7 @@
 import copy
 import functools
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from ..hardware import has_fast_bfloat16
 from ..model import Block, OwnNetwork, SharedConv2d, affine, blocks
 from ..plans import Plan
 from .least_squares import Moments, eliminate
-from .streams import Narrowed, bridge, medoids
+from .streams import Narrowed, bridge, medoids, represented_by
 
 N_FITTED = 512  # images for least squares
 N_STATISTICS = 500  # images to measure how much the logits depend on each channel
@@ -41,7 +41,7 @@ def augmented(images: Images, seed: Seed = 0) -> Tensor:
 
 
 @torch.no_grad()
-def apply(part: nn.Module, inputs: Tensor) -> Tensor:
+def apply(part: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     """The outputs of a part for many inputs, computed in batches."""
     return torch.cat([part(batch) for batch in inputs.split(256)])
 
@@ -129,27 +129,25 @@ class PartFit:
         """Correlations between the activations of channels, (C, C), float64 on the CPU; 0 for channels that are always 0."""
         return torch.corrcoef(self.activations.transpose(0, 1).flatten(1)).double().cpu().nan_to_num(0.0)
 
-    def selected(self, n_channels: Integer, selection: str, seed: Seed) -> tuple[Tensor, Tensor]:
-        """The kept channels (n_channels,), in order, and for each channel (C,) the number of the kept one that it is merged with."""
+    def selected(self, n_channels: Integer, selection: str, seed: Seed) -> Narrowed:
+        """The channels that are kept between a block's convolutions, `n_channels` of them or, of k-means, fewer."""
         if selection == "elimination":
-            kept = torch.tensor(sorted(self.elimination[-n_channels:]))
-        else:
-            variances = self.activations.transpose(0, 1).flatten(1).var(1).double().cpu()
-            kept = medoids(self.correlations, self.inner_importance * variances, n_channels, seed).kept
-        labels = self.correlations[:, kept].argmax(1)
-        labels[kept] = torch.arange(len(kept))
-        return kept, labels
+            return represented_by(torch.tensor(sorted(self.elimination[-n_channels:])), self.correlations)
+        variances = self.activations.transpose(0, 1).flatten(1).var(1).double().cpu()
+        return medoids(self.correlations, self.inner_importance * variances, n_channels, seed)
 
-    def solve(self, plan: Plan, repair: str, *, selection: str = "elimination", seed: Seed = 0, stated: bool = True) -> nn.Module:
+    def solve(self, plan: Plan, repair: str, *, selection: str = "elimination", seed: Seed = 0, with_statistics: bool = True) -> nn.Module:
         """The smaller part for a plan, by one of `REPAIRS`. For "reconstruction", it is the starting point, from least squares.
 
-        Unless `stated`, batch norms do not get the statistics of their inputs. Measuring these takes time and does not change the outputs.
+        Unless `with_statistics`, batch norms do not get the statistics of their inputs. Measuring these takes time and does not change the
+        outputs.
         """
         if self.is_block and plan.get(self.first) == 0:
             return self.bridge
         kept = labels = torch.arange(self.conv.in_channels)
         if plan.get(self.first, len(kept)) < len(kept):
-            kept, labels = self.selected(plan[self.first], selection, seed)
+            narrowed = self.selected(plan[self.first], selection, seed)
+            kept, labels = narrowed.kept, narrowed.labels
         moments = self.moments.restricted(kept)
         fitted = repair in ("least squares", "reconstruction")
         if fitted:
@@ -171,13 +169,13 @@ class PartFit:
             small.conv1, small.bn1 = last
         small = small.to(self.inputs.device, memory_format=torch.channels_last).eval()
         if fitted:
-            if stated:
-                self._state_measured(small)
+            if with_statistics:
+                self._measure_statistics(small)
         elif self.is_block:
-            _state_believed(small.bn1, self.part.bn1, kept)
-            _state_believed(small.bn2, self.part.bn2, self.written)
+            _keep_statistics(small.bn1, self.part.bn1, kept)
+            _keep_statistics(small.bn2, self.part.bn2, self.written)
         else:
-            _state_believed(small.bn1, self.part.bn1, self.written)
+            _keep_statistics(small.bn1, self.part.bn1, self.written)
         return small
 
     def reconstruct(self, small: nn.Module, *, n_steps: Count, learning_rate: PositiveReal, seed: Seed = 0, batch_size: Count = 32) -> None:
@@ -187,7 +185,7 @@ class PartFit:
         small.requires_grad_()
         amp = has_fast_bfloat16(targets.device)
         optimizer = torch.optim.Adam(small.parameters(), lr=learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(n_steps, 1))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
         generator = torch.Generator().manual_seed(seed)
         for _ in range(n_steps):
             batch = torch.randint(len(targets), (batch_size,), generator=generator).to(targets.device)
@@ -198,7 +196,7 @@ class PartFit:
             loss.backward()
             optimizer.step()
             schedule.step()
-        self._state_measured(small)
+        self._measure_statistics(small)
 
     def _mixed(self, kept: Tensor, labels: Tensor, repair: str) -> Tensor:
         """The last convolution's filters for the kept channels only, float64 (N, kept, k_h, k_w)."""
@@ -221,12 +219,12 @@ class PartFit:
         return _convolution(weight[:, self.reads.kept] if repair == "none" else summed, self.part.stride), self.part.bn1
 
     @torch.no_grad()
-    def _state_measured(self, small: nn.Module) -> None:
+    def _measure_statistics(self, small: nn.Module) -> None:
         """Give each batch norm of `small` the statistics of its inputs, without changing what `small` computes."""
         inputs = self.inputs[:N_FITTED]
         for conv, norm in ((small.conv1, small.bn1), (small.conv2, small.bn2)) if self.is_block else ((small.conv1, small.bn1),):
             outputs = conv(inputs)
-            _state(norm, outputs.mean((0, 2, 3)), outputs.var((0, 2, 3)))
+            _set_statistics(norm, outputs.mean((0, 2, 3)), outputs.var((0, 2, 3)))
             inputs = F.relu(norm(outputs))
 
 
@@ -281,7 +279,7 @@ def _batch_norm(scale: Tensor, shift: Tensor) -> nn.BatchNorm2d:
 
 
 @torch.no_grad()
-def _state(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
+def _set_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
     """Change the statistics of a batch norm, and adapt its weight and bias so that it computes the same function."""
     factor, constant = affine(norm)
     mean, variance = mean.double().cpu(), variance.double().cpu()
@@ -291,7 +289,7 @@ def _state(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
     norm.bias.copy_(constant + factor * mean)
 
 
-def _state_believed(norm: nn.BatchNorm2d, original: nn.BatchNorm2d, channels: Tensor | slice = slice(None)) -> None:
+def _keep_statistics(norm: nn.BatchNorm2d, original: nn.BatchNorm2d, channels: Tensor | slice = slice(None)) -> None:
     """Give `norm`, which computes these channels of `original` exactly or approximately, the statistics that `original` implies.
 
     By these, the output has mean β and standard deviation γ, even if it no longer does.
@@ -300,4 +298,4 @@ def _state_believed(norm: nn.BatchNorm2d, original: nn.BatchNorm2d, channels: Te
     mean, deviation = (t.detach().double().cpu()[channels] for t in (original.bias, original.weight))
     dead = factor == 0
     safe = torch.where(dead, 1.0, factor)
-    _state(norm, torch.where(dead, 0.0, (mean - constant) / safe), torch.where(dead, 1.0, (deviation / safe).square()))
+    _set_statistics(norm, torch.where(dead, 0.0, (mean - constant) / safe), torch.where(dead, 1.0, (deviation / safe).square()))

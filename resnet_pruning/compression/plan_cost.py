@@ -7,7 +7,7 @@ import torch
 
 from .. import cost
 from ..arguments import Integer
-from ..model import AnyNetwork, ResNet, convolutions
+from ..model import AnyNetwork, ResNet, batch_norms, convolutions
 from .streams import STAGES, stage_of
 
 
@@ -37,8 +37,8 @@ def _config(model: ResNet, plan: Mapping[str, Integer]) -> dict:
     """The configuration of a network of this plan; which channels share a filter is arbitrary."""
     widths = [min(plan.get(stage, width), width) for stage, width in zip(STAGES, model.config["stage_widths"], strict=True)]
     config = model.config | {"stage_widths": tuple(widths), "inner_widths": {}, "sharing": {}, "shortcuts": {}}
-    for name, conv in convolutions(model).items():
-        n_filters = min(plan.get(name, conv.out_channels), conv.out_channels)
+    for name, norm in batch_norms(model).items():  # of all channels, also where these share filters: such a network is expanded first
+        n_filters = min(plan.get(name, norm.num_features), norm.num_features)
         if name.endswith("conv1") and name != "conv1":
             config["inner_widths"][name] = n_filters
         elif n_filters < (width := widths[stage_of(name.rpartition(".")[0])]) and plan.get(name.replace("conv2", "conv1"), 1):

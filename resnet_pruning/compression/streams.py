@@ -1,4 +1,4 @@
-"""Narrower residual streams: channels are merged throughout a stage, so that every tensor of the stage shrinks.
+"""Narrower residual streams: channels are removed or folded throughout a stage, so that every tensor of the stage shrinks.
 
 The stream of a stage is written by the stem, or by the shortcut from the stage before, and by the last convolution of each of its blocks.
 It is read by their first convolutions, and by the next stage or the linear layer. All of them must agree on its channels.
@@ -22,7 +22,7 @@ N_VALUES = 20_000  # of each channel, at each place where the stream is observed
 
 @dataclasses.dataclass(frozen=True)
 class Narrowed:
-    """The channels of a stream that represent all of them.
+    """The channels of a stream, or of the inside of a block, that represent all of them.
 
     Attributes
     ----------
@@ -74,7 +74,11 @@ def medoids(correlations: Tensor, importance: Tensor, n_clusters: Integer, seed:
     eigenvalues, vectors = torch.linalg.eigh(correlations)
     points, weights = vectors * eigenvalues.clamp(min=0).sqrt(), usable_weights(importance.sqrt())
     members, squared = distances_to_centroids(points, cluster_points(points, n_clusters, weights, seed=seed), weights)
-    kept = torch.where(members > 0, squared, torch.inf).argmin(1).sort().values
+    return represented_by(torch.where(members > 0, squared, torch.inf).argmin(1).sort().values, correlations)
+
+
+def represented_by(kept: Tensor, correlations: Tensor) -> Narrowed:
+    """These channels (k,), and for each channel the kept one most correlated with it, by the correlations (C, C); itself if it is kept."""
     labels = correlations[:, kept].argmax(1)
     labels[kept] = torch.arange(len(kept))
     return Narrowed(kept, labels)

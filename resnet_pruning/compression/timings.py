@@ -1,6 +1,5 @@
 """The time that the parts of a network take, for plans under a budget of time."""
 
-import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
@@ -58,10 +57,10 @@ def part_timings(
     inputs = torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
     runs: dict[str, Callable[[], None]] = {}
     of_layer, size = {}, 32
-    for name, part in parts_of(copy.deepcopy(model).eval()).items():
+    for name, part in parts_of(model).items():
         layer, written = f"{name}.conv1".removeprefix("."), widths[stage_of(name)]
         read = widths[read_by(name)] if name else [3]
-        sizes = [0] if not name or part.dropped else [*([0] if drops else []), *numbers(part.conv1.out_channels, shares)]
+        sizes = [0] if not name or part.dropped else [*([0] if drops else []), *numbers(part.bn1.num_features, shares)]
         stride = part.stride if name else 1
         inside = name.split(".")[-1] != "0"  # reads and writes the same stream
         for r, n, w in itertools.product(read, sizes, written):
@@ -99,7 +98,7 @@ def predicted_seconds(model: OwnNetwork, timings: pd.DataFrame) -> float:
     widths, total = model.config["stage_widths"], 0.0
     for name, part in parts_of(model).items():
         written = widths[stage_of(name)]
-        inside = 0 if name and part.dropped else part.conv1.out_channels
+        inside = 0 if name and part.dropped else part.bn1.num_features
         size = f"{name}.conv1".removeprefix("."), widths[read_by(name)] if name else 3, inside, written
         if size not in known:
             raise ValueError(f"timings lacks {size}, expected a row for this layer, reads, n_clusters and writes")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from .. import cost
 from ..arguments import Count
 from ..hardware import has_fast_bfloat16
-from ..model import AnyNetwork
+from ..model import ResNet
 from .timing import interleaved
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -44,7 +44,7 @@ def bandwidth(rounds: Count = 10) -> float:
     return 2 * source.numel() / seconds.copied.min()
 
 
-def traffic(model: AnyNetwork, batch_size: Count, precision: str = "float32", image_size: Count = 32) -> int:
+def traffic(model: ResNet, batch_size: Count, precision: str = "float32") -> int:
     """Bytes transferred to and from memory for a batch, if each convolution and the linear layer read their inputs and weights once and
     write their outputs once, and all else adds no traffic.
 
@@ -55,7 +55,7 @@ def traffic(model: AnyNetwork, batch_size: Count, precision: str = "float32", im
     if precision not in BYTES:
         raise ValueError(f"precision is {precision!r}, expected one of {', '.join(BYTES)}")
     values = 0
-    for name, count in cost.macs_by_layer(model, image_size).items():
+    for name, count in cost.macs_by_layer(model).items():
         layer = model.get_submodule(name)
         places = count // layer.weight.numel()  # each weight is used once per position
         inputs = layer.weight.shape[1] * places * math.prod(getattr(layer, "stride", (1,)))
@@ -63,7 +63,7 @@ def traffic(model: AnyNetwork, batch_size: Count, precision: str = "float32", im
     return values * BYTES[precision]
 
 
-def least_milliseconds(model: AnyNetwork, batch_size: Count, precision: str, peaks: dict[str, float], bandwidth: float) -> dict[str, float]:
+def least_milliseconds(model: ResNet, batch_size: Count, precision: str, peaks: dict[str, float], bandwidth: float) -> dict[str, float]:
     """Lower bounds on the time of a batch, in ms: `compute`, the model's MACs at the peak rate in `peaks`; and `memory`, its `traffic` at
     `bandwidth`, which only caches can beat."""
     macs = batch_size * cost.macs(model)

@@ -6,6 +6,7 @@ members. Removal keeps K channels: a row has a single 1. The next convolution, W
 has a 1 where a channel is a member; for removal alone, where it is the same channel.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 
 import torch
@@ -16,6 +17,7 @@ from ..arguments import PositiveReal, Seed
 from ..clustering import cluster_points
 from ..compaction import expanded
 from ..data import Images
+from ..hardware import full_float32
 from ..model import Block, OwnNetwork, ResNet, blocks, convolutions, with_tensors
 from ..plans import Plan
 from .units import check_inside_blocks, kept_units
@@ -86,10 +88,12 @@ def compensate_units(
     return _narrowed(model, reducers, reads)
 
 
+@full_float32()
 @torch.no_grad()
 def gram_matrices(model: OwnNetwork, names: list[str], images: Images) -> dict[str, Tensor]:
-    """For first convolutions of blocks, the Gram matrix of the channels that the second ones read, summed over images and positions:
-    (C, C), float64."""
+    """For first convolutions of blocks, the Gram matrix of the channels that the second ones read, in evaluation mode, summed over images
+    and positions: (C, C), float64 on the CPU."""
+    model = copy.deepcopy(model).eval()  # hooks and mode are those of the copy
     grams: dict[str, Tensor] = {}
 
     def observer(name: str) -> Callable[..., None]:
@@ -99,11 +103,10 @@ def gram_matrices(model: OwnNetwork, names: list[str], images: Images) -> dict[s
 
         return observe
 
-    hooks = [blocks(model)[_block(name)].conv2.register_forward_pre_hook(observer(name)) for name in names]
-    for inputs, _ in images.batches(100):
-        model.eval()(inputs)
-    for hook in hooks:
-        hook.remove()
+    for name in names:
+        blocks(model)[_block(name)].conv2.register_forward_pre_hook(observer(name))
+    for inputs, _ in images.beside(model).batches(100):
+        model(inputs)
     return grams
 
 

@@ -5,6 +5,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 
 import torch
+from torch import nn
 
 from .. import cost
 from ..arguments import Integer, Real
@@ -59,10 +60,11 @@ def _plan_of_torch_pruning(model: ResNet, importance: str, share: Real) -> dict[
     is spent on single units of other layers, front to back.
     """
     budget = share * cost.macs(model)
-    n_units = sum(block.conv1.out_channels for block in blocks(model).values())
+    n_units = sum(conv.out_channels for conv in _inside(model).values())
 
     def plan_without(n_pruned: Integer) -> dict[str, int]:
-        return dict(_torch_pruned(model, importance, (n_pruned - 0.5) / n_units if n_pruned else 0.0).config["inner_widths"])
+        pruned = _torch_pruned(model, importance, (n_pruned - 0.5) / n_units if n_pruned else 0.0)
+        return {name: conv.out_channels for name, conv in _inside(pruned).items()}
 
     def macs(plan: Plan) -> int:
         return cost_of_plan(model, plan, merged=True)[1]
@@ -80,6 +82,11 @@ def _plan_of_torch_pruning(model: ResNet, importance: str, share: Real) -> dict[
     return plan
 
 
+def _inside(model: ResNet) -> dict[str, nn.Conv2d]:
+    """The first convolutions of the blocks that are not dropped, by name: only their units can be removed."""
+    return {f"{name}.conv1": block.conv1 for name, block in blocks(model).items() if not block.dropped}
+
+
 def _torch_pruned(model: ResNet, importance: str, ratios: Real | Mapping[str, Real]) -> ResNet:
     """One step of Torch-Pruning, with a ratio for each layer or one for all units."""
     torch_pruning = required("torch_pruning", "peers")
@@ -89,7 +96,7 @@ def _torch_pruned(model: ResNet, importance: str, ratios: Real | Mapping[str, Re
         "geometric median": torch_pruning.importance.FPGMImportance,
     }
     network = copy.deepcopy(model).cpu()
-    inside = [block.conv1 for block in blocks(network).values()]
+    inside = list(_inside(network).values())
     by_layer = isinstance(ratios, Mapping)
     pruner = torch_pruning.pruner.BasePruner(
         network,
@@ -102,6 +109,6 @@ def _torch_pruned(model: ResNet, importance: str, ratios: Real | Mapping[str, Re
         ignored_layers=[layer for layer in weighted_layers(network).values() if layer not in inside],
     )
     pruner.step()
-    widths = {name: conv.out_channels for name, conv in convolutions(network).items() if conv in inside}
+    widths = model.config["inner_widths"] | {name: conv.out_channels for name, conv in _inside(network).items()}  # 0 for dropped blocks
     small = with_tensors(model.config | {"inner_widths": widths}, network.state_dict())
     return small.to(next(model.parameters()).device, memory_format=torch.channels_last).train(model.training)

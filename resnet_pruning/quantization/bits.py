@@ -41,7 +41,7 @@ def bit_errors(model: OwnNetwork, images: Images, bits: Sequence[Integer] = BITS
 
     Raises
     ------
-    ValueError : no images, or images of another shape; bits that are not an integer from 2 to 16
+    ValueError : bits that are not an integer from 2 to 16
     """
     images = images.beside(model)
     for n_bits in bits:

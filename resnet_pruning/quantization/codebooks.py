@@ -12,14 +12,12 @@ representatives, or move to the nearest ones from time to time::
 """
 
 import copy
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..arguments import Count, Integer, Natural, Seed
-from ..calibration import LayerStatistics
 from ..clustering import cluster_points, usable_weights
 from ..model import OwnNetwork, convolutions
 from .learned_steps import LearnedSteps
@@ -86,7 +84,6 @@ def coded(
     scope: str = "network",
     representatives: str = "k-means",
     renew_every: Natural = 0,
-    statistics: Mapping[str, LayerStatistics] | None = None,
     seed: Seed = 0,
 ) -> nn.Module:
     """A copy of `model` whose weights are composed of representatives, ready to be trained by `training.train`.
@@ -98,8 +95,6 @@ def coded(
     scope : one of `SCOPES`: which layers share a codebook. Filters of different lengths never share one
     representatives : "k-means", or "random": pieces drawn at random, as a control
     renew_every : training steps between two assignments of pieces to representatives; 0 keeps the first assignment
-    statistics : from `calibration.layer_statistics`; with them, k-means weights a piece by the effect of its error on the logits: how much
-        they depend on the output of the filter, times the mean square of the inputs of the piece
     seed : of k-means, or of the random pieces
 
     Raises
@@ -118,12 +113,13 @@ def coded(
         weights = {name: layers[name].weight.flatten(1).double().cpu() for name in names}
         scales = {name: weight.square().mean(1).sqrt().clamp(min=1e-12) for name, weight in weights.items()}
         points = {name: (weight / scales[name].unsqueeze(1)).reshape(-1, length) for name, weight in weights.items()}
-        costs = {name: _costs(statistics, name, scales[name], len(points[name])) for name in names}
+        # The cost of the squared error of each piece, in units of its filter's scale.
+        costs = [scales[name].square().repeat_interleave(len(points[name]) // len(scales[name])) for name in names]
         everything = torch.cat([*points.values()])
         if n_representatives > len(everything):
             raise ValueError(f"n_representatives is {n_representatives}, expected at most the number of pieces, {len(everything)}")
         find = _clustered if representatives == "k-means" else _drawn
-        labels, centres = find(everything, torch.cat([*costs.values()]), n_representatives, seed)
+        labels, centres = find(everything, torch.cat(costs), n_representatives, seed)
         codebook = Codebook(centres.float())
         for name, part in zip(names, labels.split([len(own) for own in points.values()]), strict=True):
             code = Coded(codebook, part, scales[name].float(), int(renew_every)).to(layers[name].weight.device)
@@ -152,15 +148,6 @@ def groups(model: nn.Module, pieces: str, scope: str) -> dict[tuple[str, int], l
                 raise ValueError(f"pieces is {pieces!r}, of {length} weights, expected a divisor of the {n_weights} of a filter of {name}")
             found.setdefault(({"layer": name, "stage": name.split(".")[0], "network": ""}[scope], length), []).append(name)
     return found
-
-
-def _costs(statistics: Mapping[str, LayerStatistics] | None, name: str, scale: Tensor, n_pieces: Integer) -> Tensor:
-    """The cost of the squared error of each piece, in units of its filter's scale: (pieces,), float64."""
-    of_filters, n_each = scale.square(), n_pieces // len(scale)
-    if statistics is None:
-        return of_filters.repeat_interleave(n_each)
-    squares = statistics[name].second_moment.diagonal().double().view(n_each, -1).mean(1)  # of the inputs of each piece
-    return torch.outer(of_filters * statistics[name].importance.double(), squares).flatten()
 
 
 def _clustered(points: Tensor, costs: Tensor, n_clusters: Integer, seed: Seed) -> tuple[Tensor, Tensor]:

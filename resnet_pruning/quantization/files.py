@@ -95,6 +95,7 @@ def _rebuilt(content: Mapping[str, Any]) -> QuantizedResNet:
         levels = tensors.get(f"{name}.levels")
         layer.set_codes(codes, tensors[f"{name}.scale"], None if levels is None else levels.to(torch.int32))
         layer.bias, layer.factor = tensors[f"{name}.bias"], tensors.get(f"{name}.factor")
+        layer.float_weight = layer.weight.clone()  # not in the file; until here, it is that of a network with random weights
     for name, quantizer in activations(network).items():
         quantizer.set_grid(float(tensors[f"{name}.scale"]), int(tensors[f"{name}.offset"]))
     return network

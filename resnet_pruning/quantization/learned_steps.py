@@ -140,7 +140,7 @@ def aware(model: OwnNetwork, images: Images, weight_bits: Integer, activation_bi
 
     Raises
     ------
-    ValueError : bits that are not an integer from 2 to 16; no images, or images of another shape
+    ValueError : bits that are not an integer from 2 to 16
     """
     for name, bits in {"weight_bits": weight_bits, "activation_bits": activation_bits, "end_bits": end_bits}.items():
         check_bits(bits, name)
@@ -206,4 +206,4 @@ def _on_grid(x: Tensor, step: Tensor, lowest: Integer, highest: Integer) -> Tens
 
 def _slowed(value: Tensor, factor: Tensor | float) -> Tensor:
     """The value, with a gradient that is `factor` times its own."""
-    return value * factor + (value - value * factor).detach()
+    return value.detach() + (value - value.detach()) * factor  # the difference is exactly 0, so that no factor is too large

@@ -71,8 +71,8 @@ def quantize(
 
     Raises
     ------
-    ValueError : bits that are not an integer from 2 to 16; an unknown choice; no images, or images of another shape; a model that is
-        already quantized; activations that are not finite (the message names them); k-means levels with learnt rounding or over 8 bits
+    ValueError : bits that are not an integer from 2 to 16; an unknown choice; a model that is already quantized; activations that are not
+        finite (the message names them); k-means levels with learnt rounding or over 8 bits
     """
     by_layer = isinstance(weight_bits, Mapping)
     checked = {f"weight_bits[{layer!r}]": bits for layer, bits in weight_bits.items()} if by_layer else {"weight_bits": weight_bits}

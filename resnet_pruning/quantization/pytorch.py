@@ -45,10 +45,6 @@ def to_int8(model: Network, images: Images) -> nn.Module:
     ----------
     model : trained; it is not changed
     images : training images; labels are not used. The activations' ranges are measured on all of them
-
-    Raises
-    ------
-    ValueError : no images, or of another shape
     """
     with _quiet():
         required("torchao", "peers")

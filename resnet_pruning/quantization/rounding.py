@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..arguments import Count, Natural, PositiveReal, Real, Seed
+from ..compression.parts import apply
 from ..data import Images
 from ..model import OwnNetwork
-from .quantized_model import BATCH, ActivationQuantizer, QuantizedBlock, QuantizedLayer, QuantizedResNet, normalised_batches, per_filter
+from .quantized_model import ActivationQuantizer, QuantizedBlock, QuantizedLayer, QuantizedResNet, normalised_batches, per_filter
 
 ROUNDINGS = ("nearest", "layer", "block")
 WARMUP = 0.2  # share of the steps before weights are pulled towards a decision
@@ -76,17 +77,16 @@ def reconstruct(
     strength : of the pull towards a decision, with a power that falls from 20 to 2
     """
     exact = QuantizedResNet(model, network.bits["weights"], network.bits["activations"], network.bits["ends"]).to(images.device).eval()
-    network.requires_grad_(False)
     original = inputs = torch.cat(list(normalised_batches(images)))
     with torch.no_grad():
         inputs = network.input(inputs)
     generator = torch.Generator().manual_seed(seed)
     for part in tqdm(list(_parts(network, exact, unit)), desc="rounding", unit=unit, disable=not progress):
-        targets = _apply(part.exact, original)
+        targets = apply(part.exact, original)
         if part.layers:
             _learn(part, inputs, original, targets, n_steps, batch_size, learning_rate, strength, generator)
         if part.is_stream:
-            original, inputs = targets, _apply(part.quantized, inputs)
+            original, inputs = targets, apply(part.quantized, inputs)
 
 
 class Part(NamedTuple):
@@ -171,8 +171,3 @@ def _learn(
         layer.rounding = None
         layer.bias = layer.bias.detach()
         layer.set_codes(rounding.codes().detach(), layer.scale)
-
-
-@torch.no_grad()
-def _apply(part: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    return torch.cat([part(batch) for batch in inputs.split(BATCH)])

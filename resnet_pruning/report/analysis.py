@@ -15,16 +15,18 @@ from .tables import equally_tuned, newest
 
 ALONE = "alone, half of the filters (pp)"
 MAIN = {
-    "by sensitivity, inside blocks": "repaired, allocated by sensitivity (this project)",
-    "merged, reconstruction": "repaired, the same share in every block",
-    "k-means, centroids": "k-means, centroids, merged (the assignment)",
-    "tied": "k-means, filters stay tied",
+    "by sensitivity, inside blocks": "elimination, fitted, allocated by sensitivity (this project)",
+    "elimination, reconstruction": "elimination, fitted, the same share in every block",
+    "elimination": "elimination alone",
+    "k-means of activations, medoids": "k-means of activations, one of each cluster kept",
+    "k-means, centroids": "k-means of weights, merged (the assignment)",
     "random units": "removal at random",
     "smallest L2 norm": "removal by the smallest L2 norm",
 }
 REMOVED = ("random units", "smallest L2 norm", "geometric median", "Neuron Merging")
 CLUSTERED = ("k-means, centroids", "k-means of unit filters, centroids")
-REPAIRED = ("merged, reconstruction", "by sensitivity, inside blocks")
+CHOSEN = ("k-means of activations, medoids", "elimination")
+REPAIRED = ("elimination, reconstruction", "by sensitivity, inside blocks")
 GROUPS = ["pruned", "quantized", "both"]
 NEW_STATISTICS = "new batch-norm statistics"
 
@@ -72,15 +74,18 @@ def share_curves(uniform: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{"kept (%)": 100 * table.level})
 
 
-def knee(curve: pd.Series) -> float | None:
-    """The x at which a curve is furthest above the straight line between its ends, or None if it never is. The index is x, sorted."""
+def knee(curve: pd.Series) -> tuple[float, float] | None:
+    """The x at which a curve is furthest above the straight line between its ends, and by how much; None if it never is above it.
+
+    The index of `curve` is x, sorted.
+    """
     x, y = curve.index.to_numpy(), curve.to_numpy()
-    line = y[0] + (y[-1] - y[0]) * (x - x[0]) / (x[-1] - x[0])
-    furthest = (y - line).argmax()
-    return None if furthest in (0, len(x) - 1) else float(x[furthest])
+    above = y - (y[0] + (y[-1] - y[0]) * (x - x[0]) / (x[-1] - x[0]))
+    furthest = above.argmax()
+    return None if furthest in (0, len(x) - 1) else (float(x[furthest]), float(above[furthest]))
 
 
-def knees(curves: pd.DataFrame, at_least: Integer = 6) -> dict[str, float | None]:
+def knees(curves: pd.DataFrame, at_least: Integer = 6) -> dict[str, tuple[float, float] | None]:
     """The `knee` of each way in `share_curves` that was measured at `at_least` shares or more."""
     medians = {way: rows.groupby("kept (%)").accuracy.median() for way, rows in curves.groupby("way", sort=False)}
     return {way: knee(curve) for way, curve in medians.items() if len(curve) >= at_least}
@@ -98,7 +103,7 @@ def allocations(uniform: pd.DataFrame, budgets: pd.DataFrame) -> dict[str, pd.Da
     replaced = replaced.assign(what=replaced.plan.replace({"uniform": "equal numbers", "uniform fraction": "equal shares"}))
     compressed = budgets[budgets.repair == "reconstruction"]
     compressed = compressed.assign(what=compressed.plan.replace({"uniform": "equal shares, inside blocks"}))
-    panels = {"replaced by centroids, new batch-norm statistics": replaced, "merged and reconstructed": compressed}
+    panels = {"replaced by centroids, new batch-norm statistics": replaced, "removed and reconstructed": compressed}
     return {name: rows.assign(**{"MACs (%)": _percent_of_macs}) for name, rows in panels.items()}
 
 
@@ -109,8 +114,8 @@ def accuracy_at(rows: pd.DataFrame, what: str, macs: Real) -> float:
 
 
 def mean_gains(gains: pd.DataFrame) -> pd.DataFrame:
-    """The mean gain of each family of plans, best first, from `tables.gains_over_uniform`, except those chosen on training images."""
-    means = gains.drop(columns="chosen").groupby(["distance", "measure"]).mean().reset_index()
+    """The mean gain of each family of plans, best first, from `tables.gains_over_uniform`."""
+    means = gains.groupby(["distance", "measure"]).mean().reset_index()
     table = means.melt(["distance", "measure"], var_name="family", value_name="gain (pp)").sort_values("gain (pp)", ascending=False)
     return table.assign(plan=table.family + " · " + table.distance + ", equal " + table.measure)
 
@@ -130,9 +135,10 @@ def ladder(methods: pd.DataFrame, steps: pd.DataFrame, tuned: pd.DataFrame) -> p
     found = {
         "k-means, centroids, merged": half["k-means, centroids", "as pruned"],
         "new batch-norm statistics": half["k-means, centroids", NEW_STATISTICS],
-        "next layer by least squares, channels by elimination": half["merged, least squares", NEW_STATISTICS],
-        "each block reconstructed": half["merged, reconstruction", NEW_STATISTICS],
-        "channels by sensitivity": half["by sensitivity, inside blocks", NEW_STATISTICS],
+        "channels by elimination": half["elimination", NEW_STATISTICS],
+        "next layer by least squares": half["elimination, least squares", NEW_STATISTICS],
+        "each block reconstructed": half["elimination, reconstruction", NEW_STATISTICS],
+        "channels allocated by sensitivity": half["by sensitivity, inside blocks", NEW_STATISTICS],
     }
     found |= {f"{epochs} epochs of fine-tuning": accuracy for epochs, accuracy in trained.items()}
     table = pd.DataFrame({"step": list(found), "accuracy": list(found.values())})
@@ -190,9 +196,9 @@ def saved_time(times: pd.DataFrame) -> pd.Series:
 
 
 def removal(methods: pd.DataFrame) -> pd.DataFrame:
-    """Median accuracy of removal, clustering and repair at half of the MACs, from `compared_methods`, with a column for each stage."""
+    """Median accuracy of removal, clustering, choice on images and repair at half of the MACs: a column for each stage."""
     wide = methods[methods.level == 0.5].pivot_table(index="method", columns="stage", values="accuracy", aggfunc="median")
-    return wide.reindex([*REMOVED, *CLUSTERED, *REPAIRED])[[NEW_STATISTICS, "fine-tuned"]]
+    return wide.reindex([*REMOVED, *CLUSTERED, *CHOSEN, *REPAIRED])[[NEW_STATISTICS, "fine-tuned"]]
 
 
 def pruned_quantized_both(pareto: pd.DataFrame, least_change: Real = -6) -> pd.DataFrame:

@@ -7,6 +7,8 @@ import pandas as pd
 
 from .tables import equally_tuned, gains_of_ends, is_own, networks, newest
 
+ALLOCATED = "by sensitivity, inside blocks"
+
 
 def notebooks(figures: Path) -> str:
     """What each notebook shows: a link, a sentence or two, a figure."""
@@ -18,45 +20,56 @@ def notebooks(figures: Path) -> str:
 
 
 def finding(figures: Path) -> str:
-    """What was found, in three sentences."""
-    half = newest(figures / "prune_uniform.csv").query("images == 'test' and plan == 'uniform fraction' and level == 0.5")
-    half = half[(half.representative == "centroid") & (half.batch_norm == "re-estimated")]
-    clustered = half.groupby(["distance", "weighting"]).accuracy.median()
-    tuned_rows = equally_tuned(figures)
-    (untrained, other), (tuned, other_tuned) = map(_best_at_half, (pd.read_csv(figures / "untrained.csv"), tuned_rows))
-    control = tuned_rows[tuned_rows.method == "not pruned"].accuracy.mean()
+    """What was found, in some sentences."""
+    clustered = _clustered_by_half(figures)
+    untrained, tuned = newest(figures / "untrained.csv"), equally_tuned(figures)
+    before, after = (table[table.level == 0.5].groupby("method").accuracy.mean() for table in (untrained, tuned))
+    others = [name for name in before.index if not is_own(pd.Index([name]))[0]]
+    rival, rivals = before[others].idxmax(), after.index.intersection(others)
+    share = 100 * tuned[tuned.level == 0.5].groupby("method").parameters_share.first()
+    best, control = after[rivals].idxmax(), tuned[tuned.method == "not pruned"].accuracy.mean()
     return (
-        f"**Clustering filters is not enough.** With half of the filters of every layer, {clustered['raw', 0]:.0f} % of the test images "
-        f"are still classified correctly, and {clustered.max():.0f} % if filters are clustered by how their outputs correlate. "
-        "**What pays is the repair**: if each block is solved for the outputs that it had, and channels go where they matter least, a "
-        f"network with half of the MACs has {untrained[1].median():.1f} % without labels and without training; "
-        f"the best other method in the comparison has {other[1].median():.1f} %. "
-        f"**Fine-tuning removes most of that lead**: after {tuned_rows.epochs.max()} epochs it has {tuned[1].mean():.1f} % (seeds: "
-        f"{len(tuned[1])}), the best of the other methods that were trained ({other_tuned[0]}) {other_tuned[1].mean():.1f} %, and the "
-        f"whole network, trained on for as long, {control:.1f} %."
+        "**Merging filters that resemble each other does not pay.** With half of the filters of every layer and new batch-norm "
+        f"statistics, {clustered['raw', 0, 're-estimated']:.0f} % of the test images are classified correctly; the best of five distances "
+        f"keeps {clustered.max():.0f} %. **Clustering pays as a choice of channels, by what they do on images.** At half of the MACs, "
+        "keeping one channel of each cluster of activations and removing the others leaves "
+        f"{before['k-means of activations, medoids']:.1f} %; the best of {len(others)} other methods leaves {before[rival]:.1f} %. "
+        "Removing one channel at a time, always the one that the next layer can best do without, is better still: it leaves "
+        f"{before['elimination']:.1f} %, and {before[ALLOCATED]:.1f} % once blocks are fitted to their former outputs and channels are "
+        f"allocated by sensitivity. All of it is without labels. **Fine-tuning removes most of that lead.** "
+        f"After {tuned.epochs.max()} epochs, {after[ALLOCATED] - after[best]:.1f} pp are left over the best of the {len(rivals)} other "
+        f"methods that were fine-tuned ({best}), at equal MACs, with {share[ALLOCATED]:.0f} instead of {share[best]:.0f} % of the "
+        f"parameters. The unpruned network, fine-tuned for as many epochs, is {control - after[ALLOCATED]:.1f} pp ahead."
     )
+
+
+def _clustered_by_half(figures: Path) -> pd.Series:
+    """The accuracy with centroids of half of the filters in every layer, by distance, weighting and batch-norm statistics."""
+    half = newest(figures / "prune_uniform.csv").query("images == 'test' and plan == 'uniform fraction' and level == 0.5")
+    return half[half.representative == "centroid"].groupby(["distance", "weighting", "batch_norm"]).accuracy.median()
 
 
 def _training(figures: Path) -> str:
     seeds = pd.read_csv(figures / "base_seeds.csv")
-    base = seeds.iloc[0]
-    quickest = pd.read_csv(figures / "benchmark_accuracy.csv").iloc[1]
+    teacher = pd.read_csv(figures / "other_networks.csv").set_index("network").minutes["resnet20_wide"]
+    straightforward, quickest = pd.read_csv(figures / "benchmark_accuracy.csv").itertuples()
     return (
         "The data, the network, how the recipe was chosen, the training, its mistakes. "
-        f"**ResNet-20 ends at {seeds.accuracy.mean():.2f} % (mean of {len(seeds)} seeds) after {base.epochs} epochs, "
-        f"{base.minutes:.0f} minutes on {base.machine}**; "
-        f"its published 91.25 % take {quickest.minutes:.0f} minutes, in a straightforward loop {quickest.ratio:.0f} times as long."
+        f"**ResNet-20 ends at {seeds.accuracy.mean():.2f} % (mean of {len(seeds)} seeds) after {seeds.epochs[0]} epochs, in "
+        f"{seeds.minutes.min():.0f} to {seeds.minutes.max():.0f} minutes on one CPU thread, and {teacher:.0f} for its teacher.** "
+        f"{straightforward.accuracy:.2f} %, the published accuracy, takes {quickest.minutes:.0f} minutes on two threads "
+        f"({quickest.epochs} epochs, {quickest.seeds:.0f} seeds); the published {straightforward.epochs} epochs in a straightforward loop "
+        f"would take {straightforward.minutes:.0f}, by an estimate."
     )
 
 
 def _uniform_plans(figures: Path) -> str:
-    table = newest(figures / "prune_uniform.csv").query("images == 'test' and plan == 'uniform fraction' and level == 0.5")
-    accuracy = table[table.representative == "centroid"].groupby(["distance", "weighting", "batch_norm"]).accuracy.median()
+    accuracy = _clustered_by_half(figures)
     return (
         "The same number, or the same share, of clusters in every layer; centroids or medoids; five distances. "
         f"**Half of the filters in every layer: {accuracy['raw', 0, 'as trained']:.1f} %; with new batch-norm statistics "
-        f"{accuracy['raw', 0, 're-estimated']:.1f} %; clustered by how the filters' outputs correlate, weighted by what the logits make of "
-        f"them, {accuracy['correlation', 0.5, 're-estimated']:.1f} %.**"
+        f"{accuracy['raw', 0, 're-estimated']:.1f} %; clustered by how the filters' outputs correlate, weighted by how much the logits "
+        f"depend on them, {accuracy['correlation', 0.5, 're-estimated']:.1f} %.**"
     )
 
 
@@ -70,23 +83,23 @@ def _ends(figures: Path) -> str:
 
 
 def _fine_tuning(figures: Path) -> str:
-    untrained, tuned = pd.read_csv(figures / "untrained.csv"), equally_tuned(figures)
+    untrained, tuned = newest(figures / "untrained.csv"), equally_tuned(figures)
     before, after = (table[table.level == 0.5].groupby("method").accuracy.mean() for table in (untrained, tuned))
     control = tuned[tuned.method == "not pruned"].accuracy.mean()
     best = after[after.index.str.startswith(("tied", "projected"))].idxmax()
     return (
-        "Training on while filters stay clustered, tied or projected, next to networks that are merged first. "
-        f"**Half of the MACs, “{best}”: {before[best]:.1f} % before training and {after[best]:.2f} % after {tuned.epochs.max()} epochs, "
-        f"next to {after['merged, reconstruction']:.2f} % for a merged network with the same share in every block, "
-        f"and {control:.2f} % for the whole network, trained on for as long.**"
+        "Fine-tuning while filters stay clustered, tied or projected, next to networks that are made smaller first. "
+        f"**Half of the MACs, “{best}”: {before[best]:.1f} % before fine-tuning and {after[best]:.2f} % after {tuned.epochs.max()} epochs, "
+        f"next to {after['elimination, reconstruction']:.2f} % if the same share of each block's channels is removed and the rest fitted, "
+        f"and {control:.2f} % for the unpruned network, fine-tuned for as many epochs.**"
     )
 
 
 def _analysis(figures: Path) -> str:
     worth = pd.read_csv(figures / "analysis_ladder.csv").set_index("step").worth.nlargest(3)
     return (
-        "What all of it says: a question, a figure and an answer at a time, and a list of ideas. **Of all that is done about the loss at "
-        f"half of the MACs, most is won by: {'; '.join(f'{step} ({value:+.1f} pp)' for step, value in worth.items())}.**"
+        "What all of it says: a question, a figure and an answer at a time, and a list of ideas. **At half of the MACs, the steps that "
+        f"recover most are: {'; '.join(f'{step} ({value:+.1f} pp)' for step, value in worth.items())}.**"
     )
 
 
@@ -102,47 +115,41 @@ def _optimizers(figures: Path) -> str:
     )
 
 
-def _best_at_half(table: pd.DataFrame) -> list[tuple[str, pd.Series]]:
-    """The name and the accuracies of "by sensitivity, inside blocks" at half of the MACs, and those of the best method of others."""
-    accuracy = table[table.level == 0.5].groupby("method").accuracy
-    others = accuracy.mean()[lambda means: ~is_own(means.index)]
-    return [(name, accuracy.get_group(name)) for name in ("by sensitivity, inside blocks", others.idxmax())]
-
-
 def _baselines(figures: Path) -> str:
     tuned = equally_tuned(figures)
-    stages = {
-        "without training": pd.read_csv(figures / "untrained.csv"),
-        f"after {tuned.epochs.max()} epochs of the same fine-tuning": tuned,
-    }
+    stages = {"before fine-tuning": newest(figures / "untrained.csv"), f"after the same {tuned.epochs.max()} epochs": tuned}
     parts = []
     for words, table in stages.items():
-        (_, ours), (name, theirs) = _best_at_half(table)
-        parts.append(f"{words} {ours.mean():.2f} %, next to {theirs.mean():.2f} % ({name})")
+        means = table[table.level == 0.5].groupby("method").accuracy.mean()
+        others = means[~is_own(means.index)]
+        parts.append(f"{words} {means[ALLOCATED]:.2f} %, next to {others.max():.2f} % ({others.idxmax()}, of {len(others)} methods)")
     return (
         "Removal, folding, Torch-Pruning and clustering at the same MACs, some of them fine-tuned by one protocol; published results. "
-        f"**Half of the MACs: {'; '.join(parts)}.**"
+        f"**Half of the MACs, “{ALLOCATED}”: {'; '.join(parts)}.**"
     )
 
 
 def _quantization(figures: Path) -> str:
-    best = pd.read_csv(figures / "quantize_bits.csv").set_index("way").max()
-    changes = ", ".join(f"{bits} {best[bits]:+.2f} pp" for bits in ("W8A8", "W4A8", "W4A4", "W2A8", "W2A2"))
+    learned = pd.read_csv(figures / "quantize_bits.csv").set_index("way").loc["own, blocks"]
+    changes = ", ".join(f"{bits} {learned[bits]:+.2f} pp" for bits in ("W8A8", "W4A8", "W4A4", "W2A8", "W2A2"))
     return (
         "Custom post-training quantization at 16 to 2 bits, next to PyTorch's; pruning and quantization together. "
-        f"**Change of accuracy without training: {changes}.**"
+        f"**Change of accuracy with learned rounding, without fine-tuning: {changes}.**"
     )
 
 
 def _compact_networks(figures: Path) -> str:
-    change = pd.read_csv(figures / "compact_allocation.csv").query("level == 0.5").groupby("plan").change.median()
-    fastest = networks(figures)
-    planned = fastest[fastest.index.str.startswith("resnet20_fast")].sort_values("batch 256").iloc[-1]
+    change = newest(figures / "compact_allocation.csv").query("level == 0.5").groupby("plan").change.median()
+    table = networks(figures)
+    planned = table[table.index.str.startswith("resnet20_fast")].sort_values("batch 256").iloc[-1]
+    loss = planned["accuracy in int8"] - table.accuracy["resnet20"]
     return (
         "Networks that are really smaller: repair, allocation among channels, blocks and streams, plans for time, four runtimes. "
-        f"**Half of the MACs without labels and without training: {change.max():+.2f} pp ({change.idxmax()}). Planned for time, it is "
-        f"{planned['batch 256']:.1f} times as fast as the unpruned one in compiled float32, of which 8-bit integers in OpenVINO alone give "
-        f"{fastest.loc['resnet20', 'batch 256']:.1f} times, and loses {-planned.change:.2f} pp (batches of 256).**"
+        f"**Half of the MACs before fine-tuning: {change['by sensitivity, inside blocks']:+.2f} pp with channels allocated by sensitivity, "
+        f"{change['uniform']:+.2f} pp with the same share in every block.** The fastest of the networks that were planned for time and "
+        f"fine-tuned for {planned.epochs:.0f} epochs keeps {planned.macs:.0f} % of the MACs. In OpenVINO with 8-bit integers, it is "
+        f"{planned['batch 256']:.1f} times as fast as the unpruned one there, and {planned['overall 256']:.1f} times as fast as that in "
+        f"PyTorch's compiled float32 (batches of 256 images), at {loss:+.2f} pp."
     )
 
 

@@ -72,7 +72,8 @@ def training_of(name: str, dataset: str) -> Training:
 def train_network(name: str, dataset: str, folder: Path, seed: Seed = 0, progress: bool = True) -> tuple[Path, pd.DataFrame]:
     """Train one of `TRAININGS`, after its teacher if that is missing. Return the path of its checkpoint in `folder`, and the history.
 
-    An interrupted training resumes where it stopped. Seeds other than 0 are part of the name: ``resnet20_seed1``.
+    An interrupted training resumes where it stopped. Seeds other than 0 are part of the name: ``resnet20_seed1``. The teacher is recorded
+    in the folder's ``figures``; the network itself is left to `record`.
     """
     training = training_of(name, dataset)
     images, test_images = load_images(dataset, device=default_device())
@@ -80,7 +81,9 @@ def train_network(name: str, dataset: str, folder: Path, seed: Seed = 0, progres
     teacher = None
     if training.teacher:
         path = folder / "checkpoints" / f"{training.teacher}.pt"
-        teacher, _ = load_checkpoint(path if path.exists() else train_network(training.teacher, dataset, folder, progress=progress)[0])
+        if not path.exists():
+            record(*train_network(training.teacher, dataset, folder, progress=progress), folder / "figures")
+        teacher, _ = load_checkpoint(path)
     torch.manual_seed(int(seed))
     network = ResNet(training.depth, training.stage_widths, n_classes=len(images.classes))
     path = folder / "checkpoints" / f"{name}{f'_seed{seed}' if seed else ''}.pt"
@@ -150,7 +153,7 @@ def histories(dataset: str, profile: str) -> pd.DataFrame:
 
 def record(path: Path, history: pd.DataFrame, figures: Path) -> None:
     """Write a trained network's row to ``base_seeds.csv`` or ``other_networks.csv``, and its epochs to ``trainings.csv``. They replace
-    older rows of the same name."""
+    older rows of the same name, and take their place in the order; seeds are in order, too, since readers take the first as seed 0."""
     network, facts = load_checkpoint(path)
     row = {
         "seed": facts["seed"],
@@ -170,8 +173,10 @@ def record(path: Path, history: pd.DataFrame, figures: Path) -> None:
         table = table.assign(network=path.stem)[["network", *table]]
         if (figures / csv).exists():
             old = pd.read_csv(figures / csv)
+            places = {name: place for place, name in enumerate(dict.fromkeys([*old.network, path.stem]))}
             table = pd.concat([old[old.network != path.stem], table])
-        write_table(table, figures / csv)
+            table = table.sort_values("network", key=lambda names, places=places: names.map(places), kind="stable")
+        write_table(table.sort_values("seed", kind="stable") if "seed" in table else table, figures / csv)
 
 
 def recipe_of(facts: Mapping[str, Any]) -> Recipe:

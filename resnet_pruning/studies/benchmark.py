@@ -138,38 +138,44 @@ def this_loop(images: Images, batch_size: Count, device: torch.device, name: str
 
 
 def _serve(pipe: Connection, name: str, dataset: str, batch_size: Count, n_steps: Count) -> None:
-    """In a child process, train an epoch of `n_steps` steps at each request, and answer with its images/s."""
+    """In a child process, train an epoch of `n_steps` steps at each request, and answer with its images/s, until the pipe is closed."""
     device = default_device()
     images = load_images(dataset)[0][: n_steps * batch_size]
     epoch = straightforward_loop(images, batch_size, device) if name == STRAIGHTFORWARD else this_loop(images, batch_size, device, name)
     epoch()
-    pipe.send("ready")
-    while pipe.recv():
-        pipe.send(epoch())
+    with contextlib.suppress(EOFError, ConnectionError):  # the other end is closed, maybe in the middle of an epoch
+        pipe.send("ready")
+        while pipe.recv():
+            pipe.send(epoch())
 
 
 @contextlib.contextmanager
 def _loops(
     names: Sequence[str], dataset: str, batch_size: Count, n_steps: Count, progress: bool = True
 ) -> Iterator[dict[str, Callable[[], float]]]:
-    """Start each loop in its own process. Yields a function for each name: a call trains an epoch and returns its images/s."""
+    """Start each loop in its own process. Yields a function for each name: a call trains an epoch and returns its images/s. The processes
+    end with the block, also after an error."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
-    for name in tqdm(names, desc="starting the loops", disable=not progress):
-        pipes[name], child = context.Pipe()
-        processes.append(context.Process(target=_serve, args=(child, name, dataset, batch_size, n_steps)))
-        processes[-1].start()
-        child.close()  # so that the wait for a child ends if it dies
-        pipes[name].recv()
 
     def epoch(pipe: Connection) -> float:
         pipe.send(True)
         return pipe.recv()
 
-    yield {name: functools.partial(epoch, pipe) for name, pipe in pipes.items()}
-    for pipe, process in zip(pipes.values(), processes, strict=True):
-        pipe.send(False)
-        process.join()
+    try:
+        for name in tqdm(names, desc="starting the loops", disable=not progress):
+            pipes[name], child = context.Pipe()
+            with child:  # closed here, so that the wait for a child ends if it dies
+                process = context.Process(target=_serve, args=(child, name, dataset, batch_size, n_steps))
+                process.start()
+                processes.append(process)
+            pipes[name].recv()
+        yield {name: functools.partial(epoch, pipe) for name, pipe in pipes.items()}
+    finally:
+        for pipe in pipes.values():
+            pipe.close()
+        for process in processes:
+            process.join()
 
 
 def benchmark_training(
@@ -335,7 +341,7 @@ def benchmark_inference(
     networks : by name; the others are compared with the first
     batch_sizes : images per batch
     settings : runtimes and precisions; `speedup` is relative to the first network in the first of them
-    bounded : whether to measure lower bounds too
+    bounded : whether to measure lower bounds too, which takes networks of this package
     rounds, progress : see `deployment.timing.latency`
 
     Returns

@@ -21,7 +21,9 @@ LEVELS = (0.5, 0.25)  # of the MACs, for the methods that are shown
 SHOWN = (
     "by sensitivity",
     "by sensitivity, inside blocks",
-    "merged, reconstruction",
+    "elimination, reconstruction",
+    "elimination",
+    "k-means of activations, medoids",
     "smallest L2 norm",
     "random units",
     "k-means, centroids",
@@ -32,7 +34,7 @@ SHOWN = (
     "projected, new clusters each step",
 )
 BETWEEN = (0.75, 0.36)  # for the four methods of the curves
-CURVES = ("by sensitivity, inside blocks", "merged, reconstruction", "smallest L2 norm", "tied")
+CURVES = ("by sensitivity, inside blocks", "elimination, reconstruction", "smallest L2 norm", "tied")
 SEEDED = ("not pruned", *CURVES, "random units", "k-means, centroids")  # with three seeds at half of the MACs
 LONGER = 20  # epochs, for those that a reader might think were trained too briefly
 LONGER_METHODS = ("not pruned", "smallest L2 norm", "by sensitivity, inside blocks")

@@ -60,7 +60,7 @@ class FineTuningRuns(PruningRuns):
         return self.grid(FineTuningPoint, plans, images, choices)
 
     def measure_fine_tuned(self, point: FineTuningPoint) -> dict[str, Any]:
-        """Merge, train and evaluate. An interrupted run resumes where it stopped.
+        """Compress, train and evaluate. An interrupted run resumes where it stopped.
 
         Returns
         -------
@@ -71,7 +71,7 @@ class FineTuningRuns(PruningRuns):
         training, judged = self.material.trained_on(point.images), self.material.images(point.images)
         training = training[: point.n_images or len(training)]
         recipe = self.recipe(point.epochs, point.learning_rate)
-        network = rescale_like(self.merged(plan, point.seed), self.material.network)
+        network = rescale_like(self.compressed(plan, point.seed), self.material.network)
         before = evaluation.accuracy(calibration.reestimate_batch_norm(network, self.material.calibration), judged)
         history = self.fine_tune(network, training, recipe, point)
         row = self.judged(network, point.images, {"parameters": cost.parameters(network), "macs": cost.macs(network)})
@@ -83,21 +83,24 @@ class FineTuningRuns(PruningRuns):
             save_checkpoint(self.path(point.checkpoint), network, facts)
         return {**row, "accuracy_before": round(before, 2), "seconds": round(history.seconds.sum(), 1)}
 
-    def merged(self, plan: Plan, seed: Seed = 0) -> ResNet:
+    def compressed(self, plan: Plan, seed: Seed = 0) -> ResNet:
         """The network that `compression.compress_by_plan` returns for a plan, cached for runs that share it. It must not be modified."""
-        return _merged(self, tuple(plan.items()), seed)
+        return _compressed(self, tuple(plan.items()), seed)
 
     def fine_tune(self, network: nn.Module, images: Images, recipe: Recipe, point: Any) -> pd.DataFrame:
         """Train the network of a point in place, with its seed and the teacher. An interrupted training resumes where it stopped."""
-        # By the network, too: with another number of threads, the same point may be pruned a little differently.
-        name = digest(repr((self, point)), network.state_dict().values())[:16]
+        teacher = copy.deepcopy(self.network(self.taught_by))
+        # By all that decides the result: with another recipe or teacher, the old state would be refused. By the network, too: with another
+        # number of threads, the same point may be pruned a little differently.
+        tensors = [*network.state_dict().values(), *teacher.state_dict().values()]
+        name = digest(repr((self, point, recipe)), tensors)[:16]
         torch.compiler.reset()  # compiled networks of earlier runs count towards a limit, beyond which nothing is compiled
         return train(
             network,
             images,
             recipe,
             seed=point.seed,
-            teacher=copy.deepcopy(self.network(self.taught_by)),
+            teacher=teacher,
             folder=results_folder(self.dataset, self.profile) / "build" / "fine_tuning" / name,
             progress=self.profile == "full",
         )
@@ -109,7 +112,7 @@ class FineTuningRuns(PruningRuns):
 
 
 @functools.lru_cache(maxsize=4)
-def _merged(experiment: FineTuningRuns, plan: tuple[tuple[str, Integer], ...], seed: Seed) -> ResNet:
+def _compressed(experiment: FineTuningRuns, plan: tuple[tuple[str, Integer], ...], seed: Seed) -> ResNet:
     material, n_steps = experiment.material, 400 if experiment.profile == "full" else 5
     statistics = material.statistics
     return compress_by_plan(

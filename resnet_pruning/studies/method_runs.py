@@ -197,16 +197,18 @@ def _clusters(distance: str, representative: str) -> Method:
     return pruned
 
 
-def _least_squares(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
-    material = experiment.material
-    plan = allocation.uniform_inside_blocks(material.network, level)
-    return compress_by_plan(
-        material.network, plan, material.fitted_to, "least squares", statistics=material.statistics, seed=seed, progress=False
-    )
+def _chosen_on_images(selection: str, repair: str = "none") -> Method:
+    def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
+        material = experiment.material
+        plan = allocation.uniform_inside_blocks(material.network, level)
+        settings = {"selection": selection, "statistics": material.statistics, "seed": seed, "progress": False}
+        return compress_by_plan(material.network, plan, material.fitted_to, repair, **settings)
+
+    return pruned
 
 
 def _reconstruction(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
-    return experiment.merged(allocation.uniform_inside_blocks(experiment.material.network, level), seed)
+    return experiment.compressed(allocation.uniform_inside_blocks(experiment.material.network, level), seed)
 
 
 def _by_sensitivity(sharing: bool, others: bool = True) -> Method:
@@ -216,7 +218,9 @@ def _by_sensitivity(sharing: bool, others: bool = True) -> Method:
         errors = experiment.material.errors
         if not others:
             errors = allocation.of_channels(errors)
-        return experiment.merged(allocation.by_sensitivity(experiment.material.network, macs=level, sharing=sharing, errors=errors), seed)
+        return experiment.compressed(
+            allocation.by_sensitivity(experiment.material.network, macs=level, sharing=sharing, errors=errors), seed
+        )
 
     return pruned
 
@@ -296,11 +300,15 @@ FAMILIES: dict[str, dict[str, Method]] = {
         "projected": _constrained(functools.partial(finetuning.projected, renew_every=0), "correlation"),
         "projected, new clusters each step": _constrained(finetuning.projected, "correlation"),
     },
-    "clustering, repaired": {
-        "merged, least squares": _least_squares,
-        "merged, reconstruction": _reconstruction,
+    "chosen on images, removed": {
+        "k-means of activations, medoids": _chosen_on_images("k-means"),
+        "elimination": _chosen_on_images("elimination"),
     },
-    "clustering, repaired, allocated by sensitivity": {
+    "removed and repaired": {
+        "elimination, least squares": _chosen_on_images("elimination", "least squares"),
+        "elimination, reconstruction": _reconstruction,
+    },
+    "removed and repaired, allocated by sensitivity": {
         "by sensitivity, inside blocks": _by_sensitivity(sharing=False, others=False),
         "by sensitivity": _by_sensitivity(sharing=True),
         "by sensitivity, without sharing": _by_sensitivity(sharing=False),
@@ -308,9 +316,10 @@ FAMILIES: dict[str, dict[str, Method]] = {
 }
 METHODS = {name: method for family in FAMILIES.values() for name, method in family.items()}
 FAMILY_OF = {name: family for family, methods in FAMILIES.items() for name in methods}
-OWN = tuple(name for family, methods in FAMILIES.items() if "cluster" in family for name in methods)
+OTHERS = ("control", "units removed", "units merged", "Torch-Pruning")  # families of what this project is compared with
+OWN = tuple(name for family, methods in FAMILIES.items() if family not in OTHERS for name in methods)
 # See rescale_like.
-SOLVED = tuple(name for family, methods in FAMILIES.items() if family.startswith("clustering, repaired") for name in methods)
+SOLVED = tuple(name for family, methods in FAMILIES.items() if family.startswith("removed and repaired") for name in methods)
 
 
 def available(methods: Sequence[str] = tuple(METHODS)) -> tuple[list[str], str]:

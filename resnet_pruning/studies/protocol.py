@@ -27,8 +27,8 @@ TEACHER = ""  # the base itself: in its trial, the network of doubled widths did
 # The learning rate of each family of methods. What is merged or only clustered starts about where removal does, and has its rate.
 RATES = {
     "control": 0.0003,
-    **dict.fromkeys(("units removed", "units merged", "Torch-Pruning", "clustering alone"), 0.01),
-    **dict.fromkeys(("filters stay clustered", "clustering, repaired", "clustering, repaired, allocated by sensitivity"), 0.003),
+    **dict.fromkeys(("units removed", "units merged", "Torch-Pruning", "clustering alone", "chosen on images, removed"), 0.01),
+    **dict.fromkeys(("filters stay clustered", "removed and repaired", "removed and repaired, allocated by sensitivity"), 0.003),
 }
 
 

@@ -150,7 +150,8 @@ def distortions(
     Returns
     -------
     DataFrame with a row for each kind and number: granularity, representatives, n_representatives, bits_per_weight (the entropy of the
-    indices, divided by the number of weights of a piece), error (squared error of the weights, in % of their squares)
+    indices and 16 bits for each value of the codebooks, divided by the number of weights), error (squared error of the weights, in % of
+    their squares)
     """
     layers, rows = convolutions(network), []
     for granularity, counts in numbers.items():
@@ -161,7 +162,7 @@ def distortions(
             books: dict[nn.Module, list[torch.Tensor]] = {}
             for code in codes.values():
                 books.setdefault(code.codebook, []).append(code.labels)
-            bits = sum(_bits(torch.cat(labels)) for labels in books.values())
+            bits = sum(_bits(torch.cat(labels)) + 16 * book.representatives.numel() for book, labels in books.items())
             pairs = [(layers[name].weight, small.get_submodule(name).weight) for name in codes]
             error = sum((before - after).square().sum() for before, after in pairs) / sum(before.square().sum() for before, _ in pairs)
             n_weights = sum(before.numel() for before, _ in pairs)

@@ -56,12 +56,13 @@ def run_sweep(
     A row is the point and what the function returned. It is appended when its point is done, so an interrupted sweep loses
     only the points in flight. A file that does not fit is copied to ``NAME.aside-1.csv`` with a warning. It is then
     started anew if it has other columns or is not UTF-8 text, or repaired if lines are cut off. If the file lacks a field that has a
-    default, its rows get the default. Only one process at a time writes to a file.
+    default, its rows get the default. Only one process at a time writes to a file. If all points have rows, the file is only read, which
+    works while another process writes to it.
 
     Parameters
     ----------
     function : must be picklable if joblib uses processes. It returns the same names for every point, with numbers, text or None. A table
-        among them, such as ``{"epochs": DataFrame}``, goes to its own CSV, here NAME_epochs.csv, see `read_details`
+        among them, such as ``{"epochs": DataFrame}``, goes to its own CSV, here NAME_epochs.csv, see `read_details`; it may be empty
     points : instances of one frozen dataclass, with fields of type str, int, float, bool, ``tuple[int, ...]`` or such a dataclass; equal
         points are computed once
     path : the CSV
@@ -76,6 +77,16 @@ def run_sweep(
     path, kind, points = Path(path), _kind(points), list(dict.fromkeys(points))
     for point in points:
         _line(_key(point))
+    done = _rows(path, kind, repair=False)
+    if any(_key(point) not in done for point in points):
+        done = _completed(function, points, path, kind, progress)
+    return _table(points, [done[_key(point)][-1] for point in points])
+
+
+def _completed(
+    function: Callable[[Point], Mapping[str, Any]], points: Sequence[Point], path: Path, kind: type, progress: bool
+) -> dict[tuple[str, ...], list[dict[str, str]]]:
+    """Compute the points that have no row, and return `_rows` of the file."""
     columns: dict[Path, list[str]] = {}
     with locked(path):
         done = _rows(path, kind)
@@ -87,28 +98,29 @@ def run_sweep(
                     row = _joined(point, {name: value for name, value in result.items() if name not in tables})
                     details = {name: [_joined(point, row) for row in table.to_dict("records")] for name, table in tables.items()}
                     for name, rows in details.items():
-                        _append(_beside(path, name), rows, columns)
-                    _append(path, [row], columns)
+                        _append(_beside(path, name), rows, columns, kind)
+                    _append(path, [row], columns, kind)
                     bar.update()
                 done = _rows(path, kind)
-    return _table(points, [done[_key(point)][-1] for point in points])
+    return done
 
 
 def finished(points: Sequence[Point], path: str | Path) -> list[Point]:
     """Those of the points that have a row in the CSV, for a sweep that is run by its own command and read while it is under way."""
-    done = _rows(Path(path), _kind(points))
+    done = _rows(Path(path), _kind(points), repair=False)
     return [point for point in points if _key(point) in done]
 
 
 def read_details(path: str | Path, name: str, points: Sequence[Point]) -> pd.DataFrame:
     """The table `name` that a function returned for these points, after their fields. The first column of the table identifies its rows.
+    The file is only read.
 
     Raises
     ------
     ValueError : no points, or a point without details
     """
     path, kind = _beside(Path(path), name), _kind(points)
-    done = _rows(path, kind)
+    done = _rows(path, kind, repair=False)
     whose, rows = [], []
     for point in dict.fromkeys(points):
         if _key(point) not in done:
@@ -244,13 +256,16 @@ def _line(values: Iterable[Any]) -> str:
     return buffer.getvalue()
 
 
-def _append(path: Path, rows: Sequence[Mapping[str, Any]], columns: dict[Path, list[str]]) -> None:
+def _append(path: Path, rows: Sequence[Mapping[str, Any]], columns: dict[Path, list[str]], kind: type) -> None:
     """Append all rows at once. A file with other columns is set aside and replaced; rows with other names than `columns` are refused."""
+    if not rows:  # an empty table
+        return
     expected = columns.get(path, list(rows[0]))
     if odd := [row for row in rows if set(row) != set(expected)]:
         raise ValueError(f"the function returned {', '.join(odd[0])} for one point, expected {', '.join(expected)}, as for the one before")
     names = list(rows[0])
     if path not in columns:
+        _rows(path, kind)  # repairs the file, and adds fields that have a default
         columns[path] = _read(path)[0]
         if set(columns[path]) != set(names):
             if columns[path]:
@@ -264,20 +279,25 @@ def _append(path: Path, rows: Sequence[Mapping[str, Any]], columns: dict[Path, l
         os.fsync(file.fileno())
 
 
-def _rows(path: Path, kind: type) -> dict[tuple[str, ...], list[dict[str, str]]]:
-    """The rows of a CSV, without the point's columns, by the point's key."""
+def _rows(path: Path, kind: type, repair: bool = True) -> dict[tuple[str, ...], list[dict[str, str]]]:
+    """The rows of a CSV, without the point's columns, by the point's key; none if the file does not fit.
+
+    With `repair`, for which the file must be locked, a file that does not fit is set aside, and one that lacks something is rewritten.
+    Without it, the file stays as it is: another process may be writing to it.
+    """
     fields = _fields(kind)
-    header, rows = _read(path)
+    header, rows = _read(path, repair)
     if not header:
         return {}
     added = [name for name, field in fields.items() if name not in header and field.default is not dataclasses.MISSING]
     results = [name for name in header if name not in fields]
     if not results or set(header) != {*fields, *results} - {*added} or len(set(header)) < len(header):
-        _set_aside(path, f"it has the columns {', '.join(header)}, expected {', '.join(fields)} and results. It is started anew")
-        path.unlink()
+        if repair:
+            _set_aside(path, f"it has the columns {', '.join(header)}, expected {', '.join(fields)} and results. It is started anew")
+            path.unlink()
         return {}
     records = [{name: _text(fields[name].default) for name in added} | dict(zip(header, row, strict=True)) for row in rows]
-    if added:
+    if added and repair:
         _write(path, [*fields, *results], [[record[name] for name in (*fields, *results)] for record in records])
     by_key: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for record in records:
@@ -286,8 +306,8 @@ def _rows(path: Path, kind: type) -> dict[tuple[str, ...], list[dict[str, str]]]
     return by_key
 
 
-def _read(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a CSV, as text. Lines that are cut off are removed from the file."""
+def _read(path: Path, repair: bool = True) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV, as text, without lines that are cut off. With `repair`, these are removed from the file, too."""
     if not path.exists() or not path.stat().st_size:
         return [], []
     data = path.read_bytes()
@@ -295,8 +315,9 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
         text = data.decode("utf-8-sig", errors="strict")
     except UnicodeDecodeError as error:
         if "unexpected end" not in error.reason:
-            _set_aside(path, f"it is not UTF-8 text ({error.reason} at byte {error.start}). It is started anew")
-            path.unlink()
+            if repair:
+                _set_aside(path, f"it is not UTF-8 text ({error.reason} at byte {error.start}). It is started anew")
+                path.unlink()
             return [], []
         text = data[: error.start].decode("utf-8-sig")  # cut inside a character
     text = text.replace("\0", "")  # a crash of the machine may leave zeros in place of data that was not on disk yet
@@ -304,7 +325,7 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
     whole = [row for row in rows if len(row) == len(header)]
     if rows and not text.endswith("\n") and whole and whole[-1] is rows[-1]:
         whole.pop()  # all its fields are there, but the last one may be cut
-    if len(whole) < len(rows):
+    if len(whole) < len(rows) and repair:
         _set_aside(path, f"{len(rows) - len(whole)} of its {len(rows)} lines are cut off. They are taken out")
         _write(path, header, whole)
     return header, whole
