@@ -294,15 +294,15 @@ FAMILIES: dict[str, dict[str, Method]] = {
         "k-means of unit filters, centroids": _clusters("unit", "centroid"),
         "k-means of unit filters, medoids": _clusters("unit", "medoid"),
     },
+    "chosen on images, removed": {
+        "k-means of activations, medoids": _chosen_on_images("k-means"),
+        "elimination": _chosen_on_images("elimination"),
+    },
     "filters stay clustered": {
         "tied": _constrained(finetuning.tied, "correlation"),
         "tied, clustered by raw weights": _constrained(finetuning.tied, "raw"),
         "projected": _constrained(functools.partial(finetuning.projected, renew_every=0), "correlation"),
         "projected, new clusters each step": _constrained(finetuning.projected, "correlation"),
-    },
-    "chosen on images, removed": {
-        "k-means of activations, medoids": _chosen_on_images("k-means"),
-        "elimination": _chosen_on_images("elimination"),
     },
     "removed and repaired": {
         "elimination, least squares": _chosen_on_images("elimination", "least squares"),
