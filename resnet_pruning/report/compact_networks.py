@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 import pandas as pd
 
-from ..arguments import Integer, Real
+from ..arguments import Integer
 
 # The columns of rows that differ in their seeds only, for `DataFrame.agg`.
 OVER_SEEDS = {
@@ -57,20 +57,6 @@ def removed(plans: Mapping[str, Mapping[str, Integer]], widths: Mapping[str, Int
 
     columns = {title: {name: 100 * (1 - kept(plan, name) / n) for name, n in widths.items()} for title, plan in plans.items()}
     return pd.DataFrame(columns).rename_axis("layer")
-
-
-def spread_of_choices(table: pd.DataFrame, choices: Collection[str], level: Real) -> pd.Series:
-    """The effect of each choice at one level (pp): the range of the median changes over its values, averaged over the other choices.
-
-    Parameters
-    ----------
-    table : rows of a sweep with a column change
-    choices : columns, such as repair and selection
-    """
-    medians = table[table.level == level].groupby([*choices]).change.median()
-    others = {choice: [name for name in choices if name != choice] for choice in choices}
-    ranges = {choice: medians.groupby(level=rest).agg(lambda part: part.max() - part.min()).mean() for choice, rest in others.items()}
-    return pd.Series(ranges)
 
 
 def gain(table: pd.DataFrame, column: str, new: str, old: str, keys: Collection[str]) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .tables import equally_tuned, gains_of_ends, is_own, networks, newest
+from .tables import at_half, equally_tuned, gains_of_ends, is_own, networks, newest
 
 ALLOCATED = "by sensitivity, inside blocks"
 
@@ -23,21 +23,20 @@ def finding(figures: Path) -> str:
     """What was found, in some sentences."""
     clustered = _clustered_by_half(figures)
     untrained, tuned = newest(figures / "untrained.csv"), equally_tuned(figures)
-    before, after = (table[table.level == 0.5].groupby("method").accuracy.mean() for table in (untrained, tuned))
-    others = [name for name in before.index if not is_own(pd.Index([name]))[0]]
-    rival, rivals = before[others].idxmax(), after.index.intersection(others)
+    before, after = at_half(untrained), at_half(tuned)
+    others, rivals = before[~is_own(before.index)], after[~is_own(after.index)]
     share = 100 * tuned[tuned.level == 0.5].groupby("method").parameters_share.first()
-    best, control = after[rivals].idxmax(), tuned[tuned.method == "not pruned"].accuracy.mean()
+    best, control = rivals.idxmax(), tuned[tuned.method == "not pruned"].accuracy.mean()
     return (
         "**Merging filters that resemble each other does not pay.** With half of the filters of every layer and new batch-norm "
         f"statistics, {clustered['raw', 0, 're-estimated']:.0f} % of the test images are classified correctly; the best of five distances "
         f"keeps {clustered.max():.0f} %. **Clustering pays as a choice of channels, by what they do on images.** At half of the MACs, "
         "keeping one channel of each cluster of activations and removing the others leaves "
-        f"{before['k-means of activations, medoids']:.1f} %; the best of {len(others)} other methods leaves {before[rival]:.1f} %. "
+        f"{before['k-means of activations, medoids']:.1f} %; the best of {len(others)} other methods leaves {others.max():.1f} %. "
         "Removing one channel at a time, always the one that the next layer can best do without, is better still: it leaves "
         f"{before['elimination']:.1f} %, and {before[ALLOCATED]:.1f} % once blocks are fitted to their former outputs and channels are "
         f"allocated by sensitivity. All of it is without labels. **Fine-tuning removes most of that lead.** "
-        f"After {tuned.epochs.max()} epochs, {after[ALLOCATED] - after[best]:.1f} pp are left over the best of the {len(rivals)} other "
+        f"After {tuned.epochs.max()} epochs, {after[ALLOCATED] - rivals[best]:.1f} pp are left over the best of the {len(rivals)} other "
         f"methods that were fine-tuned ({best}), at equal MACs, with {share[ALLOCATED]:.0f} instead of {share[best]:.0f} % of the "
         f"parameters. The unpruned network, fine-tuned for as many epochs, is {control - after[ALLOCATED]:.1f} pp ahead."
     )
@@ -84,7 +83,7 @@ def _ends(figures: Path) -> str:
 
 def _fine_tuning(figures: Path) -> str:
     untrained, tuned = newest(figures / "untrained.csv"), equally_tuned(figures)
-    before, after = (table[table.level == 0.5].groupby("method").accuracy.mean() for table in (untrained, tuned))
+    before, after = at_half(untrained), at_half(tuned)
     control = tuned[tuned.method == "not pruned"].accuracy.mean()
     best = after[after.index.str.startswith(("tied", "projected"))].idxmax()
     return (
@@ -120,7 +119,7 @@ def _baselines(figures: Path) -> str:
     stages = {"before fine-tuning": newest(figures / "untrained.csv"), f"after the same {tuned.epochs.max()} epochs": tuned}
     parts = []
     for words, table in stages.items():
-        means = table[table.level == 0.5].groupby("method").accuracy.mean()
+        means = at_half(table)
         others = means[~is_own(means.index)]
         parts.append(f"{words} {means[ALLOCATED]:.2f} %, next to {others.max():.2f} % ({others.idxmax()}, of {len(others)} methods)")
     return (

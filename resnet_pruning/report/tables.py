@@ -74,6 +74,15 @@ def _in_fastest(table: pd.DataFrame) -> pd.DataFrame:
     return table[(table.runtime == FASTEST["runtime"]) & (table.precision == FASTEST["precision"])]
 
 
+def subject(figures: Path) -> str:
+    """The size of the network that everything is about, and its accuracy next to the published one."""
+    base, published = (pd.read_csv(figures / f"{name}.csv").iloc[0] for name in ("base_seeds", "benchmark_accuracy"))
+    return (
+        f"ResNet-20 has {base.parameters / 1e6:.2f} million parameters and takes {base.macs / 1e6:.0f} million multiply-accumulates "
+        f"(MACs) for an image. Trained here, it has {base.accuracy:.2f} % test accuracy; the paper that introduced it has {published.accuracy:.2f} %."
+    )
+
+
 def main_result(figures: Path) -> str:
     """The committed networks: accuracy, size, further training, time."""
     rows = []
@@ -262,7 +271,7 @@ def baselines(figures: Path) -> str:
     for method in best.sort_values(["after", "before"], ascending=False).index:
         parts = [table[table.method == method].accuracy for table in tables.values()]
         size = f"{100 * half.parameters_share.first()[method]:.0f} %"
-        rows.append([method, size, *(_mean_and_range(part) if len(part) else "" for part in parts)])
+        rows.append([method, size, *(_median_and_range(part, middle=part.mean()) if len(part) else "" for part in parts)])
     return _table(["method", "parameters at 50 % of the MACs", *tables], *rows)
 
 
@@ -319,18 +328,22 @@ def of_last_machine(table: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
     return table[table.machine == table.groupby(settings).machine.transform("last")].reset_index(drop=True)
 
 
+def at_half(table: pd.DataFrame) -> pd.Series:
+    """The mean accuracy over seeds at half of the MACs, by method."""
+    return table[table.level == 0.5].groupby("method").accuracy.mean()
+
+
 def equally_tuned(figures: Path) -> pd.DataFrame:
     """The rows of ``currencies.csv`` that all have the same, smallest number of epochs."""
     table = newest(figures / "currencies.csv")
     return table[table.epochs == table.epochs.min()].reset_index(drop=True)
 
 
-def _median_and_range(values: pd.Series, fmt: str = "{:.2f}", unit: str = " %") -> str:
-    return _with_range(values.median(), values.min(), values.max(), fmt, unit) if len(values) > 1 else fmt.format(values.iloc[0]) + unit
-
-
-def _mean_and_range(values: pd.Series) -> str:
-    return _with_range(values.mean(), values.min(), values.max(), unit=" %") if len(values) > 1 else f"{values.iloc[0]:.2f} %"
+def _median_and_range(values: pd.Series, fmt: str = "{:.2f}", unit: str = " %", middle: Real | None = None) -> str:
+    """The median, or another `middle`, with the range if there are several values."""
+    if len(values) == 1:
+        return fmt.format(values.iloc[0]) + unit
+    return _with_range(values.median() if middle is None else middle, values.min(), values.max(), fmt, unit)
 
 
 def _with_range(value: Real, lowest: Real, highest: Real, fmt: str = "{:.2f}", unit: str = "") -> str:
@@ -371,6 +384,6 @@ def _table(header: list[str], *rows: list) -> str:
 
 ENDS = ("first-heavy", "last-heavy", "first/last-heavy", "first/last-heavy, 90 %", "borders heavy", "chosen")
 TABLES: tuple[Callable[[Path], str], ...] = (
-    *(main_result, main_note, result, repair, allocation, kept_networks, baselines, inference, in_few_bytes),
+    *(subject, main_result, main_note, result, repair, allocation, kept_networks, baselines, inference, in_few_bytes),
     *(quantization, pruned_and_quantized, integer_speed, clustering, ends, trials, speed, step, time_to_accuracy, optimizers),
 )

@@ -239,8 +239,10 @@ def benchmark_step(dataset: str, batch_size: Count = 128, n_steps: Count = 100, 
     execution = Execution(amp=has_fast_bfloat16("cpu"), compile=True)
     history = train(network, images, recipe, watch=lambda _: next(after_epoch)() or {}, execution=execution, progress=False)
 
+    events = profiler.key_averages()
+
     def milliseconds(name: str, time: str = "self_cpu_time_total") -> float:
-        return sum(getattr(event, time) for event in profiler.key_averages() if name in event.key) / 1000 / n_steps
+        return sum(getattr(event, time) for event in events if name in event.key) / 1000 / n_steps
 
     backward = milliseconds("convolution_backward")
     parts = {

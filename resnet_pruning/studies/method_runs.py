@@ -316,8 +316,6 @@ FAMILIES: dict[str, dict[str, Method]] = {
 }
 METHODS = {name: method for family in FAMILIES.values() for name, method in family.items()}
 FAMILY_OF = {name: family for family, methods in FAMILIES.items() for name in methods}
-OTHERS = ("control", "units removed", "units merged", "Torch-Pruning")  # families of what this project is compared with
-OWN = tuple(name for family, methods in FAMILIES.items() if family not in OTHERS for name in methods)
 # See rescale_like.
 SOLVED = tuple(name for family, methods in FAMILIES.items() if family.startswith("removed and repaired") for name in methods)
 
