@@ -79,7 +79,8 @@ def subject(figures: Path) -> str:
     base, published = (pd.read_csv(figures / f"{name}.csv").iloc[0] for name in ("base_seeds", "benchmark_accuracy"))
     return (
         f"ResNet-20 has {base.parameters / 1e6:.2f} million parameters and takes {base.macs / 1e6:.0f} million multiply-accumulates "
-        f"(MACs) for an image. Trained here, it has {base.accuracy:.2f} % test accuracy; the paper that introduced it has {published.accuracy:.2f} %."
+        f"(MACs) for an image. Trained here, it has {base.accuracy:.2f} % test accuracy; the paper that introduced it has "
+        f"{published.accuracy:.2f} %."
     )
 
 
