@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from resnet_pruning import checkpoints, cost, model, peers
+from resnet_pruning.hardware import default_device
 from resnet_pruning.studies import method_runs, right_answers, sweeps
 from resnet_pruning.studies.method_runs import METHODS, STAGES, MethodRuns
 
@@ -28,7 +29,7 @@ def test_every_method_has_the_same_macs_and_rows_tell_what_was_done(runs, tmp_pa
     assert (by_stage["fine-tuned"] != by_stage["as pruned"]).any() and table[table.stage != "fine-tuned"].epochs.eq(0).all()
     assert table.groupby("method").macs.nunique().eq(1).all()
     assert set(table.family) == set(method_runs.FAMILIES) - {"control"} and table.bytes_share.lt(1).all()
-    assert table.teacher.notna().equals(table.stage == "fine-tuned")
+    assert table.teacher.notna().equals(table.stage == "fine-tuned") and set(table.device) == {default_device().type}
     answers = sweeps.read_details(tmp_path / "methods.csv", "right", points)
     n_images = len(runs.material.images("test"))
     accuracies = [100 * right_answers.unpacked(text, n_images).double().mean().item() for text in answers.answers]

@@ -86,8 +86,8 @@ class MethodRuns(FineTuningRuns):
         return points
 
     def measure_method(self, point: MethodPoint) -> dict[str, Any]:
-        """Accuracy in %, its change in pp, cost, accuracy per class, the seconds of pruning and of the whole run, and a table `right` of
-        the images that the network gets right, see `right_answers`.
+        """Accuracy in %, its change in pp, cost, accuracy per class, the kind of device, the seconds of pruning and of the whole run, and a
+        table `right` of the images that the network gets right, see `right_answers`.
 
         Fine-tuning follows `finetuning.RECIPE` with distillation from the teacher, see `FineTuningRuns`. An interrupted one resumes.
         """
@@ -118,6 +118,7 @@ class MethodRuns(FineTuningRuns):
             "bytes_share": round(size["bytes"] / cost.size_in_bytes(self.material.network), 4),
             "teacher": self.path(self.taught_by).stem if point.stage == "fine-tuned" else None,
             "chosen_on": "held-out training images",
+            "device": judged.device.type,
             "seconds_pruning": round(seconds, 2),
             "seconds": round(time.perf_counter() - start, 1),
             "right": pd.DataFrame({"answers": [right]}),

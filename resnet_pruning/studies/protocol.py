@@ -23,6 +23,8 @@ MUON = dataclasses.replace(finetuning.RECIPE, epochs=EPOCHS, views=EPOCHS)
 SGD = dataclasses.replace(MUON, optimizer="SGD", learning_rate=0.05, weight_decay=0.0005)
 # Learning rates tried for a method of each other family: three, and a fourth where the best of them was the smallest or the largest.
 TUNED = {"smallest L2 norm": (0.003, 0.001, 0.01, 0.03), "tied": (0.001, 0.003, 0.01, 0.03), "not pruned": (0.0003, 0.001, 0.003)}
+# Rates tried again where half as much is left: do those of half of the MACs still fit?
+TUNED_AT_A_QUARTER = {"elimination, reconstruction": (0.003, 0.01), "random units": (0.01, 0.03)}
 TEACHER = ""  # the base itself: in its trial, the network of doubled widths did not teach better, and it takes longer
 # The learning rate of each family of methods. What is merged or only clustered starts about where removal does, and has its rate.
 RATES = {
@@ -80,9 +82,9 @@ def run_trials(runs: MethodRuns, points: list[ProtocolPoint], csv: Any, progress
 
 def all_points(runs: MethodRuns) -> list[ProtocolPoint]:
     """Learning rates on a network of each family but the first, and every trial on one of the first."""
+    tuned = [(method, 1.0 if method == "not pruned" else 0.5, rates) for method, rates in TUNED.items()]
     points = []
-    for method, rates in TUNED.items():
-        level = 1.0 if method == "not pruned" else 0.5
+    for method, level, rates in [*tuned, *((method, 0.25, rates) for method, rates in TUNED_AT_A_QUARTER.items())]:
         recipes = [dataclasses.replace(MUON, learning_rate=rate) for rate in rates]
         points += [ProtocolPoint(runs.base, f"Muon {recipe.learning_rate:g}", method, level, recipe=recipe) for recipe in recipes]
     return points + [ProtocolPoint(runs.base, name, taught_by=teacher, recipe=recipe) for name, (recipe, teacher) in TRIALS.items()]
