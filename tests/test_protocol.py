@@ -46,7 +46,7 @@ def test_a_teacher_is_named_and_the_base_teaches_where_none_is(runs, name, tmp_p
     points = [protocol.ProtocolPoint(runs.base, "a", "smallest L2 norm", taught_by=name)]
     protocol.run_trials(runs, points, tmp_path / "trials.csv", progress=False)
     (teacher,) = teachers
-    assert torch.equal(teacher.fc.weight, (other if name else runs.material.network).fc.weight)
+    assert torch.equal(teacher.fc.weight.cpu(), (other if name else runs.material.network).fc.weight.cpu())
 
 
 def test_each_trial_names_what_it_changes():

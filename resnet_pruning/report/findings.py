@@ -7,7 +7,7 @@ import pandas as pd
 
 from .tables import at_half, equally_tuned, gains_of_ends, is_own, networks, newest
 
-ALLOCATED = "by sensitivity, inside blocks"
+FITTED, ALLOCATED = "elimination, reconstruction", "by sensitivity, inside blocks"
 
 
 def notebooks(figures: Path) -> str:
@@ -35,10 +35,12 @@ def finding(figures: Path) -> str:
         f"{before['k-means of activations, medoids']:.1f} %; the best of {len(others)} other methods leaves {others.max():.1f} %. "
         "Removing one channel at a time, always the one that the next layer can best do without, is better still: it leaves "
         f"{before['elimination']:.1f} %, and {before[ALLOCATED]:.1f} % once blocks are fitted to their former outputs and channels are "
-        f"allocated by sensitivity. All of it is without labels. **Fine-tuning removes most of that lead.** "
-        f"After {tuned.epochs.max()} epochs, {after[ALLOCATED] - rivals[best]:.1f} pp are left over the best of the {len(rivals)} other "
-        f"methods that were fine-tuned ({best}), at equal MACs, with {share[ALLOCATED]:.0f} instead of {share[best]:.0f} % of the "
-        f"parameters. The unpruned network, fine-tuned for as many epochs, is {control - after[ALLOCATED]:.1f} pp ahead."
+        f"allocated by sensitivity. All of it is without labels. **Fine-tuning removes most of that lead.** After {tuned.epochs.max()} "
+        f"epochs, the two choices by activations have {after['k-means of activations, medoids']:.1f} and {after['elimination']:.1f} %, a "
+        f"random choice {after['random units']:.1f} %. Fitted blocks keep {after[FITTED] - after['random units']:.1f} pp over that, and "
+        f"with allocation {after[ALLOCATED] - rivals[best]:.1f} pp over the best of the {len(rivals)} other methods that were fine-tuned "
+        f"({best}), at equal MACs, with {share[ALLOCATED]:.0f} instead of {share[best]:.0f} % of the parameters. The unpruned network, "
+        f"fine-tuned for as many epochs, is {control - after[ALLOCATED]:.1f} pp ahead."
     )
 
 
@@ -89,7 +91,7 @@ def _fine_tuning(figures: Path) -> str:
     return (
         "Fine-tuning while filters stay clustered, tied or projected, next to networks that are made smaller first. "
         f"**Half of the MACs, “{best}”: {before[best]:.1f} % before fine-tuning and {after[best]:.2f} % after {tuned.epochs.max()} epochs, "
-        f"next to {after['elimination, reconstruction']:.2f} % if the same share of each block's channels is removed and the rest fitted, "
+        f"next to {after[FITTED]:.2f} % if the same share of each block's channels is removed and the rest fitted, "
         f"and {control:.2f} % for the unpruned network, fine-tuned for as many epochs.**"
     )
 

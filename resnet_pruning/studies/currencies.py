@@ -35,7 +35,8 @@ SHOWN = (
 )
 BETWEEN = (0.75, 0.36)  # for the four methods of the curves
 CURVES = ("by sensitivity, inside blocks", "elimination, reconstruction", "smallest L2 norm", "tied")
-SEEDED = ("not pruned", *CURVES, "random units", "k-means, centroids")  # with three seeds at half of the MACs
+# With three seeds at half of the MACs.
+SEEDED = ("not pruned", *CURVES, "random units", "k-means, centroids", "elimination", "k-means of activations, medoids")
 LONGER = 20  # epochs, for those that a reader might think were trained too briefly
 LONGER_METHODS = ("not pruned", "smallest L2 norm", "by sensitivity, inside blocks")
 RIVALS = (
