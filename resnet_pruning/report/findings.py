@@ -28,19 +28,19 @@ def finding(figures: Path) -> str:
     share = 100 * tuned[tuned.level == 0.5].groupby("method").parameters_share.first()
     best, control = rivals.idxmax(), tuned[tuned.method == "not pruned"].accuracy.mean()
     return (
-        "**Merging filters that resemble each other does not pay.** With half of the filters of every layer and new batch-norm "
-        f"statistics, {clustered['raw', 0, 're-estimated']:.0f} % of the test images are classified correctly; the best of five distances "
-        f"keeps {clustered.max():.0f} %. **Clustering pays as a choice of channels, by what they do on images.** At half of the MACs, "
-        "keeping one channel of each cluster of activations and removing the others leaves "
-        f"{before['k-means of activations, medoids']:.1f} %; the best of {len(others)} other methods leaves {others.max():.1f} %. "
-        "Removing one channel at a time, always the one that the next layer can best do without, is better still: it leaves "
-        f"{before['elimination']:.1f} %, and {before[ALLOCATED]:.1f} % once blocks are fitted to their former outputs and channels are "
-        f"allocated by sensitivity. All of it is without labels. **Fine-tuning removes most of that lead.** After {tuned.epochs.max()} "
-        f"epochs, the two choices by activations have {after['k-means of activations, medoids']:.1f} and {after['elimination']:.1f} %, a "
-        f"random choice {after['random units']:.1f} %. Fitted blocks keep {after[FITTED] - after['random units']:.1f} pp over that, and "
-        f"with allocation {after[ALLOCATED] - rivals[best]:.1f} pp over the best of the {len(rivals)} other methods that were fine-tuned "
-        f"({best}), at equal MACs, with {share[ALLOCATED]:.0f} instead of {share[best]:.0f} % of the parameters. The unpruned network, "
-        f"fine-tuned for as many epochs, is {control - after[ALLOCATED]:.1f} pp ahead."
+        f"- **Merging similar filters does not pay.** With half of the filters of every layer, {clustered['raw', 0, 're-estimated']:.0f} % "
+        f"of the test images are classified correctly once batch norm has new statistics; the best of five distances keeps "
+        f"{clustered.max():.0f} %.\n"
+        f"- **Choosing channels by what they do on images pays, without fine-tuning.** At half of the MACs, one channel of each cluster of "
+        f"activations leaves {before['k-means of activations, medoids']:.1f} %. Removing one channel at a time, always the one that the "
+        f"next layer can best do without, leaves {before['elimination']:.1f} %, and {before[ALLOCATED]:.1f} % once blocks are fitted to "
+        f"their former outputs and channels are allocated by sensitivity. The best of {len(others)} other methods leaves "
+        f"{others.max():.1f} %. No labels are used.\n"
+        f"- **After {tuned.epochs.max()} epochs of fine-tuning, little of it is left.** The two choices have "
+        f"{after['k-means of activations, medoids']:.1f} and {after['elimination']:.1f} %, a random one {after['random units']:.1f} %. "
+        f"Fitted blocks have {after[FITTED]:.1f} %; with allocation {after[ALLOCATED]:.1f} %, but of {share[ALLOCATED]:.0f} instead of "
+        f"{share[FITTED]:.0f} % of the parameters. The best of {len(rivals)} other methods, {best}, has {rivals[best]:.1f} %, and the "
+        f"unpruned network, fine-tuned as well, {control:.1f} %."
     )
 
 
