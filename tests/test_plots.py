@@ -139,6 +139,27 @@ def test_dots_with_equal_names_stay_apart():
     assert [text.get_text() for text in axes.texts] == ["nothing", "+1.0", "+2.5", "-3.0"]
 
 
+def test_the_accuracy_before_and_after_is_one_row_for_each_way_in_all_panels():
+    rows = [
+        ("ours", "before", 70.0),
+        ("ours", "before", 74.0),
+        ("ours", "after", 90.0),
+        ("theirs", "before", 40.0),
+        ("theirs", "after", 91.0),
+    ]
+    half = pd.DataFrame(rows, columns=["way", "stage", "accuracy"])
+    panels, stages = {"half": half, "a quarter": half[half.way == "theirs"]}, {"before": "before training", "after": "after it"}
+    figure, table = plots.before_and_after(panels, "way", "accuracy", "stage", stages, "%", "a title", reference=(93, "whole"))
+    first, second = figure.axes
+    assert [text.get_text() for text in first.get_yticklabels()] == ["ours", "theirs"]
+    assert [text.get_text() for text in first.texts] == ["72.0", "40.0", "90.0", "91.0"]
+    assert [text.get_text() for text in second.texts] == ["40.0", "91.0"] and second.texts[0].xy == (40, 1), (
+        "in the same row as on the left"
+    )
+    assert legend(figure) == ["before training", "after it", "whole"]
+    assert table.iloc[1].tolist() == ["half", "ours", "before", 72, 70, 74, 2] and len(table) == 6
+
+
 def test_long_titles_stay_within_the_figure():
     table = pd.DataFrame({"step": ["first"], "gain": [1.0]})
     figure = plots.dots(table, "step", "gain", "a title of many words " * 12, "pp")

@@ -86,6 +86,57 @@ def dots(
     return figure
 
 
+def before_and_after(
+    panels: Mapping[str, pd.DataFrame],
+    label: str,
+    value: str,
+    stage: str,
+    stages: Mapping[str, str],
+    xlabel: str,
+    title: str,
+    reference: tuple[Real, str] | None = None,
+) -> tuple[Figure, pd.DataFrame]:
+    """For each value of column `label`, the mean of `value` at the first of two stages (an open dot) and at the second (a filled one), with
+    a line between them: a panel for each table, one row for each label, in the order of the first table.
+
+    Parameters
+    ----------
+    stages : what the two are called in the legend, by their value in column `stage`
+    reference : a value to mark with a line, and its label
+
+    Returns
+    -------
+    figure, table with the columns panel, `label`, `stage`, mean, min, max and count
+    """
+    labels = list(dict.fromkeys(next(iter(panels.values()))[label]))
+    summary = []
+    with subplots(
+        title, 1, len(panels), figsize=(3.2 + 3.2 * len(panels), 1.6 + 0.3 * len(labels)), sharex=True, sharey=True, squeeze=False
+    ) as (
+        figure,
+        (row,),
+    ):
+        for axes, (name, table) in zip(row, panels.items(), strict=True):
+            points = table.groupby([label, stage])[value].agg(["mean", "min", "max", "count"])
+            summary.append(points.reset_index().assign(panel=name))
+            both = table.pivot_table(index=label, columns=stage, values=value).reindex(index=labels, columns=list(stages))
+            axes.hlines(range(len(labels)), both.min(axis=1), both.max(axis=1), color=GREY, linewidth=1)
+            for (column, text), face, side in zip(stages.items(), ("white", BLUE), (-1, 1), strict=True):
+                axes.plot(both[column], range(len(labels)), "o", color=BLUE, markerfacecolor=face, label=text)
+                for i, number in enumerate(both[column]):
+                    if np.isfinite(number):
+                        place = {"xytext": (7 * side, 0), "textcoords": "offset points", "ha": "right" if side < 0 else "left"}
+                        axes.annotate(f"{number:.1f}", (number, i), va="center", fontsize=8, bbox=UNDERLAY, **place)
+            if reference is not None:
+                axes.axvline(reference[0], color=GREY, linestyle="-.", linewidth=1, label=reference[1])
+            axes.set(title=name, xlabel=xlabel, ylim=(len(labels) - 0.5, -0.5))
+            axes.set_yticks(range(len(labels)), labels)
+            axes.margins(x=0.2)
+        legend_below(figure, row[0], figure.get_figwidth(), loc="outside lower center")
+    summary = pd.concat(summary, ignore_index=True)[["panel", label, stage, "mean", "min", "max", "count"]]
+    return figure, summary.round({"mean": 2, "min": 2, "max": 2})
+
+
 def confusion(counts: ArrayLike, classes: Collection[str]) -> tuple[Figure, pd.DataFrame]:
     """Confusion matrix (row: true class, column: predicted) in % of the true class; only mistakes are shaded.
 
