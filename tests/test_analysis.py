@@ -179,7 +179,7 @@ def test_time_by_macs():
     assert analysis.saved_time(times).to_dict() == {"eager, float32, batch 256": pytest.approx((20 / 50 + 50 / 75) / 2)}
 
 
-def test_removal_has_the_medians_at_half_of_the_macs(methods):
+def test_removal_has_the_means_at_half_of_the_macs(methods):
     table = analysis.removal(methods)
     assert list(table) == list(STAGES[1:]) and table.loc["k-means, centroids"].tolist() == [50, 88]
     assert table.index.tolist() == [*analysis.REMOVED, *analysis.CLUSTERED, *analysis.CHOSEN, *analysis.REPAIRED]

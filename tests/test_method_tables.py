@@ -7,7 +7,7 @@ ROWS = [
     # method, level, stage, seed, accuracy
     ("ours", 0.5, "as pruned", 0, 80.0),
     ("ours", 0.5, "as pruned", 1, 90.0),
-    ("ours", 0.5, "as pruned", 2, 81.0),
+    ("ours", 0.5, "as pruned", 2, 82.0),
     ("theirs", 0.5, "as pruned", 0, 60.0),
     ("random", 0.5, "as pruned", 0, 50.0),
     ("ours", 0.25, "as pruned", 0, 30.0),
@@ -23,7 +23,7 @@ def table():
     return rows.assign(change=rows.accuracy - 93)
 
 
-def test_the_leader_of_a_level_has_the_highest_median(table):
+def test_the_leader_of_a_level_has_the_highest_mean(table):
     assert methods.leaders(table[table.stage == "as pruned"]).to_dict() == {0.5: "ours", 0.25: "theirs"}
 
 
@@ -31,14 +31,14 @@ def test_changes_stand_by_level_and_stage_in_the_order_of_the_methods(table):
     wide = methods.change_by_stage(table, ["random", "ours", "theirs"], ["as pruned", "new statistics", "fine-tuned"])
     assert list(wide) == [(0.5, "as pruned"), (0.5, "fine-tuned"), (0.25, "as pruned")]
     assert list(wide.index) == ["random", "ours", "theirs"]
-    assert wide.loc["ours", (0.5, "as pruned")] == 81 - 93 and pd.isna(wide.loc["random", (0.25, "as pruned")])
+    assert wide.loc["ours", (0.5, "as pruned")] == 84 - 93 and pd.isna(wide.loc["random", (0.25, "as pruned")])
 
 
 def test_the_best_of_each_side_and_the_lead(table):
     best = methods.against_others(table, ["ours"])
     assert list(best.index) == [(0.5, "as pruned"), (0.5, "fine-tuned"), (0.25, "as pruned")]
     assert best["this project"].tolist() == ["ours"] * 3 and best["others"].tolist() == ["theirs"] * 3
-    assert best["lead (pp)"].tolist() == pytest.approx([21, -1, -10])
+    assert best["lead (pp)"].tolist() == pytest.approx([24, -1, -10])
 
 
 def test_own_runs_stand_among_published_results():

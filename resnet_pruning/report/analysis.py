@@ -196,8 +196,8 @@ def saved_time(times: pd.DataFrame) -> pd.Series:
 
 
 def removal(methods: pd.DataFrame) -> pd.DataFrame:
-    """Median accuracy of removal, clustering, choice on images and repair at half of the MACs: a column for each stage."""
-    wide = methods[methods.level == 0.5].pivot_table(index="method", columns="stage", values="accuracy", aggfunc="median")
+    """Mean accuracy of removal, clustering, choice on images and repair at half of the MACs: a column for each stage."""
+    wide = methods[methods.level == 0.5].pivot_table(index="method", columns="stage", values="accuracy")
     return wide.reindex([*REMOVED, *CLUSTERED, *CHOSEN, *REPAIRED])[[NEW_STATISTICS, "fine-tuned"]]
 
 

@@ -36,20 +36,20 @@ def at_equal(table: pd.DataFrame, share: Real) -> pd.DataFrame:
 
 
 def leaders(table: pd.DataFrame) -> pd.Series:
-    """The method with the highest median accuracy over seeds, by level."""
-    medians = table.groupby(["level", "method"]).accuracy.median()
-    return medians.groupby("level").idxmax().map(lambda key: key[1])
+    """The method with the highest mean accuracy over seeds, by level."""
+    means = table.groupby(["level", "method"]).accuracy.mean()
+    return means.groupby("level").idxmax().map(lambda key: key[1])
 
 
 def change_by_stage(table: pd.DataFrame, methods: Collection[str], stages: Collection[str]) -> pd.DataFrame:
-    """The median change of accuracy (pp) of each method, in this order: a column for each level, highest first, and stage."""
-    wide = table.pivot_table(index="method", columns=["level", "stage"], values="change", aggfunc="median").reindex(methods)
+    """The mean change of accuracy (pp) of each method, in this order: a column for each level, highest first, and stage."""
+    wide = table.pivot_table(index="method", columns=["level", "stage"], values="change").reindex(methods)
     order = [(level, stage) for level in sorted(table.level.unique(), reverse=True) for stage in stages]
     return wide[[column for column in order if column in wide]]
 
 
 def against_others(table: pd.DataFrame, own: Collection[str]) -> pd.DataFrame:
-    """The best of this project's methods next to the best of the others, by median accuracy, and the lead of the first (pp).
+    """The best of this project's methods next to the best of the others, by mean accuracy, and the lead of the first (pp).
 
     Parameters
     ----------
@@ -60,8 +60,8 @@ def against_others(table: pd.DataFrame, own: Collection[str]) -> pd.DataFrame:
     -------
     DataFrame by level, highest first, and stage
     """
-    medians = table.groupby(["level", "stage", "method"], sort=False).accuracy.median().reset_index()
-    sides = {"this project": medians[medians.method.isin(own)], "others": medians[~medians.method.isin(own)]}
+    means = table.groupby(["level", "stage", "method"], sort=False).accuracy.mean().reset_index()
+    sides = {"this project": means[means.method.isin(own)], "others": means[~means.method.isin(own)]}
     best = []
     for name, side in sides.items():
         rows = side.loc[side.groupby(["level", "stage"], sort=False).accuracy.idxmax()].set_index(["level", "stage"])
