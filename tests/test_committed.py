@@ -156,7 +156,7 @@ def test_all_ways_to_prune_are_compared_at_the_same_macs(name, stage):
 def test_all_that_is_compared_was_trained_alike():
     table = pd.read_csv(ROOT / "figures" / "currencies.csv")
     assert set(table.epochs) <= {protocol.EPOCHS, currencies.LONGER} and set(table.teacher) == {"resnet20"}
-    assert (table.learning_rate == table.family.map(protocol.RATES)).all()
+    assert table.learning_rate.tolist() == [protocol.rate_of(row.method, row.level) for row in table.itertuples()]
     asked = currencies.all_points(method_runs.MethodRuns(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10"))
     assert len(sweeps.finished(asked, ROOT / "figures" / "currencies.csv")) == len(table)
 

@@ -13,8 +13,8 @@ from .. import cost
 from ..checkpoints import load_checkpoint
 from ..files import required, results_folder
 from .base import base_checkpoint
-from .method_runs import FAMILY_OF, MethodPoint, MethodRuns, available
-from .protocol import EPOCHS, RATES, TEACHER
+from .method_runs import MethodPoint, MethodRuns, available
+from .protocol import EPOCHS, TEACHER, rate_of
 from .sweeps import run_sweep
 
 LEVELS = (0.5, 0.25)  # of the MACs, for the methods that are shown
@@ -56,7 +56,9 @@ FROM_WIDE = ("by sensitivity, inside blocks", "by sensitivity", "Model Folding, 
 def trained(runs: MethodRuns, methods: Sequence[str], levels: Sequence[float], seeds: Sequence[int], epochs: int) -> list[MethodPoint]:
     """Points of fine-tuned networks; what is not pruned has all MACs at any level, and so only one."""
     points = [
-        MethodPoint(runs.base, "test", method, 1.0 if method == "not pruned" else level, "fine-tuned", seed, 0, epochs, _rate(method))
+        MethodPoint(
+            runs.base, "test", method, 1.0 if method == "not pruned" else level, "fine-tuned", seed, 0, epochs, rate_of(method, level)
+        )
         for seed in seeds
         for level in levels
         for method in methods
@@ -86,10 +88,6 @@ def wide_points(runs: MethodRuns, macs: int) -> list[MethodPoint]:
     levels = [round(share * macs / cost.macs(runs.material.network), 4) for share in (1, 0.5)]
     points = trained(runs, FROM_WIDE, levels, [0], EPOCHS)
     return points + trained(runs, FROM_WIDE[:2], levels[:1], [1, 2], EPOCHS)
-
-
-def _rate(method: str) -> float:
-    return RATES[FAMILY_OF[method]]
 
 
 def main() -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import pandas as pd
 
 from .. import evaluation, finetuning
+from ..arguments import Real
 from ..files import required, results_folder
 from ..training import Recipe
 from .base import choosing_checkpoint
-from .method_runs import METHODS, MethodRuns
+from .method_runs import FAMILY_OF, METHODS, MethodRuns
 from .sweeps import run_sweep
 
 FIRST = "by sensitivity, inside blocks"  # what all trials are run on; learning rates are chosen for a method of each family
@@ -24,7 +25,7 @@ SGD = dataclasses.replace(MUON, optimizer="SGD", learning_rate=0.05, weight_deca
 # Learning rates tried for a method of each other family: three, and a fourth where the best of them was the smallest or the largest.
 TUNED = {"smallest L2 norm": (0.003, 0.001, 0.01, 0.03), "tied": (0.001, 0.003, 0.01, 0.03), "not pruned": (0.0003, 0.001, 0.003)}
 # Rates tried again where half as much is left: do those of half of the MACs still fit?
-TUNED_AT_A_QUARTER = {"elimination, reconstruction": (0.003, 0.01), "random units": (0.01, 0.03)}
+TUNED_AT_A_QUARTER = {"elimination, reconstruction": (0.003, 0.01, 0.03), "random units": (0.01, 0.03)}
 TEACHER = ""  # the base itself: in its trial, the network of doubled widths did not teach better, and it takes longer
 # The learning rate of each family of methods. What is merged or only clustered starts about where removal does, and has its rate.
 RATES = {
@@ -32,6 +33,7 @@ RATES = {
     **dict.fromkeys(("units removed", "units merged", "Torch-Pruning", "clustering alone", "chosen on images, removed"), 0.01),
     **dict.fromkeys(("filters stay clustered", "removed and repaired", "removed and repaired, allocated by sensitivity"), 0.003),
 }
+RATES_AT_A_QUARTER = RATES | dict.fromkeys(("removed and repaired", "removed and repaired, allocated by sensitivity"), 0.01)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,11 @@ class ProtocolPoint:
     seed: int = 0
     taught_by: str = ""
     recipe: Recipe = SGD
+
+
+def rate_of(method: str, level: Real) -> float:
+    """The learning rate of a method of `method_runs.METHODS` at a share of the MACs."""
+    return (RATES_AT_A_QUARTER if level <= 0.3 else RATES)[FAMILY_OF[method]]
 
 
 TRIALS: dict[str, tuple[Recipe, str]] = {
