@@ -75,6 +75,34 @@ def test_inference_is_timed_next_to_what_bounds_it(tmp_path, small_images):
     assert exact == [round(evaluation.accuracy(network, small_images[:40]), 2) for network in models.values()]
 
 
+@pytest.mark.parametrize("device, csv", [("cpu", "benchmark_inference.csv"), ("cuda", "benchmark_inference_gpu.csv")])
+def test_on_a_gpu_only_what_computes_there_is_timed_into_a_table_of_its_own(device, csv, tmp_path, digits, monkeypatch):
+    used, measured = [], []
+
+    def timed(networks, batch_sizes, settings, rounds):
+        used.extend(runtime for runtime, _ in settings)
+        return pd.DataFrame(
+            {"machine": ["one"], "batch_size": 1, "runtime": "eager", "precision": "float32", "torch": "2", "rounds": rounds}
+        )
+
+    stubs = {
+        "ROOT": tmp_path,
+        "default_device": lambda: torch.device(device),
+        "benchmark_inference": timed,
+        "load_images": lambda _: digits,
+    }
+    stubs |= {"base_checkpoint": lambda *_: tmp_path / "base.pt", "pruned_checkpoints": lambda _: {}, "fingerprint": lambda _: "base"}
+    for name, stub in stubs.items():
+        monkeypatch.setattr(benchmark, name, stub)
+    monkeypatch.setattr(benchmark, "read_or_measure", lambda path, *_, **__: measured.append(path.name))
+    monkeypatch.setattr("sys.argv", ["benchmark", "inference", "--rounds", "3"])
+    (tmp_path / "figures").mkdir()
+    benchmark.main()
+    assert pd.read_csv(tmp_path / "figures" / csv).rounds.tolist() == [3]
+    assert set(used) == ({"eager", "compiled"} if device == "cuda" else {"eager", "compiled", "onnxruntime", "openvino"})
+    assert measured == ([] if device == "cuda" else ["runtime_accuracy.csv"])
+
+
 def test_a_machines_bounds_are_counted_by_layer():
     """One channel everywhere, behind three of 32×32 pixels: what each layer reads and writes, by its sides of 32, 16 and 8 pixels."""
     network = model.ResNet(8, (1, 1, 1))
