@@ -8,7 +8,7 @@ from test_pruning import IMAGES, NETWORK, replaced
 
 from resnet_pruning import compaction, evaluation, model, plans, quantization
 from resnet_pruning.quantization import learned_steps as learned
-from resnet_pruning.quantization.quantized_model import layers
+from resnet_pruning.quantization.quantized_model import activations, layers
 from resnet_pruning.training import Recipe, train
 
 COMPACT = compaction.compact(replaced(plans.uniform(NETWORK, 4), distance="correlation", mergeable=True))
@@ -88,6 +88,12 @@ def test_integers_predict_what_was_trained(network, weight_bits, activation_bits
     inputs = IMAGES.normalised(IMAGES[:40].pixels)
     close = (small.integer_logits(inputs) - small(inputs)).abs().amax(1) < 1e-3 * expected.abs().max()
     assert close.double().mean() > 0.9
+
+
+def test_activations_start_where_quantization_after_training_ends():
+    start, ready = learned.aware(NETWORK, IMAGES, 4, 4), quantization.quantize(NETWORK, IMAGES, 4, 4, end_bits=8)
+    scales = {name: quantizer.scale.item() for name, quantizer in activations(ready).items() if name != "input"}
+    assert {name: layer.step.item() for name, layer in learned._learned(start).items()} == pytest.approx(scales)
 
 
 def test_many_bits_change_little():

@@ -11,7 +11,6 @@ scales of the integers, which changes nothing: the factor and the step of a filt
 
 import copy
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +21,8 @@ from ..arguments import Integer, Natural
 from ..data import Images
 from ..hardware import full_float32
 from ..model import OwnNetwork, ResNet, blocks, convolutions, with_tensors
+from .post_training import observe
 from .quantized_model import (
-    BATCH,
     ENDS,
     ActivationQuantizer,
     QuantizedResNet,
@@ -134,7 +133,8 @@ def aware(model: OwnNetwork, images: Images, weight_bits: Integer, activation_bi
     Parameters
     ----------
     model : trained; may be compact, with shared filters
-    images : a few hundred training images, from which the activations' steps are initialised: twice their mean over √(highest integer)
+    images : a few hundred training images, on which the activations' steps start with the smallest squared error. The paper's start, twice
+        their mean over √(highest integer), is much worse: after new batch-norm statistics, 85 instead of 93 % at 4 bits
     weight_bits, activation_bits : 2 to 16
     end_bits : of the first and the last layer's weights, of the input, whose range is that of `images`, and of the last layer's input
 
@@ -150,20 +150,9 @@ def aware(model: OwnNetwork, images: Images, weight_bits: Integer, activation_bi
     network.input.set_range(float(inputs.min()), float(inputs.max()))
     names = [*convolutions(model), "fc"]
     exact = QuantizedResNet(model, dict.fromkeys(names, 16), activation_bits, end_bits).to(images.device).eval()
-    means = dict.fromkeys(activations(exact), 0.0)
-
-    def observer(name: str) -> Callable[[Tensor], None]:
-        def see(x: Tensor) -> None:
-            means[name] += x.mean() * len(x) / len(images)
-
-        return see
-
-    for name, quantizer in activations(exact).items():  # they have no ranges, so that nothing is rounded
-        quantizer.see = observer(name)
-    for batch in inputs.split(BATCH):
-        exact(batch)
+    observe(exact, images)
     for name, layer in _learned(network).items():
-        layer.start.copy_((2 * means[name] / math.sqrt(layer.highest)).clamp(min=1e-8))
+        layer.start.copy_(activations(exact)[name].scale)
     return network
 
 

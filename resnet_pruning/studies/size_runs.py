@@ -203,10 +203,10 @@ def trial_points(runs: SizeRuns, n_images: int = 25_600) -> list[SizePoint]:
     """The points of ``figures/bytes_trials.csv``: an epoch with some of the images, evaluated on held-out training images."""
     trained = {"epochs": [1], "n_images": [n_images]}
     rates = [0.003, 0.01, 0.001, 0.03, 0.1]
-    points = runs.size_points("learned steps", "training", weight_bits=[2], activation_bits=[2], learning_rate=rates, **trained)
-    points += runs.size_points("codebook", "training", granularity=["kernel"], n_representatives=[96], learning_rate=rates, **trained)
-    rates = [0.001, 0.003, 0.0003]
-    return points + runs.size_points("learned steps", "training", weight_bits=[4], activation_bits=[4], learning_rate=rates, **trained)
+    points = runs.size_points("codebook", "training", granularity=["kernel"], n_representatives=[96], learning_rate=rates, **trained)
+    for bits, rates in ((4, [0.001, 0.003, 0.0003]), (2, [0.003, 0.01, 0.001, 0.03]), (3, [0.003, 0.001, 0.01])):
+        points += runs.size_points("learned steps", "training", weight_bits=[bits], activation_bits=[bits], learning_rate=rates, **trained)
+    return points
 
 
 def main() -> None:
