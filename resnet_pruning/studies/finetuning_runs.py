@@ -18,7 +18,7 @@ from ..data import Images
 from ..files import results_folder
 from ..model import ResNet
 from ..plans import Plan
-from ..training import Recipe, train
+from ..training import Execution, Recipe, train
 from .pruning_runs import PlanPoint, Plans, PruningRuns
 
 
@@ -87,7 +87,7 @@ class FineTuningRuns(PruningRuns):
         """The network that `compression.compress_by_plan` returns for a plan, cached for runs that share it. It must not be modified."""
         return _compressed(self, tuple(plan.items()), seed)
 
-    def fine_tune(self, network: nn.Module, images: Images, recipe: Recipe, point: Any) -> pd.DataFrame:
+    def fine_tune(self, network: nn.Module, images: Images, recipe: Recipe, point: Any, execution: Execution | None = None) -> pd.DataFrame:
         """Train the network of a point in place, with its seed and the teacher. An interrupted training resumes where it stopped."""
         teacher = copy.deepcopy(self.network(self.taught_by))
         # By all that decides the result: with another recipe or teacher, the old state would be refused. By the network, too: with another
@@ -102,6 +102,7 @@ class FineTuningRuns(PruningRuns):
             seed=point.seed,
             teacher=teacher,
             folder=results_folder(self.dataset, self.profile) / "build" / "fine_tuning" / name,
+            execution=execution or Execution(),
             progress=self.profile == "full",
         )
 

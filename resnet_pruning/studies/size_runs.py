@@ -19,7 +19,9 @@ from torch import nn
 from .. import calibration, cost, evaluation, quantization
 from ..arguments import Count, Seed
 from ..files import fingerprint, required, results_folder
+from ..hardware import can_compile
 from ..model import OwnNetwork, convolutions
+from ..training import Execution
 from .base import base_checkpoint, choosing_checkpoint
 from .finetuning_runs import FineTuningRuns
 from .protocol import TEACHER
@@ -91,7 +93,10 @@ class SizeRuns(FineTuningRuns):
             recipe = self.recipe(point.epochs, point.learning_rate)
             n_steps = point.epochs * (len(training) // recipe.batch_size)
             # The average must not reach back to the start of a short training.
-            self.fine_tune(network, training, dataclasses.replace(recipe, ema=max(0.0, min(recipe.ema, 1 - 5 / n_steps))), point)
+            recipe = dataclasses.replace(recipe, ema=max(0.0, min(recipe.ema, 1 - 5 / n_steps)))
+            # Rounding is many small operations: compiled, a step takes three fifths of the time, and compilation takes 200 to 300 steps.
+            compiled = point.method == "learned steps" and n_steps >= 1000 and can_compile(training.device.type)
+            self.fine_tune(network, training, recipe, point, Execution(compile=compiled or None))
         if point.epochs or point.method == "codebook":  # an average of weights has other statistics than the average of theirs
             network = calibration.reestimate_batch_norm(network, self.material.calibration)
         judged, base = self.material.images(point.images), self.material.network
