@@ -29,7 +29,7 @@ from .sweeps import expanded, run_sweep
 
 EPOCHS = 5
 # Learning rates by method and bits of the weights, see `trial_points`.
-RATES = {"learned steps": {2: 0.01, 3: 0.003, 4: 0.003}, "codebook": {0: 0.03}}
+RATES = {"learned steps": {2: 0.003, 3: 0.001, 4: 0.0003}, "codebook": {0: 0.03}}
 METHODS = ("rounded to nearest", "rounding learned", "learned steps", "codebook")
 
 
@@ -209,7 +209,7 @@ def trial_points(runs: SizeRuns, n_images: int = 25_600) -> list[SizePoint]:
     trained = {"epochs": [1], "n_images": [n_images]}
     rates = [0.003, 0.01, 0.001, 0.03, 0.1]
     points = runs.size_points("codebook", "training", granularity=["kernel"], n_representatives=[96], learning_rate=rates, **trained)
-    for bits, rates in ((4, [0.001, 0.003, 0.0003]), (2, [0.003, 0.01, 0.001, 0.03]), (3, [0.003, 0.001, 0.01])):
+    for bits, rates in ((4, [0.001, 0.003, 0.0003, 0.0001]), (2, [0.003, 0.01, 0.001, 0.03]), (3, [0.003, 0.001, 0.01, 0.0003])):
         points += runs.size_points("learned steps", "training", weight_bits=[bits], activation_bits=[bits], learning_rate=rates, **trained)
     return points
 
