@@ -7,11 +7,12 @@ streams, see `compression`. No filters are shared, which would save MACs but no 
 
 import argparse
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from .. import compression
+from .. import compression, cost
 from ..arguments import Count, Integer, PositiveReal
 from ..compression import part_timings
 from ..files import required, results_folder
@@ -20,8 +21,7 @@ from ..model import ResNet
 from ..plans import Plan
 from .base import base_checkpoint
 from .finetuning_runs import FineTuningPoint, FineTuningRuns
-from .method_runs import FAMILY_OF
-from .protocol import RATES, TEACHER
+from .protocol import TEACHER, rate_of
 from .sweeps import read_or_measure, run_sweep
 
 LEVELS = (0.5, 0.25)  # of the MACs
@@ -78,13 +78,14 @@ def named_plans(
 def kept_points(
     runs: FineTuningRuns, plans: Mapping[str, tuple[tuple[str, str, float], Plan]], seeds: Sequence[Integer] = SEEDS, **choices: Sequence
 ) -> list[FineTuningPoint]:
-    """Points for `FineTuningRuns.measure_fine_tuned`. For each plan, the network of the first seed is kept, not the best one."""
-    return [
-        point
-        for seed in seeds
-        for name, (family, plan) in plans.items()
-        for point in runs.fine_tuning_points({family: plan}, seed=[seed], checkpoint=["" if seed != seeds[0] else name], **choices)
-    ]
+    """Points for `FineTuningRuns.measure_fine_tuned`, with the learning rates of `protocol` if not given. For each plan, the network of the
+    first seed is kept, not the best one."""
+    points, network = [], runs.material.network
+    for seed, (name, (family, plan)) in itertools.product(seeds, plans.items()):
+        share = compression.cost_of_plan(network, plan, merged=True)[1] / cost.macs(network)
+        own = {"learning_rate": [rate_of("by sensitivity", share)], "checkpoint": ["" if seed != seeds[0] else name]}
+        points += runs.fine_tuning_points({family: plan}, seed=[seed], **own | choices)
+    return points
 
 
 def main() -> None:
@@ -100,8 +101,7 @@ def main() -> None:
     timings = read_or_measure(figures / "part_timings.csv", measure, anew=arguments.measure)
     if not arguments.measure:
         errors = read_or_measure(figures / "compact_errors.csv", lambda: runs.material.errors, base=runs.base)
-        plans, rate = named_plans(runs.material.network, errors, timings), RATES[FAMILY_OF["by sensitivity"]]
-        points = kept_points(runs, plans, arguments.seeds, epochs=[arguments.epochs], learning_rate=[rate])
+        points = kept_points(runs, named_plans(runs.material.network, errors, timings), arguments.seeds, epochs=[arguments.epochs])
         with required("joblib", "studies").parallel_config(n_jobs=arguments.jobs):
             table = run_sweep(runs.measure_fine_tuned, points, figures / "kept_networks.csv")
         print(table[["plan", "level", "seed", "macs_share", "parameters_share", "accuracy_before", "accuracy", "change"]].to_string())
