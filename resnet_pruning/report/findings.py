@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .tables import at_half, equally_tuned, gains_of_ends, is_own, networks, newest
+from .tables import at_level, equally_tuned, gains_of_ends, is_own, networks, newest
 
 FITTED, ALLOCATED = "elimination, reconstruction", "by sensitivity, inside blocks"
 
@@ -23,7 +23,7 @@ def finding(figures: Path) -> str:
     """What was found, in some sentences."""
     clustered = _clustered_by_half(figures)
     untrained, tuned = newest(figures / "untrained.csv"), equally_tuned(figures)
-    before, after = at_half(untrained), at_half(tuned)
+    before, after, quarter = at_level(untrained), at_level(tuned), at_level(tuned, 0.25)
     others, rivals = before[~is_own(before.index)], after[~is_own(after.index)]
     share = 100 * tuned[tuned.level == 0.5].groupby("method").parameters_share.first()
     best, control = rivals.idxmax(), tuned[tuned.method == "not pruned"].accuracy.mean()
@@ -36,11 +36,12 @@ def finding(figures: Path) -> str:
         f"next layer can best do without, leaves {before['elimination']:.1f} %, and {before[ALLOCATED]:.1f} % once blocks are fitted to "
         f"their former outputs and channels are allocated by sensitivity. The best of {len(others)} other methods leaves "
         f"{others.max():.1f} %. No labels are used.\n"
-        f"- **After {tuned.epochs.max()} epochs of fine-tuning, little of it is left.** The two choices have "
+        f"- **After {tuned.epochs.max()} epochs of fine-tuning, the choice is worth nothing, the fit something.** The two choices have "
         f"{after['k-means of activations, medoids']:.1f} and {after['elimination']:.1f} %, a random one {after['random units']:.1f} %. "
-        f"Fitted blocks have {after[FITTED]:.1f} %; with allocation {after[ALLOCATED]:.1f} %, but of {share[ALLOCATED]:.0f} instead of "
-        f"{share[FITTED]:.0f} % of the parameters. The best of {len(rivals)} other methods, {best}, has {rivals[best]:.1f} %, and the "
-        f"unpruned network, fine-tuned as well, {control:.1f} %."
+        f"Fitted blocks have {after[FITTED]:.1f} %, and {after[ALLOCATED]:.1f} % with allocation, which keeps {share[ALLOCATED]:.0f} instead "
+        f"of {share[FITTED]:.0f} % of the parameters. At a quarter of the MACs, it is {quarter['random units']:.1f} % for a random choice, "
+        f"{quarter[FITTED]:.1f} % fitted and {quarter[ALLOCATED]:.1f} % with allocation. At half, the best of {len(rivals)} other methods, "
+        f"{best}, has {rivals[best]:.1f} %, and the unpruned network, fine-tuned as well, {control:.1f} %."
     )
 
 
@@ -85,7 +86,7 @@ def _ends(figures: Path) -> str:
 
 def _fine_tuning(figures: Path) -> str:
     untrained, tuned = newest(figures / "untrained.csv"), equally_tuned(figures)
-    before, after = at_half(untrained), at_half(tuned)
+    before, after = at_level(untrained), at_level(tuned)
     control = tuned[tuned.method == "not pruned"].accuracy.mean()
     best = after[after.index.str.startswith(("tied", "projected"))].idxmax()
     return (
@@ -121,7 +122,7 @@ def _baselines(figures: Path) -> str:
     stages = {"before fine-tuning": newest(figures / "untrained.csv"), f"after the same {tuned.epochs.max()} epochs": tuned}
     parts = []
     for words, table in stages.items():
-        means = at_half(table)
+        means = at_level(table)
         others = means[~is_own(means.index)]
         parts.append(f"{words} {means[ALLOCATED]:.2f} %, next to {others.max():.2f} % ({others.idxmax()}, of {len(others)} methods)")
     return (

@@ -341,9 +341,9 @@ def of_last_machine(table: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
     return table[table.machine == table.groupby(settings).machine.transform("last")].reset_index(drop=True)
 
 
-def at_half(table: pd.DataFrame) -> pd.Series:
-    """The mean accuracy over seeds at half of the MACs, by method."""
-    return table[table.level == 0.5].groupby("method").accuracy.mean()
+def at_level(table: pd.DataFrame, level: Real = 0.5) -> pd.Series:
+    """The mean accuracy over seeds at a share of the MACs, by method."""
+    return table[table.level == level].groupby("method").accuracy.mean()
 
 
 def equally_tuned(figures: Path) -> pd.DataFrame:
