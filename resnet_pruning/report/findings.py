@@ -38,10 +38,10 @@ def finding(figures: Path) -> str:
         f"{others.max():.1f} %. No labels are used.\n"
         f"- **After {tuned.epochs.max()} epochs of fine-tuning, the choice is worth nothing, the fit something.** The two choices have "
         f"{after['k-means of activations, medoids']:.1f} and {after['elimination']:.1f} %, a random one {after['random units']:.1f} %. "
-        f"Fitted blocks have {after[FITTED]:.1f} %, and {after[ALLOCATED]:.1f} % with allocation, which keeps {share[ALLOCATED]:.0f} instead "
-        f"of {share[FITTED]:.0f} % of the parameters. At a quarter of the MACs, it is {quarter['random units']:.1f} % for a random choice, "
-        f"{quarter[FITTED]:.1f} % fitted and {quarter[ALLOCATED]:.1f} % with allocation. At half, the best of {len(rivals)} other methods, "
-        f"{best}, has {rivals[best]:.1f} %, and the unpruned network, fine-tuned as well, {control:.1f} %."
+        f"Fitted blocks have {after[FITTED]:.1f} %, and {after[ALLOCATED]:.1f} % with allocation, which keeps {share[ALLOCATED]:.0f} "
+        f"instead of {share[FITTED]:.0f} % of the parameters. At a quarter of the MACs, it is {quarter['random units']:.1f} % for a "
+        f"random choice, {quarter[FITTED]:.1f} % fitted and {quarter[ALLOCATED]:.1f} % with allocation. At half, the best of "
+        f"{len(rivals)} other methods, {best}, has {rivals[best]:.1f} %, and the unpruned network, fine-tuned as well, {control:.1f} %."
     )
 
 
