@@ -21,27 +21,29 @@ def notebooks(figures: Path) -> str:
 
 def finding(figures: Path) -> str:
     """What was found, in some sentences."""
-    clustered = _clustered_by_half(figures)
     untrained, tuned = newest(figures / "untrained.csv"), equally_tuned(figures)
     before, after, quarter = at_level(untrained), at_level(tuned), at_level(tuned, 0.25)
-    others, rivals = before[~is_own(before.index)], after[~is_own(after.index)]
-    share = 100 * tuned[tuned.level == 0.5].groupby("method").parameters_share.first()
-    best, control = rivals.idxmax(), tuned[tuned.method == "not pruned"].accuracy.mean()
+    others = before[~is_own(before.index)]
+    families = tuned.groupby("method").family.first()
+    chosen = after[~families[after.index].str.contains("repaired|stay clustered")].drop("random units")
+    share, share_of_quarter = (100 * tuned[tuned.level == level].groupby("method").parameters_share.first() for level in (0.5, 0.25))
+    control, drawn = tuned[tuned.method == "not pruned"].accuracy.mean(), "random units"
+    merged = before[before.index.str.startswith("k-means") & before.index.str.endswith("centroids")].max()
     return (
-        f"- **Merging similar filters does not pay.** With half of the filters of every layer, {clustered['raw', 0, 're-estimated']:.0f} % "
-        f"of the test images are classified correctly once batch norm has new statistics; the best of five distances keeps "
-        f"{clustered.max():.0f} %.\n"
-        f"- **Choosing channels by what they do on images pays, without fine-tuning.** At half of the MACs, one channel of each cluster of "
-        f"activations leaves {before['k-means of activations, medoids']:.1f} %. Removing one channel at a time, always the one that the "
-        f"next layer can best do without, leaves {before['elimination']:.1f} %, and {before[ALLOCATED]:.1f} % once blocks are fitted to "
-        f"their former outputs and channels are allocated by sensitivity. The best of {len(others)} other methods leaves "
+        f"- **Merging similar filters does not pay.** At half of the MACs, merged clusters of weights leave {merged:.1f} % at best, random "
+        f"channels {before[drawn]:.1f} %.\n"
+        f"- **Choosing channels by what they do on images pays, as long as nothing is fine-tuned.** Keeping one channel of each group that "
+        f"responds alike (k-means of activations) leaves {before['k-means of activations, medoids']:.1f} %. Removing one channel at a "
+        f"time, always the one that the next layer can best do without, leaves {before['elimination']:.1f} %; with refitted blocks, and more "
+        f"channels where the network is sensitive, {before[ALLOCATED]:.1f} %. The best of {len(others)} other methods leaves "
         f"{others.max():.1f} %. No labels are used.\n"
-        f"- **After {tuned.epochs.max()} epochs of fine-tuning, the choice is worth nothing, the fit something.** The two choices have "
-        f"{after['k-means of activations, medoids']:.1f} and {after['elimination']:.1f} %, a random one {after['random units']:.1f} %. "
-        f"Fitted blocks have {after[FITTED]:.1f} %, and {after[ALLOCATED]:.1f} % with allocation, which keeps {share[ALLOCATED]:.0f} "
-        f"instead of {share[FITTED]:.0f} % of the parameters. At a quarter of the MACs, it is {quarter['random units']:.1f} % for a "
-        f"random choice, {quarter[FITTED]:.1f} % fitted and {quarter[ALLOCATED]:.1f} % with allocation. At half, the best of "
-        f"{len(rivals)} other methods, {best}, has {rivals[best]:.1f} %, and the unpruned network, fine-tuned as well, {control:.1f} %."
+        f"- **After {tuned.epochs.max()} epochs of fine-tuning, random channels do as well as chosen ones; the refit still helps.** At "
+        f"half of the MACs, random channels have {after[drawn]:.1f} %, the best of {len(chosen)} ways to choose or merge them "
+        f"{chosen.max():.1f} %, and refitted blocks {after[FITTED]:.1f} %; at a quarter, random ones {quarter[drawn]:.1f} % and refitted "
+        f"blocks {quarter[FITTED]:.1f} %. More channels where the network is sensitive make that {after[ALLOCATED]:.1f} and "
+        f"{quarter[ALLOCATED]:.1f} %, but keep more of the parameters ({share[ALLOCATED]:.0f} instead of {share[FITTED]:.0f} %, "
+        f"{share_of_quarter[ALLOCATED]:.0f} instead of {share_of_quarter[FITTED]:.0f} %). The unpruned network, fine-tuned as well, has "
+        f"{control:.1f} %."
     )
 
 
@@ -123,8 +125,11 @@ def _baselines(figures: Path) -> str:
     parts = []
     for words, table in stages.items():
         means = at_level(table)
-        others = means[~is_own(means.index)]
-        parts.append(f"{words} {means[ALLOCATED]:.2f} %, next to {others.max():.2f} % ({others.idxmax()}, of {len(others)} methods)")
+        others = means[~is_own(means.index)].drop("random units")
+        parts.append(
+            f"{words} {means[ALLOCATED]:.2f} %, next to {means['random units']:.2f} % for random channels and {others.max():.2f} % for "
+            f"the best of {len(others)} methods of others ({others.idxmax()})"
+        )
     return (
         "Removal, folding, Torch-Pruning and clustering at the same MACs, some of them fine-tuned by one protocol; published results. "
         f"**Half of the MACs, “{ALLOCATED}”: {'; '.join(parts)}.**"
