@@ -121,7 +121,7 @@ def mean_gains(gains: pd.DataFrame) -> pd.DataFrame:
 
 
 def ladder(methods: pd.DataFrame, steps: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
-    """The steps of the method at half of the MACs, each adding one thing: step, accuracy (median over seeds), and worth, its gain (pp).
+    """The steps of the method at half of the MACs, each adding one thing: step, accuracy (mean over seeds), and worth, its gain (pp).
 
     Parameters
     ----------
@@ -130,8 +130,8 @@ def ladder(methods: pd.DataFrame, steps: pd.DataFrame, tuned: pd.DataFrame) -> p
     tuned : ``currencies.csv``
     """
     rows = pd.concat([methods, steps])
-    half = rows[rows.level == 0.5].groupby(["method", "stage"]).accuracy.median()
-    trained = tuned[(tuned.level == 0.5) & (tuned.method == "by sensitivity, inside blocks")].groupby("epochs").accuracy.median()
+    half = rows[rows.level == 0.5].groupby(["method", "stage"]).accuracy.mean()
+    trained = tuned[(tuned.level == 0.5) & (tuned.method == "by sensitivity, inside blocks")].groupby("epochs").accuracy.mean()
     found = {
         "k-means, centroids, merged": half["k-means, centroids", "as pruned"],
         "new batch-norm statistics": half["k-means, centroids", NEW_STATISTICS],
