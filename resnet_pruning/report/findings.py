@@ -14,8 +14,9 @@ def notebooks(figures: Path) -> str:
     """What each notebook shows: a link, a sentence or two, a figure."""
     parts = []
     for notebook, (figure, finding) in FINDINGS.items():
-        shown = figure.replace("_", " ")
-        parts.append(f"### [{notebook}](../notebooks/{notebook}.ipynb)\n\n{finding(figures)}\n\n![{shown}](../figures/{figure}.png)")
+        text = finding(figures)
+        alternative = text.split("**")[1]  # for those who cannot see the figure: what it shows is in bold
+        parts.append(f"### [{notebook}](../notebooks/{notebook}.ipynb)\n\n{text}\n\n![{alternative}](../figures/{figure}.png)")
     return "\n\n".join(parts)
 
 
