@@ -10,6 +10,7 @@ import torch
 from resnet_pruning import checkpoints, compression, cost, data, evaluation, plans, quantization
 from resnet_pruning.deployment import runtimes
 from resnet_pruning.files import ROOT, fingerprint, unsealed
+from resnet_pruning.report import analysis
 from resnet_pruning.report.notebooks import lasting
 from resnet_pruning.studies import base, currencies, method_runs, protocol, quantization_runs, size_runs, sweeps
 from resnet_pruning.studies.pruning_runs import PruningRuns
@@ -160,6 +161,13 @@ def test_all_that_is_compared_was_trained_alike():
     assert table.learning_rate.tolist() == [protocol.rate_of(row.method, row.level) for row in table.itertuples()]
     asked = currencies.all_points(method_runs.MethodRuns(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10"))
     assert len(sweeps.finished(asked, ROOT / "figures" / "currencies.csv")) == len(table)
+
+
+def test_the_main_figure_shows_the_newest_rows():
+    drawn = pd.read_csv(ROOT / "figures" / "main_result.csv").set_index(["panel", "what", "stage"])["mean"]
+    for panel, rows in analysis.main_result(analysis.compared_methods(ROOT / "figures")).items():
+        for (what, stage), accuracy in rows.groupby(["what", "stage"]).accuracy.mean().items():
+            assert drawn[panel, what, stage] == pytest.approx(accuracy, abs=0.006), "run notebook 05"
 
 
 @pytest.mark.parametrize("method", ["geometric median", "Neuron Merging"])
