@@ -27,6 +27,8 @@ def finding(figures: Path) -> str:
     others = before[~is_own(before.index)]
     families = tuned.groupby("method").family.first()
     chosen = after[~families[after.index].str.contains("repaired|stay clustered")].drop("random units")
+    ranked = chosen.index.str.endswith("ranked together")  # which allocates channels among layers, too
+    best = chosen[ranked].idxmax()
     share, share_of_quarter = (100 * tuned[tuned.level == level].groupby("method").parameters_share.first() for level in (0.5, 0.25))
     control, drawn = tuned[tuned.method == "not pruned"].accuracy.mean(), "random units"
     merged = before[before.index.str.startswith("k-means") & before.index.str.endswith("centroids")].max()
@@ -39,11 +41,12 @@ def finding(figures: Path) -> str:
         f"more channels where the network is sensitive, {before[ALLOCATED]:.1f} %. The best of {len(others)} other methods leaves "
         f"{others.max():.1f} %. No labels are used.\n"
         f"- **After {tuned.epochs.max()} epochs of fine-tuning, random channels do as well as chosen ones; the refit still helps.** At "
-        f"half of the MACs, random channels have {after[drawn]:.1f} %, the best of {len(chosen)} ways to choose or merge them "
-        f"{chosen.max():.1f} %, and refitted blocks {after[FITTED]:.1f} %; at a quarter, random ones {quarter[drawn]:.1f} % and refitted "
+        f"half of the MACs, random channels have {after[drawn]:.1f} %, the best of {sum(~ranked)} ways to choose or merge as many of "
+        f"each block {chosen[~ranked].max():.1f} %, and refitted blocks {after[FITTED]:.1f} %; at a quarter, random ones {quarter[drawn]:.1f} % and refitted "
         f"blocks {quarter[FITTED]:.1f} %. More channels where the network is sensitive make that {after[ALLOCATED]:.1f} and "
         f"{quarter[ALLOCATED]:.1f} %, but keep more of the parameters ({share[ALLOCATED]:.0f} instead of {share[FITTED]:.0f} %, "
-        f"{share_of_quarter[ALLOCATED]:.0f} instead of {share_of_quarter[FITTED]:.0f} %). The unpruned network, fine-tuned as well, has "
+        f"{share_of_quarter[ALLOCATED]:.0f} instead of {share_of_quarter[FITTED]:.0f} %). Of the methods of others, only one that divides "
+        f"channels among layers, too, comes near: {best}, {chosen[best]:.1f} % at half. The unpruned network, fine-tuned as well, has "
         f"{control:.1f} %."
     )
 

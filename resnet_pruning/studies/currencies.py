@@ -33,6 +33,7 @@ SHOWN = (
     "projected",
     "projected, new clusters each step",
 )
+SEEDED_AT_A_QUARTER = ("by sensitivity, inside blocks", "elimination, reconstruction", "random units")
 BETWEEN = (0.75, 0.36)  # for the four methods of the curves
 CURVES = ("by sensitivity, inside blocks", "elimination, reconstruction", "smallest L2 norm", "tied")
 # With three seeds at half of the MACs.
@@ -71,6 +72,7 @@ def all_points(runs: MethodRuns) -> list[MethodPoint]:
     points = trained(runs, ["not pruned", *SHOWN], LEVELS[:1], [0], EPOCHS)
     points += trained(runs, SEEDED, LEVELS[:1], [1, 2], EPOCHS)
     points += trained(runs, SHOWN, LEVELS[1:], [0], EPOCHS)
+    points += trained(runs, SEEDED_AT_A_QUARTER, LEVELS[1:], [1, 2], EPOCHS)
     points += trained(runs, available(RIVALS)[0], LEVELS[:1], [0], EPOCHS)
     points += trained(runs, CURVES, BETWEEN, [0], EPOCHS)
     points += trained(runs, LONGER_METHODS, LEVELS[:1], [0], LONGER)
