@@ -41,13 +41,13 @@ def finding(figures: Path) -> str:
         f"more channels where the network is sensitive, {before[ALLOCATED]:.1f} %. The best of {len(others)} other methods leaves "
         f"{others.max():.1f} %. No labels are used.\n"
         f"- **After {tuned.epochs.max()} epochs of fine-tuning, random channels do as well as chosen ones; the refit still helps.** At "
-        f"half of the MACs, random channels have {after[drawn]:.1f} %, the best of {sum(~ranked)} ways to choose or merge as many of "
-        f"each block {chosen[~ranked].max():.1f} %, and refitted blocks {after[FITTED]:.1f} %; at a quarter, random ones {quarter[drawn]:.1f} % and refitted "
-        f"blocks {quarter[FITTED]:.1f} %. More channels where the network is sensitive make that {after[ALLOCATED]:.1f} and "
-        f"{quarter[ALLOCATED]:.1f} %, but keep more of the parameters ({share[ALLOCATED]:.0f} instead of {share[FITTED]:.0f} %, "
-        f"{share_of_quarter[ALLOCATED]:.0f} instead of {share_of_quarter[FITTED]:.0f} %). Of the methods of others, only one that divides "
-        f"channels among layers, too, comes near: {best}, {chosen[best]:.1f} % at half. The unpruned network, fine-tuned as well, has "
-        f"{control:.1f} %."
+        f"half of the MACs, random channels have {after[drawn]:.1f} %, the best of {sum(~ranked)} ways to choose or merge as many of each "
+        f"block {chosen[~ranked].max():.1f} %, and refitted blocks {after[FITTED]:.1f} %; at a quarter, random ones "
+        f"{quarter[drawn]:.1f} % and refitted blocks {quarter[FITTED]:.1f} %. More channels where the network is sensitive make that "
+        f"{after[ALLOCATED]:.1f} and {quarter[ALLOCATED]:.1f} %, but keep more of the parameters ({share[ALLOCATED]:.0f} instead of "
+        f"{share[FITTED]:.0f} %, {share_of_quarter[ALLOCATED]:.0f} instead of {share_of_quarter[FITTED]:.0f} %). Of the methods of others, "
+        f"only one that divides channels among layers, too, comes near: {best}, {chosen[best]:.1f} % at half. The unpruned network, "
+        f"fine-tuned as well, has {control:.1f} %."
     )
 
 
