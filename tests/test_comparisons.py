@@ -26,6 +26,7 @@ def test_replaced_rows_are_those_of_the_seeds():
 def test_a_range_is_given_where_there_are_seeds():
     assert comparisons.with_range(pd.Series([80.0])) == "80.00 %"
     assert comparisons.with_range(pd.Series([80.0, 82.5, 81.0])) == "81.00 % (80.00 to 82.50 over 3 seeds)"
+    assert comparisons.with_range(pd.Series([80.0, 83.0, 81.5, 83.5]), "mean") == "82.00 % (80.00 to 83.50 over 4 seeds)"
 
 
 def test_changes_by_class_are_from_the_whole_network():

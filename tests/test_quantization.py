@@ -58,7 +58,7 @@ def test_weights_are_rounded_by_at_most_half_a_step(bits, seed, per_channel, wei
     assert layer.scale.isfinite().all() and (layer.scale != 0).all() and layer.weight.isfinite().all()
     assert layer.codes.min() >= layer.ends[0] and layer.codes.max() <= layer.ends[1] and (per_channel or layer.scale.unique().numel() == 1)
     scale = quantized_model.per_filter(layer.scale, layer.weight)
-    half = 0.5 + 2 ** (bits - 23)  # float32 has 24 bits, which is few more than the largest codes have
+    half = 0.5 + 2 ** (bits - 24)  # the scale and its products are rounded to 24 bits, which is few more than the largest codes have
     assert ((layer.float_weight / scale).clamp(*layer.ends) - layer.codes).abs().max() <= half
     if weight_range == "min-max":
         assert ((layer.weight - layer.float_weight).abs() <= half * scale.abs() + 1e-12).all()

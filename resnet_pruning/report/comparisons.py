@@ -29,10 +29,10 @@ def replaced_rows(table: pd.DataFrame, **values: object) -> pd.DataFrame:
     return table[(table[list(values)] == pd.Series(values)).all(axis=1)]
 
 
-def with_range(values: pd.Series) -> str:
-    """The median of accuracies in %, as text; if there are several, one for each seed, with the lowest and the highest."""
+def with_range(values: pd.Series, average: str = "median") -> str:
+    """The median, or another average, of accuracies in %, as text; if there are several, one a seed, with the lowest and the highest."""
     spread = f" ({values.min():.2f} to {values.max():.2f} over {len(values)} seeds)" if len(values) > 1 else ""
-    return f"{values.median():.2f} %{spread}"
+    return f"{values.agg(average):.2f} %{spread}"
 
 
 def changes_by_class(rows: Mapping[str, pd.Series], whole: pd.Series) -> pd.DataFrame:

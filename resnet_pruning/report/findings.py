@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from .analysis import CLUSTERED, REPAIRED
 from .tables import at_level, equally_tuned, gains_of_ends, is_own, networks, newest
 
-FITTED, ALLOCATED = "elimination, reconstruction", "by sensitivity, inside blocks"
+FITTED, ALLOCATED = REPAIRED
 
 
 def notebooks(figures: Path) -> str:
@@ -31,10 +32,9 @@ def finding(figures: Path) -> str:
     best = chosen[ranked].idxmax()
     share, share_of_quarter = (100 * tuned[tuned.level == level].groupby("method").parameters_share.first() for level in (0.5, 0.25))
     control, drawn = tuned[tuned.method == "not pruned"].accuracy.mean(), "random units"
-    merged = before[before.index.str.startswith("k-means") & before.index.str.endswith("centroids")].max()
     return (
-        f"- **Merging similar filters does not pay.** At half of the MACs, merged clusters of weights leave {merged:.1f} % at best, random "
-        f"channels {before[drawn]:.1f} %.\n"
+        f"- **Merging similar filters does not pay.** At half of the MACs, merged clusters of weights leave "
+        f"{before[[*CLUSTERED]].max():.1f} % at best, random channels {before[drawn]:.1f} %.\n"
         f"- **Choosing channels by what they do on images pays, as long as nothing is fine-tuned.** Keeping one channel of each group that "
         f"responds alike (k-means of activations) leaves {before['k-means of activations, medoids']:.1f} %. Removing one channel at a "
         f"time, always the one that the next layer can best do without, leaves {before['elimination']:.1f} %; with refitted blocks, and "

@@ -109,17 +109,12 @@ def before_and_after(
     figure, table with the columns panel, `label`, `stage`, mean, min, max and count
     """
     labels = list(dict.fromkeys(next(iter(panels.values()))[label]))
-    summary = []
-    with subplots(
-        title, 1, len(panels), figsize=(3.2 + 3.2 * len(panels), 1.6 + 0.3 * len(labels)), sharex=True, sharey=True, squeeze=False
-    ) as (
-        figure,
-        (row,),
-    ):
+    summary, size = [], (3.2 + 3.2 * len(panels), 1.6 + 0.3 * len(labels))
+    with subplots(title, 1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False) as (figure, (row,)):
         for axes, (name, table) in zip(row, panels.items(), strict=True):
-            points = table.groupby([label, stage])[value].agg(["mean", "min", "max", "count"])
-            summary.append(points.reset_index().assign(panel=name))
-            both = table.pivot_table(index=label, columns=stage, values=value).reindex(index=labels, columns=list(stages))
+            points = table.groupby([label, stage])[value].agg(["mean", "min", "max", "count"]).reset_index()
+            summary.append(points.assign(panel=name))
+            both = points.pivot_table(index=label, columns=stage, values="mean").reindex(index=labels, columns=list(stages))
             axes.hlines(range(len(labels)), both.min(axis=1), both.max(axis=1), color=GREY, linewidth=1)
             for (column, text), face, side in zip(stages.items(), ("white", BLUE), (-1, 1), strict=True):
                 axes.plot(both[column], range(len(labels)), "o", color=BLUE, markerfacecolor=face, label=text)
@@ -132,7 +127,7 @@ def before_and_after(
             axes.set(title=name, xlabel=xlabel, ylim=(len(labels) - 0.5, -0.5))
             axes.set_yticks(range(len(labels)), labels)
             axes.margins(x=0.2)
-        legend_below(figure, row[0], figure.get_figwidth(), loc="outside lower center")
+        legend_below(figure, row[0], size[0], loc="outside lower center")
     summary = pd.concat(summary, ignore_index=True)[["panel", label, stage, "mean", "min", "max", "count"]]
     return figure, summary.round({"mean": 2, "min": 2, "max": 2})
 

@@ -81,9 +81,10 @@ def kept_points(
     """Points for `FineTuningRuns.measure_fine_tuned`, with the learning rates of `protocol` if not given. For each plan, the network of the
     first seed is kept, not the best one."""
     points, network = [], runs.material.network
+    whole = cost.macs(network)
+    shares = {name: compression.cost_of_plan(network, plan, merged=True)[1] / whole for name, (_, plan) in plans.items()}
     for seed, (name, (family, plan)) in itertools.product(seeds, plans.items()):
-        share = compression.cost_of_plan(network, plan, merged=True)[1] / cost.macs(network)
-        own = {"learning_rate": [rate_of("by sensitivity", share)], "checkpoint": ["" if seed != seeds[0] else name]}
+        own = {"learning_rate": [rate_of("by sensitivity", shares[name])], "checkpoint": ["" if seed != seeds[0] else name]}
         points += runs.fine_tuning_points({family: plan}, seed=[seed], **own | choices)
     return points
 

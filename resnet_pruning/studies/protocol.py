@@ -57,7 +57,7 @@ class ProtocolPoint:
 
 
 def rate_of(method: str, level: Real) -> float:
-    """The learning rate of a method of `method_runs.METHODS` at a share of the MACs."""
+    """The learning rate of a method of `method_runs.METHODS` at a share of the MACs: from 0.3 downwards, that of a quarter."""
     return (RATES_AT_A_QUARTER if level <= 0.3 else RATES)[FAMILY_OF[method]]
 
 
@@ -88,7 +88,7 @@ def run_trials(runs: MethodRuns, points: list[ProtocolPoint], csv: Any, progress
 
 
 def all_points(runs: MethodRuns) -> list[ProtocolPoint]:
-    """Learning rates on a network of each family but the first, and every trial on one of the first."""
+    """Learning rates on a network of each family but the first, of two again at a quarter of the MACs, and all trials on the first."""
     tuned = [(method, 1.0 if method == "not pruned" else 0.5, rates) for method, rates in TUNED.items()]
     points = []
     for method, level, rates in [*tuned, *((method, 0.25, rates) for method, rates in TUNED_AT_A_QUARTER.items())]:
