@@ -21,7 +21,7 @@ def test_rows_are_those_of_the_files(runs, tmp_path):
     bits = {"weight_bits": [2, 4], "activation_bits": [8]}
     points = runs.size_points("learned steps", **bits, **trained, checkpoint=["steps"])
     points += runs.size_points("rounded to nearest", **bits) + runs.size_points("rounding learned", **bits)
-    points += runs.size_points("codebook", granularity=["kernel"], n_representatives=[4, 16], renewed=[False, True], **trained)
+    points += runs.size_points("codebook", granularity=["kernel"], n_representatives=[4, 16], renewals=[0, 2], **trained)
     points += runs.size_points("codebook", granularity=["row"], n_representatives=[4], representatives=["random"], checkpoint=["rows"])
     table = sweeps.run_sweep(runs.measure_size, points, tmp_path / "bytes.csv", progress=False)
     assert len(table) == 11 and table.accuracy.between(0, 100).all()

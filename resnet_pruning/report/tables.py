@@ -57,7 +57,7 @@ def networks(figures: Path) -> pd.DataFrame:
     whole |= {"macs": 100.0, "parameters": 100.0}
     pruned = kept(newest(figures / "kept_networks.csv"))
     pruned = pruned.assign(macs=100 * pruned.macs_share, parameters=100 * pruned.parameters_share)
-    settings = ["method", "pruned", "weight_bits", "activation_bits", "granularity", "n_representatives", "representatives", "renewed"]
+    settings = ["method", "pruned", "weight_bits", "activation_bits", "granularity", "n_representatives", "representatives", "renewals"]
     few = newest(figures / "bytes.csv")
     few = few.assign(network=few.groupby([*settings, "epochs"], dropna=False).checkpoint.transform("first")).dropna(subset="network")
     few = few.groupby("network", sort=False).agg(**OVER_SEEDS, epochs=("epochs", "first")).assign(macs=100.0, parameters=100.0)
@@ -238,7 +238,7 @@ def in_few_bytes(figures: Path) -> str:
     """Networks in few bytes, by their size on disk."""
     table = newest(figures / "bytes.csv").sort_values("bytes_on_disk", ascending=False)
     table = table.assign(kind=kinds(table), what=numbers_of(table))
-    drawn, renewed = table.representatives == "random", table.renewed
+    drawn, renewed = table.representatives == "random", table.renewals > 0
     table["kind"] += drawn.map({True: ", drawn at random", False: ""}) + renewed.map({True: ", renewed in every epoch", False: ""})
     rows = []
     for row in table.itertuples():

@@ -45,7 +45,7 @@ class SizePoint:
     pruned : the name of the checkpoint in ``checkpoints/`` that it is made from, or "" for the experiment's own
     weight_bits, activation_bits : of `quantization.quantize` and `quantization.aware`; 0 for codebooks, whose activations are floats
     granularity, n_representatives, scope, representatives : of `quantization.coded`; "weight" and 0 for the other methods
-    renewed : whether assignments are renewed in every epoch
+    renewals : how often pieces move to the nearest representative in each epoch, at equal distances; 0: never
     epochs, learning_rate : of the training, 0 for none
     n_images : number of training images, 0 for all
     seed : of k-means, rounding and batches
@@ -62,7 +62,7 @@ class SizePoint:
     n_representatives: int = 0
     scope: str = "network"
     representatives: str = "k-means"
-    renewed: bool = False
+    renewals: int = 0
     epochs: int = 0
     learning_rate: float = 0.0
     n_images: int = 0
@@ -121,7 +121,7 @@ class SizeRuns(FineTuningRuns):
     def _coarse(self, point: SizePoint, n_images: int) -> nn.Module:
         whole, calibration_images = self.network(point.pruned), self.material.calibration
         if point.method == "codebook":
-            steps = n_images // self.recipe(1, 0.01).batch_size if point.renewed else 0
+            steps = max(n_images // self.recipe(1, 0.01).batch_size // point.renewals, 1) if point.renewals else 0
             settings = {"pieces": point.granularity, "scope": point.scope, "representatives": point.representatives, "seed": point.seed}
             return quantization.coded(whole, point.n_representatives, renew_every=steps, **settings)
         bits = point.weight_bits, point.activation_bits
@@ -208,7 +208,9 @@ def trial_points(runs: SizeRuns, n_images: int = 25_600) -> list[SizePoint]:
     """The points of ``figures/bytes_trials.csv``: an epoch with some of the images, evaluated on held-out training images."""
     trained = {"epochs": [1], "n_images": [n_images]}
     rates = [0.003, 0.01, 0.001, 0.03, 0.1]
-    points = runs.size_points("codebook", "training", granularity=["kernel"], n_representatives=[96], learning_rate=rates, **trained)
+    kernels = {"granularity": ["kernel"], "n_representatives": [96]}
+    points = runs.size_points("codebook", "training", **kernels, learning_rate=rates, **trained)
+    points += runs.size_points("codebook", "training", **kernels, renewals=[5, 50], learning_rate=[0.01, 0.003, 0.03], **trained)
     for bits, rates in ((4, [0.001, 0.003, 0.0003, 0.0001]), (2, [0.003, 0.01, 0.001, 0.03]), (3, [0.003, 0.001, 0.01, 0.0003])):
         points += runs.size_points("learned steps", "training", weight_bits=[bits], activation_bits=[bits], learning_rate=rates, **trained)
     return points
