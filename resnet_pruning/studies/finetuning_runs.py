@@ -113,8 +113,8 @@ class FineTuningRuns(PruningRuns):
 
 
 @functools.lru_cache(maxsize=4)
-def _compressed(experiment: FineTuningRuns, plan: tuple[tuple[str, Integer], ...], seed: Seed) -> ResNet:
-    material, n_steps = experiment.material, 400 if experiment.profile == "full" else 5
+def _compressed(runs: FineTuningRuns, plan: tuple[tuple[str, Integer], ...], seed: Seed) -> ResNet:
+    material, n_steps = runs.material, 400 if runs.profile == "full" else 5
     statistics = material.statistics
     return compress_by_plan(
         material.network, dict(plan), material.fitted_to, statistics=statistics, n_steps=n_steps, seed=seed, progress=False

@@ -163,24 +163,24 @@ Method = Callable[[MethodRuns, float, int], nn.Module]  # of runs, a budget of M
 
 
 def _unit_pruning(criterion: str) -> Method:
-    def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
-        network = experiment.material.network
+    def pruned(runs: MethodRuns, level: Real, seed: Seed) -> ResNet:
+        network = runs.material.network
         return peers.prune_units(network, allocation.uniform_inside_blocks(network, level), criterion, seed=seed)
 
     return pruned
 
 
 def _neuron_merging(threshold: Real) -> Method:
-    def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
-        network = experiment.material.network
+    def pruned(runs: MethodRuns, level: Real, seed: Seed) -> ResNet:
+        network = runs.material.network
         return peers.merge_neurons(network, allocation.uniform_inside_blocks(network, level), threshold=threshold)
 
     return pruned
 
 
 def _torch_pruning(importance: str, ranked_together: bool) -> Method:
-    def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
-        network = experiment.material.network
+    def pruned(runs: MethodRuns, level: Real, seed: Seed) -> ResNet:
+        network = runs.material.network
         size = {"macs": level} if ranked_together else {"plan": allocation.uniform_inside_blocks(network, level)}
         return peers.prune_by_torch_pruning(network, importance, **size)
 
@@ -190,8 +190,8 @@ def _torch_pruning(importance: str, ranked_together: bool) -> Method:
 def _clusters(distance: str, representative: str) -> Method:
     """Clustering alone, with batch norms that allow a cluster's channels to be merged, so that `compaction.compact` loses nothing more."""
 
-    def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
-        network = experiment.material.network
+    def pruned(runs: MethodRuns, level: Real, seed: Seed) -> ResNet:
+        network = runs.material.network
         plan = allocation.uniform_inside_blocks(network, level)
         return compaction.compact(pruning.replace_filters(network, plan, representative, distance=distance, mergeable=True, seed=seed))
 
@@ -199,8 +199,8 @@ def _clusters(distance: str, representative: str) -> Method:
 
 
 def _chosen_on_images(selection: str, repair: str = "none") -> Method:
-    def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
-        material = experiment.material
+    def pruned(runs: MethodRuns, level: Real, seed: Seed) -> ResNet:
+        material = runs.material
         plan = allocation.uniform_inside_blocks(material.network, level)
         settings = {"selection": selection, "statistics": material.statistics, "seed": seed, "progress": False}
         return compress_by_plan(material.network, plan, material.fitted_to, repair, **settings)
@@ -208,64 +208,62 @@ def _chosen_on_images(selection: str, repair: str = "none") -> Method:
     return pruned
 
 
-def _reconstruction(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
-    return experiment.compressed(allocation.uniform_inside_blocks(experiment.material.network, level), seed)
+def _reconstruction(runs: MethodRuns, level: Real, seed: Seed) -> ResNet:
+    return runs.compressed(allocation.uniform_inside_blocks(runs.material.network, level), seed)
 
 
 def _by_sensitivity(sharing: bool, others: bool = True) -> Method:
     """Allocation by sensitivity. Without `others`, no block is dropped and no stream is narrowed."""
 
-    def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
-        errors = experiment.material.errors
+    def pruned(runs: MethodRuns, level: Real, seed: Seed) -> ResNet:
+        errors = runs.material.errors
         if not others:
             errors = allocation.of_channels(errors)
-        return experiment.compressed(
-            allocation.by_sensitivity(experiment.material.network, macs=level, sharing=sharing, errors=errors), seed
-        )
+        return runs.compressed(allocation.by_sensitivity(runs.material.network, macs=level, sharing=sharing, errors=errors), seed)
 
     return pruned
 
 
 def _folded(repaired: bool) -> Method:
-    def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
-        network = experiment.material.network
+    def pruned(runs: MethodRuns, level: Real, seed: Seed) -> ResNet:
+        network = runs.material.network
         return peers.fold_units(network, allocation.uniform_inside_blocks(network, level), repaired=repaired, seed=seed)
 
     return pruned
 
 
 def _grail(selection: str) -> Method:
-    def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> ResNet:
-        network, images = experiment.material.network, experiment.material.fitted_to
+    def pruned(runs: MethodRuns, level: Real, seed: Seed) -> ResNet:
+        network, images = runs.material.network, runs.material.fitted_to
         return peers.compensate_units(network, allocation.uniform_inside_blocks(network, level), images, selection, seed=seed)
 
     return pruned
 
 
 @functools.lru_cache(maxsize=4)
-def _first_clusters(experiment: MethodRuns, plan: tuple[tuple[str, Integer], ...], distance: str, seed: Seed) -> dict[str, Clusters]:
+def _first_clusters(runs: MethodRuns, plan: tuple[tuple[str, Integer], ...], distance: str, seed: Seed) -> dict[str, Clusters]:
     """The clusters that constrained networks start from. They must not be modified."""
-    material, weighting = experiment.material, 0.5 if distance == "correlation" else 0.0
+    material, weighting = runs.material, 0.5 if distance == "correlation" else 0.0
     return cluster_layers(material.network, dict(plan), distance, statistics=material.statistics, weighting=weighting, seed=seed)
 
 
 def _constrained(constraint: Callable[..., nn.Module], distance: str) -> Method:
     """The same share of the filters in every layer, also on the residual stream. Filters stay clustered during training."""
 
-    def pruned(experiment: MethodRuns, level: Real, seed: Seed) -> nn.Module:
-        network = experiment.material.network
+    def pruned(runs: MethodRuns, level: Real, seed: Seed) -> nn.Module:
+        network = runs.material.network
         plan = allocation.largest_within(
             lambda share: plans.uniform_fraction(network, share),
             lambda plan: cost_of_plan(network, plan)[1],
             level * cost.macs(network),
         )
-        return constraint(network, _first_clusters(experiment, tuple(plan.items()), distance, seed))
+        return constraint(network, _first_clusters(runs, tuple(plan.items()), distance, seed))
 
     return pruned
 
 
-def _as_it_is(experiment: MethodRuns, level: Real, seed: Seed) -> nn.Module:
-    return copy.deepcopy(experiment.material.network)
+def _as_it_is(runs: MethodRuns, level: Real, seed: Seed) -> nn.Module:
+    return copy.deepcopy(runs.material.network)
 
 
 TOGETHER = "all layers ranked together"

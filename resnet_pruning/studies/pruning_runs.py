@@ -98,11 +98,11 @@ class PruningRuns:
         return _material(self)
 
     def path(self, name: str) -> Path:
-        """The path of a checkpoint among the results by name, or of the experiment's own if the name is empty."""
+        """The path of a checkpoint among the results by name, or that of the network before pruning if the name is empty."""
         return results_folder(self.dataset, self.profile) / "checkpoints" / f"{name}.pt" if name else Path(self.checkpoint)
 
     def network(self, name: str) -> model.ResNet:
-        """The network of a checkpoint by name, or the experiment's own if the name is empty; not to be changed."""
+        """The network of a checkpoint by name, or the one before pruning if the name is empty; not to be changed."""
         if not name:
             return self.material.network
         network, _ = checkpoints.load_checkpoint(self.path(name))
@@ -201,15 +201,15 @@ class PruningRuns:
 
 
 class Material:
-    """The network, images and measurements that all points of an experiment require, loaded and measured once per process."""
+    """The network, images and measurements that all points require, loaded and measured once per process."""
 
-    def __init__(self, experiment: PruningRuns):
+    def __init__(self, runs: PruningRuns):
         keep_freed_memory()
         device = default_device()
-        network, _ = checkpoints.load_checkpoint(experiment.checkpoint)
+        network, _ = checkpoints.load_checkpoint(runs.checkpoint)
         self.network = network.to(device, memory_format=torch.channels_last)
-        training, test = data.load_images(experiment.dataset, device=device)
-        quick = experiment.profile == "quick"
+        training, test = data.load_images(runs.dataset, device=device)
+        quick = runs.profile == "quick"
         if quick:
             training, test = training[:2000], test[:200]
         rest, held_out = data.hold_out(training, len(training) // 10)
@@ -240,10 +240,10 @@ class Material:
 
 
 @functools.lru_cache(maxsize=2)  # a notebook alternates between its network and the one with which choices are made
-def _material(experiment: PruningRuns) -> Material:
-    return Material(experiment)
+def _material(runs: PruningRuns) -> Material:
+    return Material(runs)
 
 
 @functools.cache
-def _base_accuracy(experiment: PruningRuns, images: str) -> float:
-    return evaluation.accuracy(experiment.material.network, experiment.material.images(images))
+def _base_accuracy(runs: PruningRuns, images: str) -> float:
+    return evaluation.accuracy(runs.material.network, runs.material.images(images))

@@ -33,7 +33,7 @@ class QuantizationPoint:
     ----------
     base : the network's checkpoint, by `files.fingerprint`
     images : on which accuracy is measured, "test" or "training" (a tenth of the training images)
-    network : a checkpoint's name, or "" for the experiment's own
+    network : a checkpoint's name, or "" for the network before pruning
     layer : the only layer with `weight_bits`, the others have 16 (or `end_bits`); "" for all
     allocation : "equal", or "by sensitivity": as many bytes, divided among layers by `quantization.bits_by_sensitivity`
     n_images : number of images to calibrate and learn on
@@ -91,7 +91,7 @@ class QuantizationRuns(PruningRuns):
         return [point for each in start for point in expanded(each, **choices)]
 
     def measure_quantized(self, point: QuantizationPoint) -> dict[str, Any]:
-        """Accuracy in %, its change in pp from the network in floats and from the experiment's own, bits by layer, bytes, seconds."""
+        """Accuracy in %, its change in pp from the network in floats and from the one before pruning, bits by layer, bytes, seconds."""
         if point.allocation not in ALLOCATIONS:
             raise ValueError(f"allocation is {point.allocation!r}, expected one of {', '.join(ALLOCATIONS)}")
         start = time.perf_counter()
@@ -183,11 +183,11 @@ def ranges_in_bits(
 
 
 @functools.cache
-def _accuracy(experiment: QuantizationRuns, network: str, images: str) -> float:
-    return evaluation.accuracy(experiment.network(network), experiment.material.images(images))
+def _accuracy(runs: QuantizationRuns, network: str, images: str) -> float:
+    return evaluation.accuracy(runs.network(network), runs.material.images(images))
 
 
 @functools.cache
-def _bit_errors(experiment: QuantizationRuns, network: str) -> pd.DataFrame:
-    n_images = 512 if experiment.profile == "full" else 16
-    return bit_errors(experiment.network(network), experiment.images_to_calibrate(n_images, 0))
+def _bit_errors(runs: QuantizationRuns, network: str) -> pd.DataFrame:
+    n_images = 512 if runs.profile == "full" else 16
+    return bit_errors(runs.network(network), runs.images_to_calibrate(n_images, 0))

@@ -42,7 +42,7 @@ class SizePoint:
     base : the network's checkpoint, by `files.fingerprint`
     images : on which accuracy is measured, see `FineTuningRuns.fine_tuning_points`
     method : one of `METHODS`
-    pruned : the name of the checkpoint in ``checkpoints/`` that it is made from, or "" for the experiment's own
+    pruned : the name of the checkpoint in ``checkpoints/`` that it is made from, or "" for the network before pruning
     weight_bits, activation_bits : of `quantization.quantize` and `quantization.aware`; 0 for codebooks, whose activations are floats
     granularity, n_representatives, scope, representatives : of `quantization.coded`; "weight" and 0 for the other methods
     renewals : how often pieces move to the nearest representative in each epoch, at equal distances; 0: never
@@ -80,7 +80,7 @@ class SizeRuns(FineTuningRuns):
         return [point for each in start for point in expanded(each, **choices)]
 
     def measure_size(self, point: SizePoint) -> dict[str, Any]:
-        """Accuracy in %, its change in pp from the experiment's own network in floats, bytes on disk, and bits per parameter of the latter.
+        """Accuracy in %, its change in pp from the network in floats before pruning, bytes on disk, and bits per parameter of the latter.
 
         The network is evaluated as it is read back from the file. An interrupted training resumes where it stopped.
         """
