@@ -70,6 +70,29 @@ def against_others(table: pd.DataFrame, own: Collection[str]) -> pd.DataFrame:
     return joined.assign(**{"lead (pp)": joined["accuracy of this project (%)"] - joined["accuracy of others (%)"]})
 
 
+def controls(scratch: pd.DataFrame, pruned: pd.DataFrame, base: pd.Series) -> pd.DataFrame:
+    """Pruned networks next to smaller ones that were trained from scratch, with the epochs of both in all.
+
+    Parameters
+    ----------
+    scratch : rows of ``other_networks.csv``
+    pruned : with the columns method, epochs (of fine-tuning), macs_share, parameters_share and accuracy
+    base : of the network before pruning, with epochs, macs and parameters, see ``base_seeds.csv``
+
+    Returns
+    -------
+    DataFrame by network and epochs in all: macs_share, parameters_share, accuracy (mean over seeds), lowest, highest, seeds; highest
+    accuracy first
+    """
+    name = scratch.network.str.replace(r"_seed\d+$", "", regex=True) + ", from scratch"
+    shares = {f"{cost}_share": scratch[cost] / base[cost] for cost in ("macs", "parameters")}
+    rows = pd.concat([pruned.assign(network=pruned.method, epochs=pruned.epochs + base.epochs), scratch.assign(network=name, **shares)])
+    over_seeds = {"accuracy": ("accuracy", "mean"), "lowest": ("accuracy", "min"), "highest": ("accuracy", "max")}
+    sizes = {share: (share, "first") for share in ("macs_share", "parameters_share")}
+    table = rows.groupby(["network", "epochs"], sort=False).agg(**sizes, **over_seeds, seeds=("accuracy", "count"))
+    return table.sort_values("accuracy", ascending=False)
+
+
 def among_published(published: pd.DataFrame, runs: pd.DataFrame, base_accuracy: Real, network: str) -> pd.DataFrame:
     """Published results, and runs of this project in the same columns.
 
