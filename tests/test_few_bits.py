@@ -80,9 +80,10 @@ def test_networks_in_few_bytes_are_named():
             "activation_bits": [4, 8, 0],
             "granularity": ["weight", "weight", "kernel"],
             "n_representatives": [0, 0, 96],
+            "renewals": [0, 0, 50],
         }
     )
-    assert few_bits.kinds(table).tolist() == ["integers, trained", "integers, rounded", "codebook of kernels"]
+    assert few_bits.kinds(table).tolist() == ["integers, trained", "integers, rounded", "codebook of kernels, renewed"]
     assert few_bits.numbers_of(table).tolist() == ["W4A4", "W2A8", "96"]
 
 

@@ -20,4 +20,4 @@ def test_measures_know_repeated_and_independent_filters():
     first, second = table.loc["layer1.0.conv1"], table.loc["layer2.0.conv2"]
     assert first.inertia == pytest.approx(0, abs=1e-9) and first.neighbour == pytest.approx(1) and first.effective_rank <= 50.001
     assert second.effective_rank == pytest.approx(100) and second.neighbour == pytest.approx(0, abs=1e-6) and second.rank_90 == 100
-    assert second.inertia > 40
+    assert second.inertia > 40 and first.shuffled > 20 and second.shuffled == pytest.approx(second.inertia, abs=10)

@@ -14,6 +14,12 @@ from .style import as_array
 from .tables import equally_tuned, newest
 
 ALONE = "alone, half of the filters (pp)"
+MEASURES = {
+    "inertia": "variance within clusters",
+    "effective_rank": "effective rank",
+    "rank_90": "number of directions that hold 90 % of the variance",
+    "neighbour": "similarity to the most similar filter",
+}
 MAIN = {
     "by sensitivity, inside blocks": "elimination, fitted, allocated by sensitivity (this project)",
     "elimination, reconstruction": "elimination, fitted, the same share in every block",
@@ -121,7 +127,7 @@ def mean_gains(gains: pd.DataFrame) -> pd.DataFrame:
 
 
 def ladder(methods: pd.DataFrame, steps: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
-    """The steps of the method at half of the MACs, each adding one thing: step, accuracy (mean over seeds), and worth, its gain (pp).
+    """The steps of the method at half of the MACs, each adding or replacing one thing: step, accuracy (mean over seeds), worth (pp).
 
     Parameters
     ----------
@@ -135,7 +141,8 @@ def ladder(methods: pd.DataFrame, steps: pd.DataFrame, tuned: pd.DataFrame) -> p
     found = {
         "k-means, centroids, merged": half["k-means, centroids", "as pruned"],
         "new batch-norm statistics": half["k-means, centroids", NEW_STATISTICS],
-        "channels by elimination": half["elimination", NEW_STATISTICS],
+        "channels removed at random instead of merged": half["random units", NEW_STATISTICS],
+        "channels removed by elimination instead": half["elimination", NEW_STATISTICS],
         "next layer by least squares": half["elimination, least squares", NEW_STATISTICS],
         "each block reconstructed": half["elimination, reconstruction", NEW_STATISTICS],
         "channels allocated by sensitivity": half["by sensitivity, inside blocks", NEW_STATISTICS],
@@ -164,7 +171,7 @@ def alone_and_redundancy(alone: pd.DataFrame, measures: pd.DataFrame) -> pd.Data
     """
     half = measures.set_index("layer").n_filters // 2
     losses = alone[alone.level == alone.plan.map(half)].groupby("plan").change.median()
-    table = measures.set_index("layer")[["inertia", "effective_rank", "rank_90", "neighbour"]]
+    table = measures.set_index("layer")[["inertia", "shuffled", "effective_rank", "rank_90", "neighbour"]]
     table.insert(0, ALONE, losses)
     return table
 

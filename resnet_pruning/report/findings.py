@@ -14,10 +14,8 @@ FITTED, ALLOCATED = REPAIRED
 def notebooks(figures: Path) -> str:
     """What each notebook shows: a link, a sentence or two, a figure."""
     parts = []
-    for notebook, (figure, finding) in FINDINGS.items():
-        text = finding(figures)
-        alternative = text.split("**")[1]  # for those who cannot see the figure: what it shows is in bold
-        parts.append(f"### [{notebook}](../notebooks/{notebook}.ipynb)\n\n{text}\n\n![{alternative}](../figures/{figure}.png)")
+    for notebook, (figure, shows, finding) in FINDINGS.items():
+        parts.append(f"### [{notebook}](../notebooks/{notebook}.ipynb)\n\n{finding(figures)}\n\n![{shows}](../figures/{figure}.png)")
     return "\n\n".join(parts)
 
 
@@ -25,29 +23,29 @@ def finding(figures: Path) -> str:
     """What was found, in some sentences."""
     untrained, tuned = newest(figures / "untrained.csv"), equally_tuned(figures)
     before, after, quarter = at_level(untrained), at_level(tuned), at_level(tuned, 0.25)
-    others = before[~is_own(before.index)]
+    drawn = "random units"
+    others = before[~is_own(before.index)].drop(drawn)
     families = tuned.groupby("method").family.first()
-    chosen = after[~families[after.index].str.contains("repaired|stay clustered")].drop("random units")
+    chosen = after[~families[after.index].str.contains("repaired|stay clustered")].drop(drawn)
     ranked = chosen.index.str.endswith("ranked together")  # which allocates channels among layers, too
     best = chosen[ranked].idxmax()
-    share, share_of_quarter = (100 * tuned[tuned.level == level].groupby("method").parameters_share.first() for level in (0.5, 0.25))
-    control, drawn = tuned[tuned.method == "not pruned"].accuracy.mean(), "random units"
+    gain, gain_at_a_quarter = (means[ALLOCATED] - means[FITTED] for means in (after, quarter))
+    control = tuned[tuned.method == "not pruned"].accuracy.mean()
     return (
-        f"- **Merging similar filters does not pay.** At half of the MACs, merged clusters of weights leave "
-        f"{before[[*CLUSTERED]].max():.1f} % at best, random channels {before[drawn]:.1f} %.\n"
-        f"- **Choosing channels by what they do on images pays, as long as nothing is fine-tuned.** Keeping one channel of each group that "
-        f"responds alike (k-means of activations) leaves {before['k-means of activations, medoids']:.1f} %. Removing one channel at a "
-        f"time, always the one that the next layer can best do without, leaves {before['elimination']:.1f} %; with refitted blocks, and "
-        f"more channels where the network is sensitive, {before[ALLOCATED]:.1f} %. The best of {len(others)} other methods leaves "
+        f"- **Merging clusters of weights does not pay.** At half of the MACs, k-means leaves {before[[*CLUSTERED]].max():.1f} %, Model "
+        f"Folding {before['Model Folding, repaired']:.1f} %, random channels {before[drawn]:.1f} %. If the next layer is corrected as well "
+        f"(GRAIL), it is {before['GRAIL after folding']:.1f} %.\n"
+        f"- **Without fine-tuning, choosing channels by what they do on images pays.** Keeping one channel of each group that responds "
+        f"alike (k-means of activations) leaves {before['k-means of activations, medoids']:.1f} %; removing one at a time, always the one "
+        f"that the next layer can best do without, {before['elimination']:.1f} %; also refitting blocks, and keeping more channels where "
+        f"the network is sensitive, {before[ALLOCATED]:.1f} %. The best of {len(others)} variants of other methods leaves "
         f"{others.max():.1f} %. No labels are used.\n"
-        f"- **After {tuned.epochs.max()} epochs of fine-tuning, random channels do as well as chosen ones; the refit still helps.** At "
-        f"half of the MACs, random channels have {after[drawn]:.1f} %, the best of {sum(~ranked)} ways to choose or merge as many of each "
-        f"block {chosen[~ranked].max():.1f} %, and refitted blocks {after[FITTED]:.1f} %; at a quarter, random ones "
-        f"{quarter[drawn]:.1f} % and refitted blocks {quarter[FITTED]:.1f} %. More channels where the network is sensitive make that "
-        f"{after[ALLOCATED]:.1f} and {quarter[ALLOCATED]:.1f} %, but keep more of the parameters ({share[ALLOCATED]:.0f} instead of "
-        f"{share[FITTED]:.0f} %, {share_of_quarter[ALLOCATED]:.0f} instead of {share_of_quarter[FITTED]:.0f} %). Of the methods of others, "
-        f"only one that divides channels among layers, too, comes near: {best}, {chosen[best]:.1f} % at half. The unpruned network, "
-        f"fine-tuned as well, has {control:.1f} %."
+        f"- **After {tuned.epochs.max()} epochs of fine-tuning, the choice hardly matters; the refit helps a little.** At half of the "
+        f"MACs, random channels have {after[drawn]:.1f} %, the best of {sum(~ranked)} ways to choose or merge as many "
+        f"{chosen[~ranked].max():.1f} %, refitted blocks {after[FITTED]:.1f} %; at a quarter, random channels {quarter[drawn]:.1f} % and "
+        f"refitted blocks {quarter[FITTED]:.1f} %. More channels where the network is sensitive add {gain:.1f} and "
+        f"{gain_at_a_quarter:.1f} points at equal MACs, with more parameters. The best method of others, {best}, has {chosen[best]:.1f} % "
+        f"at half. The unpruned network, fine-tuned alike, has {control:.1f} %."
     )
 
 
@@ -65,9 +63,9 @@ def _training(figures: Path) -> str:
         "The data, the network, how the recipe was chosen, the training, its mistakes. "
         f"**ResNet-20 ends at {seeds.accuracy.mean():.2f} % (mean of {len(seeds)} seeds) after {seeds.epochs[0]} epochs, in "
         f"{seeds.minutes.min():.0f} to {seeds.minutes.max():.0f} minutes on one CPU thread, and {teacher:.0f} for its teacher.** "
-        f"{straightforward.accuracy:.2f} %, the published accuracy, takes {quickest.minutes:.0f} minutes on two threads "
-        f"({quickest.epochs} epochs, {quickest.seeds:.0f} seeds); the published {straightforward.epochs} epochs in a straightforward loop "
-        f"would take {straightforward.minutes:.0f}, by an estimate."
+        f"{quickest.epochs} epochs, a number that was chosen on test images, reach {quickest.accuracy:.2f} % in {quickest.minutes:.0f} "
+        f"minutes on two threads (mean of {quickest.seeds:.0f} seeds); {straightforward.accuracy:.2f} % by the published "
+        f"{straightforward.epochs} epochs would take {straightforward.minutes:.0f} in a straightforward loop, by an estimate."
     )
 
 
@@ -136,7 +134,8 @@ def _baselines(figures: Path) -> str:
         )
     return (
         "Removal, folding, Torch-Pruning and clustering at the same MACs, some of them fine-tuned by one protocol; published results. "
-        f"**Half of the MACs, “{ALLOCATED}”: {'; '.join(parts)}.**"
+        "**Fitting leads by far before fine-tuning; after it, the best methods are close.** "
+        f"Half of the MACs, “{ALLOCATED}”: {'; '.join(parts)}."
     )
 
 
@@ -176,15 +175,24 @@ def _few_bytes(figures: Path) -> str:
     )
 
 
-FINDINGS: dict[str, tuple[str, Callable[[Path], str]]] = {
-    "01_train": ("learning_curves", _training),
-    "02_prune_uniform": ("prune_uniform_distances", _uniform_plans),
-    "03_prune_first_last_heavy": ("prune_ends_correlation", _ends),
-    "04_fine_tune": ("fine_tune_ways", _fine_tuning),
-    "05_analysis": ("analysis_ladder", _analysis),
-    "06_optimizers": ("optimizers_curves", _optimizers),
-    "07_baselines": ("baselines_change", _baselines),
-    "08_quantize": ("quantize_pareto", _quantization),
-    "09_compact": ("compact_speed", _compact_networks),
-    "10_codebooks": ("bytes_on_disk", _few_bytes),
+# By notebook: a figure, what it shows, for those who cannot see it, and the finding.
+FINDINGS: dict[str, tuple[str, str, Callable[[Path], str]]] = {
+    "01_train": ("learning_curves", "Loss, learning rate and accuracy in each epoch of the training", _training),
+    "02_prune_uniform": ("prune_uniform_distances", "Accuracy by the share of filters that is kept, for five distances", _uniform_plans),
+    "03_prune_first_last_heavy": ("prune_ends_correlation", "Accuracy of plans with heavier ends by MACs and by distinct filters", _ends),
+    "04_fine_tune": (
+        "fine_tune_ways",
+        "Accuracy with half of the MACs after fine-tuning, by what is required of the filters",
+        _fine_tuning,
+    ),
+    "05_analysis": ("analysis_ladder", "Accuracy after each step, from merged clusters to the fine-tuned network", _analysis),
+    "06_optimizers": ("optimizers_curves", "Accuracy by epoch for each optimizer, at constant rates and with a schedule", _optimizers),
+    "07_baselines": (
+        "baselines_change",
+        "Change of accuracy of each method with half of the MACs, before and after fine-tuning",
+        _baselines,
+    ),
+    "08_quantize": ("quantize_pareto", "Accuracy by size, pruned and not pruned, with 32 to 3 bits", _quantization),
+    "09_compact": ("compact_speed", "Accuracy by speed-up in two runtimes, for each committed network", _compact_networks),
+    "10_codebooks": ("bytes_on_disk", "Accuracy by bytes on disk, for integers and codebooks", _few_bytes),
 }

@@ -25,7 +25,7 @@ SGD = dataclasses.replace(MUON, optimizer="SGD", learning_rate=0.05, weight_deca
 # Learning rates tried for a method of each other family: three, and a fourth where the best of them was the smallest or the largest.
 TUNED = {"smallest L2 norm": (0.003, 0.001, 0.01, 0.03), "tied": (0.001, 0.003, 0.01, 0.03), "not pruned": (0.0003, 0.001, 0.003)}
 # Rates tried again where half as much is left: do those of half of the MACs still fit?
-TUNED_AT_A_QUARTER = {"elimination, reconstruction": (0.003, 0.01, 0.03), "random units": (0.01, 0.03)}
+TUNED_AT_A_QUARTER = dict.fromkeys(("elimination, reconstruction", "random units", "tied"), (0.003, 0.01, 0.03))
 TEACHER = ""  # the base itself: in its trial, the network of doubled widths did not teach better, and it takes longer
 # The learning rate of each family of methods. What is merged or only clustered starts about where removal does, and has its rate.
 RATES = {
@@ -88,7 +88,7 @@ def run_trials(runs: MethodRuns, points: list[ProtocolPoint], csv: Any, progress
 
 
 def all_points(runs: MethodRuns) -> list[ProtocolPoint]:
-    """Learning rates on a network of each family but the first, of two again at a quarter of the MACs, and all trials on the first."""
+    """Learning rates on a network of each family but the first, of three again at a quarter of the MACs, and all trials on the first."""
     tuned = [(method, 1.0 if method == "not pruned" else 0.5, rates) for method, rates in TUNED.items()]
     points = []
     for method, level, rates in [*tuned, *((method, 0.25, rates) for method, rates in TUNED_AT_A_QUARTER.items())]:

@@ -1,30 +1,33 @@
 """The redundancy of the filters of each layer."""
 
+import copy
+import statistics
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
+from torch import nn
 
 from ..arguments import Real, Seed
 from ..clustering import Clusters, cluster_filters
-from ..model import Network, batch_norms, convolutions
+from ..model import Network, convolutions
 
 
 def redundancy(model: Network, seed: Seed = 0) -> pd.DataFrame:
-    """Four measures for each convolution, front to back.
+    """Five measures for each convolution, front to back.
 
     Returns
     -------
     DataFrame with the columns layer, n_filters; inertia: the variance that remains within clusters, in %, when k-means has half as many
-    clusters as there are filters; effective_rank: the exponential of the entropy of the shares of the squared singular values (Roy &
+    clusters as there are filters; shuffled: the same if the weights of each filter are first put in a random order, which leaves nothing
+    that filters share (mean of five); effective_rank: the exponential of the entropy of the shares of the squared singular values (Roy &
     Vetterli 2007), in % of the number of filters; rank_90: the number of singular values that hold 90 % of their sum of squares, in % of
     the number of filters; neighbour: the mean over filters of the largest absolute cosine similarity to another filter
     """
-    norms, rows = batch_norms(model), []
+    rows = []
     for name, conv in convolutions(model).items():
         weight = conv.weight.detach().double().cpu().flatten(1)
         n = len(weight)
-        whole, half = (cluster_filters(conv, k, batch_norm=norms.get(name), seed=seed, layer=name).inertia for k in (1, max(1, n // 2)))
         shares = torch.linalg.svdvals(weight).square()
         shares = shares / shares.sum().clamp(min=1e-300)
         entropy = -(shares * shares.clamp(min=1e-300).log()).sum()
@@ -34,13 +37,29 @@ def redundancy(model: Network, seed: Seed = 0) -> pd.DataFrame:
             {
                 "layer": name,
                 "n_filters": n,
-                "inertia": 100 * half / max(whole, 1e-300),
+                "inertia": _left_by_half(conv, seed),
+                "shuffled": statistics.mean(_left_by_half(_shuffled(conv, seed + k), seed) for k in range(5)),
                 "effective_rank": 100 * float(entropy.exp()) / n,
                 "rank_90": 100 * (int((shares.cumsum(0) < 0.9).sum()) + 1) / n,
                 "neighbour": float(similarity.amax(1).mean()),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _left_by_half(conv: nn.Conv2d, seed: Seed) -> float:
+    """The variance within half as many clusters as filters, in %."""
+    whole, half = (cluster_filters(conv, k, seed=seed).inertia for k in (1, max(1, conv.out_channels // 2)))
+    return 100 * half / max(whole, 1e-300)
+
+
+@torch.no_grad()
+def _shuffled(conv: nn.Conv2d, seed: Seed) -> nn.Conv2d:
+    """A copy with the weights of each filter in an order of their own."""
+    conv, generator = copy.deepcopy(conv), torch.Generator().manual_seed(int(seed))
+    order = torch.rand(conv.weight.flatten(1).shape, generator=generator).argsort(1).to(conv.weight.device)
+    conv.weight.copy_(conv.weight.flatten(1).gather(1, order).view_as(conv.weight))
+    return conv
 
 
 def inertia_by_share(model: Network, shares: Sequence[Real]) -> pd.DataFrame:

@@ -27,9 +27,10 @@ from .finetuning_runs import FineTuningRuns
 from .protocol import TEACHER
 from .sweeps import expanded, run_sweep
 
-EPOCHS = 5
-# Learning rates by method and bits of the weights, see `trial_points`.
-RATES = {"learned steps": {2: 0.003, 3: 0.001, 4: 0.0003}, "codebook": {0: 0.03}}
+EPOCHS, LONGER = 5, 20  # of the networks that are compared, and of two that are kept
+RENEWALS = 50  # of assignments in each epoch, of the numbers in `trial_points` the best one
+# Learning rates, see `trial_points`: with learned steps by bits of the weights, with codebooks by renewals in each epoch.
+RATES = {"learned steps": {2: 0.003, 3: 0.001, 4: 0.0003}, "codebook": {0: 0.03, RENEWALS: 0.003}}
 METHODS = ("rounded to nearest", "rounding learned", "learned steps", "codebook")
 
 
@@ -186,18 +187,22 @@ def _bits(labels: torch.Tensor) -> float:
 def all_points(runs: SizeRuns, epochs: int = EPOCHS) -> list[SizePoint]:
     """The points of ``figures/bytes.csv``, the most important ones first."""
     points = []
-    for bits, name in (((4, 4), "resnet20_w4a4"), ((2, 2), "resnet20_w2a2"), ((3, 3), ""), ((2, 8), "")):
+    kernels = {"granularity": ["kernel"], "n_representatives": [96]}
+    fixed, renewed = ({"renewals": [n], "learning_rate": [rate]} for n, rate in RATES["codebook"].items())
+    two_bits = {"weight_bits": [2], "activation_bits": [2], "learning_rate": [RATES["learned steps"][2]]}
+    points += runs.size_points("codebook", **kernels, **renewed, epochs=[LONGER], checkpoint=["resnet20_32kB"])
+    points += runs.size_points("learned steps", **two_bits, epochs=[LONGER], checkpoint=["resnet20_w2a2"])
+    for bits, name in (((4, 4), "resnet20_w4a4"), ((2, 2), ""), ((3, 3), ""), ((2, 8), "")):
         trained = {"epochs": [epochs], "learning_rate": [RATES["learned steps"][bits[0]]], "checkpoint": [name]}
         points += runs.size_points("learned steps", weight_bits=[bits[0]], activation_bits=[bits[1]], **trained)
-    trained = {"epochs": [epochs], "learning_rate": [RATES["codebook"][0]]}
-    points += runs.size_points("codebook", granularity=["kernel"], n_representatives=[96], checkpoint=["resnet20_32kB"], **trained)
-    points += runs.size_points("codebook", granularity=["kernel"], n_representatives=[16], **trained)
-    points += runs.size_points("codebook", granularity=["weight"], n_representatives=[4, 2], **trained)
-    points += runs.size_points("codebook", granularity=["kernel"], n_representatives=[96, 16], representatives=["random"], **trained)
-    points += runs.size_points("codebook", granularity=["row"], n_representatives=[4], **trained)
-    points += runs.size_points("codebook", granularity=["kernel"], n_representatives=[96, 16], renewed=[True], **trained)
-    for granularity, numbers in (("kernel", [256]), ("pair of kernels", [256]), ("row", [16])):
-        points += runs.size_points("codebook", granularity=[granularity], n_representatives=numbers, **trained)
+    for ways in (fixed, renewed):
+        coded = {"epochs": [epochs], **ways}
+        points += runs.size_points("codebook", **kernels, **coded, representatives=["k-means", "random"])
+        points += runs.size_points("codebook", granularity=["kernel"], n_representatives=[16], **coded)
+    points += runs.size_points("codebook", granularity=["weight"], n_representatives=[4, 2], epochs=[epochs], **fixed)
+    points += runs.size_points("codebook", granularity=["row"], n_representatives=[4, 16], epochs=[epochs], **fixed)
+    for granularity in ("kernel", "pair of kernels"):
+        points += runs.size_points("codebook", granularity=[granularity], n_representatives=[256], epochs=[epochs], **fixed)
     for bits in ((8, 8), (4, 8), (3, 8), (2, 8), (4, 4), (3, 3), (2, 2)):
         for method in METHODS[:2]:
             points += runs.size_points(method, weight_bits=[bits[0]], activation_bits=[bits[1]])
@@ -210,7 +215,9 @@ def trial_points(runs: SizeRuns, n_images: int = 25_600) -> list[SizePoint]:
     rates = [0.003, 0.01, 0.001, 0.03, 0.1]
     kernels = {"granularity": ["kernel"], "n_representatives": [96]}
     points = runs.size_points("codebook", "training", **kernels, learning_rate=rates, **trained)
-    points += runs.size_points("codebook", "training", **kernels, renewals=[5, 50], learning_rate=[0.01, 0.003, 0.03], **trained)
+    points += runs.size_points(
+        "codebook", "training", **kernels, renewals=[5, 50, 200], learning_rate=[0.01, 0.003, 0.03, 0.001], **trained
+    )
     for bits, rates in ((4, [0.001, 0.003, 0.0003, 0.0001]), (2, [0.003, 0.01, 0.001, 0.03]), (3, [0.003, 0.001, 0.01, 0.0003])):
         points += runs.size_points("learned steps", "training", weight_bits=[bits], activation_bits=[bits], learning_rate=rates, **trained)
     return points
