@@ -167,12 +167,14 @@ def _compact_networks(figures: Path) -> str:
 def _few_bytes(figures: Path) -> str:
     table = networks(figures)
     trained = table[table.index.str.match("resnet20_w.a.$")]
-    changes = ", ".join(f"{name.removeprefix('resnet20_').upper()} {row.change:+.2f} pp" for name, row in trained.iterrows())
+    changes = ", ".join(
+        f"{name.removeprefix('resnet20_').upper()} {row.change:+.2f} pp ({row.epochs:.0f} epochs)" for name, row in trained.iterrows()
+    )
     coded = table.loc["resnet20_32kB"]
     return (
         "Codebooks of pieces smaller than a filter, and training with the quantizer in the loop. "
-        f"**Change of accuracy after {coded.epochs:.0f} epochs: {changes}; weights from 96 kernels, in {coded.kB:.0f} kB, "
-        f"{coded.change:+.2f} pp.**"
+        f"**Change of accuracy: {changes}; weights from 96 kernels, in {coded.kB:.0f} kB, {coded.change:+.2f} pp "
+        f"({coded.epochs:.0f} epochs).**"
     )
 
 

@@ -25,7 +25,11 @@ SGD = dataclasses.replace(MUON, optimizer="SGD", learning_rate=0.05, weight_deca
 # Learning rates tried for a method of each other family: three, and a fourth where the best of them was the smallest or the largest.
 TUNED = {"smallest L2 norm": (0.003, 0.001, 0.01, 0.03), "tied": (0.001, 0.003, 0.01, 0.03), "not pruned": (0.0003, 0.001, 0.003)}
 # Rates tried again where half as much is left: do those of half of the MACs still fit?
-TUNED_AT_A_QUARTER = dict.fromkeys(("elimination, reconstruction", "random units", "tied"), (0.003, 0.01, 0.03))
+TUNED_AT_A_QUARTER = {
+    "elimination, reconstruction": (0.003, 0.01, 0.03),
+    "random units": (0.003, 0.01, 0.03),
+    "tied": (0.003, 0.01, 0.03, 0.1),
+}
 TEACHER = ""  # the base itself: in its trial, the network of doubled widths did not teach better, and it takes longer
 # The learning rate of each family of methods. What is merged or only clustered starts about where removal does, and has its rate.
 RATES = {
@@ -33,7 +37,8 @@ RATES = {
     **dict.fromkeys(("units removed", "units merged", "Torch-Pruning", "clustering alone", "chosen on images, removed"), 0.01),
     **dict.fromkeys(("filters stay clustered", "removed and repaired", "removed and repaired, allocated by sensitivity"), 0.003),
 }
-RATES_AT_A_QUARTER = RATES | dict.fromkeys(("removed and repaired", "removed and repaired, allocated by sensitivity"), 0.01)
+RATES_AT_A_QUARTER = RATES | {"filters stay clustered": 0.03}
+RATES_AT_A_QUARTER |= dict.fromkeys(("removed and repaired", "removed and repaired, allocated by sensitivity"), 0.01)
 
 
 @dataclasses.dataclass(frozen=True)
