@@ -31,6 +31,10 @@ def finding(figures: Path) -> str:
     best = chosen[ranked].idxmax()
     gain, gain_at_a_quarter = (means[ALLOCATED] - means[FITTED] for means in (after, quarter))
     control = tuned[tuned.method == "not pruned"].accuracy.mean()
+    controls = pd.read_csv(figures / "controls.csv").set_index("network")
+    small, pruned = controls.loc["resnet20_half, from scratch"], controls.loc["by sensitivity, blocks and streams"]
+    as_good = "at least as good" if small.accuracy >= pruned.accuracy else "not as good"
+    trained_small = f"A small network that is trained from the start is {as_good}."
     return (
         f"- **Filters hardly repeat, and merging them does not pay.** Half as many clusters leave {layers.inertia.mean():.0f} % of their "
         f"variance, and {layers.shuffled.mean():.0f} % once the weights of each filter are shuffled. At half of the MACs, merged k-means "
@@ -46,7 +50,10 @@ def finding(figures: Path) -> str:
         f"{chosen[~ranked].max():.1f} %, refitted blocks {after[FITTED]:.1f} %; at a quarter, random channels {quarter[drawn]:.1f} % and "
         f"refitted blocks {quarter[FITTED]:.1f} %. More channels where the network is sensitive add {gain:.1f} and "
         f"{gain_at_a_quarter:.1f} points at equal MACs, with more parameters. The best method of others has {chosen[best]:.1f} % at half "
-        f"({best}). The unpruned network, fine-tuned alike, has {control:.1f} %."
+        f"({best}). The unpruned network, fine-tuned alike, has {control:.1f} %.\n"
+        f"- **{trained_small}** With half of the MACs and narrower stages, it has {small.accuracy:.1f} % after {small.epochs:.0f} epochs, with "
+        f"{100 * small.parameters_share:.0f} % of the parameters. The best pruned network has {pruned.accuracy:.1f} % after as many "
+        f"epochs in all, with {100 * pruned.parameters_share:.0f} %."
     )
 
 
