@@ -51,8 +51,8 @@ def finding(figures: Path) -> str:
         f"refitted blocks {quarter[FITTED]:.1f} %. More channels where the network is sensitive add {gain:.1f} and "
         f"{gain_at_a_quarter:.1f} points at equal MACs, with more parameters. The best method of others has {chosen[best]:.1f} % at half "
         f"({best}). The unpruned network, fine-tuned alike, has {control:.1f} %.\n"
-        f"- **{trained_small}** With half of the MACs and narrower stages, it has {small.accuracy:.1f} % after {small.epochs:.0f} epochs, with "
-        f"{100 * small.parameters_share:.0f} % of the parameters. The best pruned network has {pruned.accuracy:.1f} % after as many "
+        f"- **{trained_small}** With half of the MACs and narrower stages, it has {small.accuracy:.1f} % after {small.epochs:.0f} epochs, "
+        f"with {100 * small.parameters_share:.0f} % of the parameters. The best pruned network has {pruned.accuracy:.1f} % after as many "
         f"epochs in all, with {100 * pruned.parameters_share:.0f} %."
     )
 
