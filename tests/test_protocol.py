@@ -57,7 +57,9 @@ def test_each_trial_names_what_it_changes():
 
 def test_each_family_has_three_tries_or_more(runs):
     points = protocol.all_points(runs)
-    tries = {method: {point.recipe.learning_rate for point in points if point.method == method} for method in protocol.TUNED}
-    assert all(rates == set(protocol.TUNED[method]) and len(rates) >= 3 for method, rates in tries.items())
+    tuned = {(method, 1.0 if method == "not pruned" else 0.5): rates for method, rates in protocol.TUNED.items()}
+    for (method, level), rates in (tuned | {(method, 0.25): rates for method, rates in protocol.TUNED_AT_A_QUARTER.items()}).items():
+        tried = {point.recipe.learning_rate for point in points if (point.method, point.level) == (method, level)}
+        assert tried == set(rates) and len(tried) >= 3
     assert list(protocol.RATES) == list(method_runs.FAMILIES)
     assert {point.trial for point in points if point.method == protocol.FIRST} == set(protocol.TRIALS)
