@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from .analysis import CLUSTERED, REPAIRED
-from .tables import at_level, equally_tuned, gains_of_ends, is_own, networks, newest
+from .tables import at_level, equally_tuned, gains_of_ends, is_own, networks, newest, small_and_pruned
 
 FITTED, ALLOCATED = REPAIRED
 
@@ -31,8 +31,7 @@ def finding(figures: Path) -> str:
     best = chosen[ranked].idxmax()
     gain, gain_at_a_quarter = (means[ALLOCATED] - means[FITTED] for means in (after, quarter))
     control = tuned[tuned.method == "not pruned"].accuracy.mean()
-    controls = pd.read_csv(figures / "controls.csv").set_index("network")
-    small, pruned = controls.loc["resnet20_half, from scratch"], controls.loc["by sensitivity, blocks and streams"]
+    small, pruned = small_and_pruned(figures)
     as_good = "at least as good" if small.accuracy >= pruned.accuracy else "not as good"
     trained_small = f"A small network that is trained from the start is {as_good}."
     return (

@@ -328,6 +328,12 @@ def integer_speed(figures: Path) -> str:
     return _table(["numbers", "batch size", "time", "speed-up over float32"], *rows)
 
 
+def small_and_pruned(figures: Path) -> tuple[pd.Series, pd.Series]:
+    """The rows of ``controls.csv`` of the small network that is trained from the start, and of the pruned one with as many epochs."""
+    table = pd.read_csv(figures / "controls.csv").set_index("network")
+    return table.loc["resnet20_half, from scratch"], table.loc["by sensitivity, blocks and streams"]
+
+
 def newest(path: Path) -> pd.DataFrame:
     """The rows of a sweep that were measured on the network that it was last measured on."""
     table = pd.read_csv(path)

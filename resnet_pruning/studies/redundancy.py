@@ -37,8 +37,8 @@ def redundancy(model: Network, seed: Seed = 0) -> pd.DataFrame:
             {
                 "layer": name,
                 "n_filters": n,
-                "inertia": _left_by_half(conv, seed),
-                "shuffled": statistics.mean(_left_by_half(_shuffled(conv, seed + k), seed) for k in range(5)),
+                "inertia": _left_by_half(conv, seed, name),
+                "shuffled": statistics.mean(_left_by_half(_shuffled(conv, seed + k), seed, name) for k in range(5)),
                 "effective_rank": 100 * float(entropy.exp()) / n,
                 "rank_90": 100 * (int((shares.cumsum(0) < 0.9).sum()) + 1) / n,
                 "neighbour": float(similarity.amax(1).mean()),
@@ -47,9 +47,9 @@ def redundancy(model: Network, seed: Seed = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _left_by_half(conv: nn.Conv2d, seed: Seed) -> float:
+def _left_by_half(conv: nn.Conv2d, seed: Seed, layer: str) -> float:
     """The variance within half as many clusters as filters, in %."""
-    whole, half = (cluster_filters(conv, k, seed=seed).inertia for k in (1, max(1, conv.out_channels // 2)))
+    whole, half = (cluster_filters(conv, k, seed=seed, layer=layer).inertia for k in (1, max(1, conv.out_channels // 2)))
     return 100 * half / max(whole, 1e-300)
 
 

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from ..arguments import Count
-from ..evaluation import compared
+from ..data import Images
+from ..evaluation import compared, predict
+from ..model import AnyNetwork
+
+
+def right(network: AnyNetwork, images: Images) -> Tensor:
+    """Whether a network classifies each image correctly: a bool tensor (N,) on the CPU."""
+    return predict(network, images).argmax(1) == images.labels.cpu()
 
 
 def packed(right: Tensor) -> str:
