@@ -22,6 +22,8 @@ SHOWN = (
     "by sensitivity",
     "by sensitivity, inside blocks",
     "elimination, reconstruction",
+    "random units, reconstruction",
+    "elimination, allocated by sensitivity",
     "elimination",
     "k-means of activations, medoids",
     "smallest L2 norm",
@@ -38,6 +40,7 @@ BETWEEN = (0.36, 0.75)  # for the four methods of the curves
 CURVES = ("by sensitivity, inside blocks", "elimination, reconstruction", "smallest L2 norm", "tied")
 # With three seeds at half of the MACs.
 SEEDED = ("not pruned", *CURVES, "random units", "k-means, centroids", "elimination", "k-means of activations, medoids")
+SEEDED += ("random units, reconstruction", "elimination, allocated by sensitivity")
 LONGER = 20  # epochs, for those that a reader might think were trained too briefly
 LONGER_METHODS = ("not pruned", "smallest L2 norm", "by sensitivity, inside blocks")
 RIVALS = (
@@ -51,7 +54,7 @@ RIVALS = (
     "geometric median",
     "smallest L1 norm",
 )
-FROM_WIDE = ("by sensitivity, inside blocks", "by sensitivity", "Model Folding, repaired", "smallest L2 norm", "tied")
+FROM_WIDE = ("by sensitivity, inside blocks", "by sensitivity", "Model Folding, repaired", "smallest L2 norm")
 
 
 def trained(runs: MethodRuns, methods: Sequence[str], levels: Sequence[float], seeds: Sequence[int], epochs: int) -> list[MethodPoint]:

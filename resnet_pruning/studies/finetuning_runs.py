@@ -83,9 +83,9 @@ class FineTuningRuns(PruningRuns):
             save_checkpoint(self.path(point.checkpoint), network, facts)
         return {**row, "accuracy_before": round(before, 2), "seconds": round(history.seconds.sum(), 1)}
 
-    def compressed(self, plan: Plan, seed: Seed = 0) -> ResNet:
+    def compressed(self, plan: Plan, seed: Seed = 0, *, selection: str = "elimination", repair: str = "reconstruction") -> ResNet:
         """The network that `compression.compress_by_plan` returns for a plan, cached for runs that share it. It must not be modified."""
-        return _compressed(self, tuple(plan.items()), seed)
+        return _compressed(self, tuple(plan.items()), seed, selection, repair)
 
     def fine_tune(self, network: nn.Module, images: Images, recipe: Recipe, point: Any, execution: Execution | None = None) -> pd.DataFrame:
         """Train the network of a point in place, with its seed and the teacher. An interrupted training resumes where it stopped."""
@@ -113,9 +113,8 @@ class FineTuningRuns(PruningRuns):
 
 
 @functools.lru_cache(maxsize=4)
-def _compressed(runs: FineTuningRuns, plan: tuple[tuple[str, Integer], ...], seed: Seed) -> ResNet:
-    material, n_steps = runs.material, 400 if runs.profile == "full" else 5
-    statistics = material.statistics
-    return compress_by_plan(
-        material.network, dict(plan), material.fitted_to, statistics=statistics, n_steps=n_steps, seed=seed, progress=False
-    )
+def _compressed(runs: FineTuningRuns, plan: tuple[tuple[str, Integer], ...], seed: Seed, selection: str, repair: str) -> ResNet:
+    material = runs.material
+    settings = {"selection": selection, "statistics": material.statistics, "seed": seed, "progress": False}
+    n_steps = 400 if runs.profile == "full" else 5
+    return compress_by_plan(material.network, dict(plan), material.fitted_to, repair, n_steps=n_steps, **settings)

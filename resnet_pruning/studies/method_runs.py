@@ -16,9 +16,10 @@ from .. import calibration, compaction, cost, evaluation, finetuning, peers, pla
 from ..arguments import Integer, Real, Seed
 from ..clustering import Clusters, cluster_layers
 from ..compression import allocation
-from ..compression.by_plan import compress_by_plan, rescale_like
+from ..compression.by_plan import rescale_like
 from ..compression.plan_cost import cost_of_plan
 from ..model import ResNet, convolutions
+from ..plans import Plan
 from . import right_answers
 from .finetuning_runs import FineTuningRuns
 from .sweeps import expanded
@@ -198,28 +199,28 @@ def _clusters(distance: str, representative: str) -> Method:
     return pruned
 
 
-def _chosen_on_images(selection: str, repair: str = "none") -> Method:
-    def pruned(runs: MethodRuns, level: Real, seed: Seed) -> ResNet:
-        material = runs.material
-        plan = allocation.uniform_inside_blocks(material.network, level)
-        settings = {"selection": selection, "statistics": material.statistics, "seed": seed, "progress": False}
-        return compress_by_plan(material.network, plan, material.fitted_to, repair, **settings)
-
-    return pruned
+PlanOf = Callable[[MethodRuns, float], Plan]  # of runs and a budget of MACs
 
 
-def _reconstruction(runs: MethodRuns, level: Real, seed: Seed) -> ResNet:
-    return runs.compressed(allocation.uniform_inside_blocks(runs.material.network, level), seed)
+def _same_share(runs: MethodRuns, level: Real) -> Plan:
+    return allocation.uniform_inside_blocks(runs.material.network, level)
 
 
-def _by_sensitivity(sharing: bool, others: bool = True) -> Method:
+def _by_sensitivity(sharing: bool, others: bool = True) -> PlanOf:
     """Allocation by sensitivity. Without `others`, no block is dropped and no stream is narrowed."""
 
-    def pruned(runs: MethodRuns, level: Real, seed: Seed) -> ResNet:
+    def planned(runs: MethodRuns, level: Real) -> Plan:
         errors = runs.material.errors
         if not others:
             errors = allocation.of_channels(errors)
-        return runs.compressed(allocation.by_sensitivity(runs.material.network, macs=level, sharing=sharing, errors=errors), seed)
+        return allocation.by_sensitivity(runs.material.network, macs=level, sharing=sharing, errors=errors)
+
+    return planned
+
+
+def _compressed(plan_of: PlanOf, selection: str = "elimination", repair: str = "reconstruction") -> Method:
+    def pruned(runs: MethodRuns, level: Real, seed: Seed) -> ResNet:
+        return runs.compressed(plan_of(runs, level), seed, selection=selection, repair=repair)
 
     return pruned
 
@@ -294,8 +295,9 @@ FAMILIES: dict[str, dict[str, Method]] = {
         "k-means of unit filters, medoids": _clusters("unit", "medoid"),
     },
     "chosen on images, removed": {
-        "k-means of activations, medoids": _chosen_on_images("k-means"),
-        "elimination": _chosen_on_images("elimination"),
+        "k-means of activations, medoids": _compressed(_same_share, "k-means", "none"),
+        "elimination": _compressed(_same_share, "elimination", "none"),
+        "elimination, allocated by sensitivity": _compressed(_by_sensitivity(sharing=False, others=False), "elimination", "none"),
     },
     "filters stay clustered": {
         "tied": _constrained(finetuning.tied, "correlation"),
@@ -304,13 +306,14 @@ FAMILIES: dict[str, dict[str, Method]] = {
         "projected, new clusters each step": _constrained(finetuning.projected, "correlation"),
     },
     "removed and repaired": {
-        "elimination, least squares": _chosen_on_images("elimination", "least squares"),
-        "elimination, reconstruction": _reconstruction,
+        "random units, reconstruction": _compressed(_same_share, "random"),
+        "elimination, least squares": _compressed(_same_share, repair="least squares"),
+        "elimination, reconstruction": _compressed(_same_share),
     },
     "removed and repaired, allocated by sensitivity": {
-        "by sensitivity, inside blocks": _by_sensitivity(sharing=False, others=False),
-        "by sensitivity": _by_sensitivity(sharing=True),
-        "by sensitivity, without sharing": _by_sensitivity(sharing=False),
+        "by sensitivity, inside blocks": _compressed(_by_sensitivity(sharing=False, others=False)),
+        "by sensitivity": _compressed(_by_sensitivity(sharing=True)),
+        "by sensitivity, without sharing": _compressed(_by_sensitivity(sharing=False)),
     },
 }
 METHODS = {name: method for family in FAMILIES.values() for name, method in family.items()}
