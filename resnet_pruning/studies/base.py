@@ -56,6 +56,8 @@ TRAININGS = {
     # Controls for pruning: half of the MACs from the start, for as many epochs as the base and its fine-tuning together.
     "resnet20_half": dataclasses.replace(SMALLER, stage_widths=(11, 23, 45)),
     "resnet14_half": dataclasses.replace(SMALLER, stage_widths=(14, 28, 56), depth=14),
+    # A control for pruning the network of doubled widths: as many epochs as that one and its fine-tuning together.
+    "resnet20_35epochs": dataclasses.replace(TAUGHT, recipe=dataclasses.replace(TAUGHT.recipe, epochs=35), dtype=torch.float16),
 }
 # For digits, on which a training takes seconds.
 QUICK = Recipe(epochs=4, warmup_epochs=1, small_share=0.25, ema=0.9, batch_size=64)
