@@ -310,6 +310,15 @@ def quantization(figures: Path) -> str:
     return _table(["way", *(f"{bits} (pp)" for bits in table)], *rows)
 
 
+def bits_by_layer(figures: Path) -> str:
+    """Equal bits, and bits by sensitivity of as many bytes."""
+    table = pd.read_csv(figures / "quantize_by_layer.csv")
+    table[["rounding", "allocation"]] = table.way.str.split(", ", expand=True)
+    wide = table.pivot_table(index=["bits", "rounding", "bytes"], columns="allocation", values="accuracy", sort=False).reset_index()
+    rows = ([row.bits, row.rounding, f"{row.bytes / 1000:.0f} kB", f"{row.equal:.2f} %", f"{row[-1]:.2f} %"] for row in wide.itertuples())
+    return _table(["bits", "rounding", "weights", "equal bits", "bits by sensitivity"], *rows)
+
+
 def pruned_and_quantized(figures: Path) -> str:
     """Pruned and quantized networks, by size."""
     rows = []
@@ -391,7 +400,8 @@ def _change(values: pd.Series) -> str:
 
 def is_own(methods: pd.Index | pd.Series) -> np.ndarray | pd.Series:
     """Which of the names of methods are this project's ways."""
-    return methods.str.startswith(("k-means", "elimination", "by sensitivity", "tied", "projected"))
+    own = ("k-means", "elimination", "by sensitivity", "tied", "projected", "random units, reconstruction")
+    return methods.str.startswith(own)
 
 
 def gains_of_ends(figures: Path) -> pd.DataFrame:
@@ -407,5 +417,5 @@ def _table(header: list[str], *rows: list) -> str:
 ENDS = ("first-heavy", "last-heavy", "first/last-heavy", "first/last-heavy, 90 %", "borders heavy", "chosen")
 TABLES: tuple[Callable[[Path], str], ...] = (
     *(subject, main_result, main_note, result, repair, allocation, kept_networks, baselines, inference, inference_on_gpu, in_few_bytes),
-    *(quantization, pruned_and_quantized, integer_speed, clustering, ends, trials, speed, step, time_to_accuracy, optimizers),
+    *(quantization, bits_by_layer, pruned_and_quantized, integer_speed, clustering, ends, trials, speed, step, time_to_accuracy, optimizers),
 )
