@@ -44,14 +44,14 @@ def test_the_best_of_each_side_and_the_lead(table):
 def test_controls_count_all_epochs_and_are_as_large_as_they_are():
     base = pd.Series({"epochs": 120, "macs": 1000, "parameters": 200})
     scratch = pd.DataFrame({"network": ["small", "small_seed1"], "epochs": 130, "macs": 500, "parameters": 120, "accuracy": [90.0, 91.0]})
-    pruned = pd.DataFrame(
-        {"method": ["random", "ours"], "epochs": 10, "macs_share": 0.5, "parameters_share": 0.4, "accuracy": [89.0, 92.0]}
-    )
-    table = methods.controls(scratch, pruned, base)
+    pruned = pd.DataFrame({"method": ["random", "ours"], "epochs": 10, "macs": 500, "parameters": 80, "accuracy": [89.0, 92.0]})
+    table = methods.controls(scratch, pruned, base, base)
     assert list(table.index) == [("ours", 130), ("small, from scratch", 130), ("random", 130)]
     small = table.loc["small, from scratch", 130]
     assert small.tolist() == pytest.approx([0.5, 0.6, 90.5, 90, 91, 2])
-    assert table.macs_share.tolist() == [0.5] * 3
+    assert table.macs_share.tolist() == [0.5] * 3 and table.parameters_share.tolist() == [0.4, 0.6, 0.4]
+    of_another = methods.controls(scratch, pruned, pd.Series({"epochs": 30}), base)
+    assert list(of_another.index) == [("ours", 40), ("small, from scratch", 130), ("random", 40)]
 
 
 def test_own_runs_stand_among_published_results():

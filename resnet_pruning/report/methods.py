@@ -70,14 +70,15 @@ def against_others(table: pd.DataFrame, own: Collection[str]) -> pd.DataFrame:
     return joined.assign(**{"lead (pp)": joined["accuracy of this project (%)"] - joined["accuracy of others (%)"]})
 
 
-def controls(scratch: pd.DataFrame, pruned: pd.DataFrame, base: pd.Series) -> pd.DataFrame:
-    """Pruned networks next to smaller ones that were trained from scratch, with the epochs of both in all.
+def controls(scratch: pd.DataFrame, pruned: pd.DataFrame, whole: pd.Series, base: pd.Series) -> pd.DataFrame:
+    """Pruned networks next to others that were trained from scratch, with the epochs of both in all.
 
     Parameters
     ----------
-    scratch : rows of ``other_networks.csv``
-    pruned : with the columns method, epochs (of fine-tuning), macs_share, parameters_share and accuracy
-    base : of the network before pruning, with epochs, macs and parameters, see ``base_seeds.csv``
+    scratch : rows of ``base_seeds.csv`` or ``other_networks.csv``
+    pruned : with the columns method, epochs (of fine-tuning), macs, parameters and accuracy
+    whole : of the network before pruning, with its epochs
+    base : of the network that MACs and parameters are shares of
 
     Returns
     -------
@@ -85,8 +86,8 @@ def controls(scratch: pd.DataFrame, pruned: pd.DataFrame, base: pd.Series) -> pd
     accuracy first
     """
     name = scratch.network.str.replace(r"_seed\d+$", "", regex=True) + ", from scratch"
-    shares = {f"{cost}_share": scratch[cost] / base[cost] for cost in ("macs", "parameters")}
-    rows = pd.concat([pruned.assign(network=pruned.method, epochs=pruned.epochs + base.epochs), scratch.assign(network=name, **shares)])
+    rows = pd.concat([pruned.assign(network=pruned.method, epochs=pruned.epochs + whole.epochs), scratch.assign(network=name)])
+    rows = rows.assign(**{f"{cost}_share": rows[cost] / base[cost] for cost in ("macs", "parameters")})
     over_seeds = {"accuracy": ("accuracy", "mean"), "lowest": ("accuracy", "min"), "highest": ("accuracy", "max")}
     sizes = {share: (share, "first") for share in ("macs_share", "parameters_share")}
     table = rows.groupby(["network", "epochs"], sort=False).agg(**sizes, **over_seeds, seeds=("accuracy", "count"))
