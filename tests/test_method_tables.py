@@ -41,6 +41,21 @@ def test_the_best_of_each_side_and_the_lead(table):
     assert best["lead (pp)"].tolist() == pytest.approx([24, -1, -10])
 
 
+def test_the_fit_is_told_from_the_choice():
+    rows = [
+        (0.5, "before", "elimination", 70.0),
+        (0.5, "before", "elimination, reconstruction", 80.0),
+        (0.5, "before", "elimination, reconstruction", 82.0),
+        (0.5, "after", "random units", 90.0),
+        (0.75, "after", "random units, reconstruction", 92.0),
+    ]
+    table = methods.worth_of_the_fit(pd.DataFrame(rows, columns=["level", "stage", "method", "accuracy"]))
+    assert list(table.index) == list(methods.FITTED) and [*dict.fromkeys(level for level, _, _ in table)] == [0.75, 0.5]
+    assert table[0.5, "before"].loc["elimination"].tolist() == [70, 81]
+    assert table[0.5, "after"]["alone"].tolist() == pytest.approx([90, float("nan"), float("nan")], nan_ok=True)
+    assert table[0.75, "after", "fitted"]["random units"] == 92 and table[0.5, "after", "fitted"].isna().all()
+
+
 def test_controls_count_all_epochs_and_are_as_large_as_they_are():
     base = pd.Series({"epochs": 120, "macs": 1000, "parameters": 200})
     scratch = pd.DataFrame({"network": ["small", "small_seed1"], "epochs": 130, "macs": 500, "parameters": 120, "accuracy": [90.0, 91.0]})

@@ -7,6 +7,12 @@ import pandas as pd
 
 from ..arguments import Real
 
+# By the choice of channels: the method that also fits what remains.
+FITTED = {
+    "random units": "random units, reconstruction",
+    "elimination": "elimination, reconstruction",
+    "elimination, allocated by sensitivity": "by sensitivity, inside blocks",
+}
 CURRENCIES = {"macs_share": "MACs", "parameters_share": "parameters", "bytes_share": "bytes"}
 
 
@@ -46,6 +52,24 @@ def change_by_stage(table: pd.DataFrame, methods: Collection[str], stages: Colle
     wide = table.pivot_table(index="method", columns=["level", "stage"], values="change").reindex(methods)
     order = [(level, stage) for level in sorted(table.level.unique(), reverse=True) for stage in stages]
     return wide[[column for column in order if column in wide]]
+
+
+def worth_of_the_fit(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean accuracy over seeds of the methods in `FITTED`, without and with the fit: a row for each choice of channels.
+
+    Returns
+    -------
+    DataFrame with columns by level, highest first, stage, and fit ("alone" or "fitted"); NaN for what was not measured
+    """
+    means = table.groupby(["level", "stage", "method"], sort=False).accuracy.mean()
+    names = {choice: {"alone": choice, "fitted": fitted} for choice, fitted in FITTED.items()}
+    settings = sorted(dict.fromkeys((level, stage) for level, stage, _ in means.index), key=lambda setting: -setting[0])
+    columns = {
+        (level, stage, fit): {choice: means.get((level, stage, each[fit])) for choice, each in names.items()}
+        for level, stage in settings
+        for fit in ("alone", "fitted")
+    }
+    return pd.DataFrame(columns, dtype=float).rename_axis(columns=["level", "stage", "fit"])
 
 
 def against_others(table: pd.DataFrame, own: Collection[str]) -> pd.DataFrame:

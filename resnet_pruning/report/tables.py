@@ -417,5 +417,17 @@ def _table(header: list[str], *rows: list) -> str:
 ENDS = ("first-heavy", "last-heavy", "first/last-heavy", "first/last-heavy, 90 %", "borders heavy", "chosen")
 TABLES: tuple[Callable[[Path], str], ...] = (
     *(subject, main_result, main_note, result, repair, allocation, kept_networks, baselines, inference, inference_on_gpu, in_few_bytes),
-    *(quantization, bits_by_layer, pruned_and_quantized, integer_speed, clustering, ends, trials, speed, step, time_to_accuracy, optimizers),
+    *(
+        quantization,
+        bits_by_layer,
+        pruned_and_quantized,
+        integer_speed,
+        clustering,
+        ends,
+        trials,
+        speed,
+        step,
+        time_to_accuracy,
+        optimizers,
+    ),
 )
