@@ -88,8 +88,9 @@ def kinds(table: pd.DataFrame) -> pd.Series:
 
 
 def numbers_of(table: pd.DataFrame) -> pd.Series:
-    """The bits of each row of ``bytes.csv``, such as W4A8, or the number of its representatives, as text."""
-    return bits(table).where(table.method != "codebook", table.n_representatives.astype(str))
+    """The bits of each row of ``bytes.csv``, such as W4A8, or the number of its representatives, as text; and of which pruned network."""
+    pruned = table.pruned.fillna("").str.replace("resnet20_", ", ", regex=False)
+    return bits(table).where(table.method != "codebook", table.n_representatives.astype(str)) + pruned
 
 
 def error_at(distortions: pd.DataFrame, bits_per_weight: Real) -> pd.Series:

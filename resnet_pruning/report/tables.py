@@ -58,7 +58,7 @@ def networks(figures: Path) -> pd.DataFrame:
     pruned = kept(newest(figures / "kept_networks.csv"))
     pruned = pruned.assign(macs=100 * pruned.macs_share, parameters=100 * pruned.parameters_share)
     settings = ["method", "pruned", "weight_bits", "activation_bits", "granularity", "n_representatives", "representatives", "renewals"]
-    few = newest(figures / "bytes.csv")
+    few = pd.read_csv(figures / "bytes.csv")
     few = few.assign(network=few.groupby([*settings, "epochs"], dropna=False).checkpoint.transform("first")).dropna(subset="network")
     few = few.groupby("network", sort=False).agg(**OVER_SEEDS, epochs=("epochs", "first")).assign(macs=100.0, parameters=100.0)
     table = pd.concat([pd.DataFrame([whole], index=["resnet20"]), pruned[list(whole)], few[list(whole)]])
@@ -237,7 +237,7 @@ def kept_networks(figures: Path) -> str:
 
 def in_few_bytes(figures: Path) -> str:
     """Networks in few bytes, by their size on disk."""
-    table = newest(figures / "bytes.csv").sort_values("bytes_on_disk", ascending=False)
+    table = pd.read_csv(figures / "bytes.csv").sort_values("bytes_on_disk", ascending=False)
     table = table.assign(kind=kinds(table), what=numbers_of(table))
     table["kind"] += (table.representatives == "random").map({True: ", drawn at random", False: ""})
     rows = []
@@ -317,6 +317,37 @@ def bits_by_layer(figures: Path) -> str:
     wide = table.pivot_table(index=["bits", "rounding", "bytes"], columns="allocation", values="accuracy", sort=False).reset_index()
     rows = ([row.bits, row.rounding, f"{row.bytes / 1000:.0f} kB", f"{row.equal:.2f} %", f"{row[-1]:.2f} %"] for row in wide.itertuples())
     return _table(["bits", "rounding", "weights", "equal bits", "bits by sensitivity"], *rows)
+
+
+# By notebook: the tables of its sweeps and trainings that say how long each row took.
+SOURCES = {
+    "01_train": ("base_seeds", "other_networks", "training_trials"),
+    "02_prune_uniform": ("prune_uniform",),
+    "03_prune_first_last_heavy": ("prune_sensitivity", "prune_ends", "prune_ends_fine_tuned"),
+    "05_analysis": ("analysis_steps",),
+    "06_optimizers": ("optimizers", "optimizers_rates"),
+    "04_fine_tune and 07_baselines": ("untrained", "currencies", "currencies_wide", "baselines_weights", "protocol_trials"),
+    "08_quantize": ("quantize", "quantize_images", "quantize_layers", "quantize_observers", "quantize_pruned", "quantize_pruned_ready"),
+    "09_compact": ("compact_repair", "compact_allocation", "kept_networks"),
+}
+
+
+def durations(figures: Path) -> str:
+    """How long the rows of each notebook took in all, with those that a GPU measured at the median of the others."""
+
+    def hours(name: str) -> float:
+        table = pd.read_csv(figures / f"{name}.csv")
+        column = next((name for name in ("seconds", "minutes") if name in table), None)
+        seconds = table[column] * (60 if column == "minutes" else 1) if column else table.filter(like="seconds_").sum(axis=1)
+        if "device" in table:
+            seconds = seconds.where(table.device == "cpu", seconds[table.device == "cpu"].median())
+        return seconds.sum() / 3600
+
+    tuned, coded = pd.read_csv(figures / "currencies.csv").query("device == 'cpu'"), pd.read_csv(figures / "bytes.csv")
+    found = {notebook: sum(map(hours, names)) for notebook, names in SOURCES.items()}
+    found["10_codebooks"] = coded.epochs.sum() * (tuned.seconds / tuned.epochs).median() / 3600
+    rows = [[notebook, f"{value:.1f}"] for notebook, value in found.items()]
+    return _table(["notebook", "hours"], *rows, ["all", f"{sum(found.values()):.0f}"])
 
 
 def pruned_and_quantized(figures: Path) -> str:
@@ -417,17 +448,6 @@ def _table(header: list[str], *rows: list) -> str:
 ENDS = ("first-heavy", "last-heavy", "first/last-heavy", "first/last-heavy, 90 %", "borders heavy", "chosen")
 TABLES: tuple[Callable[[Path], str], ...] = (
     *(subject, main_result, main_note, result, repair, allocation, kept_networks, baselines, inference, inference_on_gpu, in_few_bytes),
-    *(
-        quantization,
-        bits_by_layer,
-        pruned_and_quantized,
-        integer_speed,
-        clustering,
-        ends,
-        trials,
-        speed,
-        step,
-        time_to_accuracy,
-        optimizers,
-    ),
+    *(quantization, bits_by_layer, pruned_and_quantized, integer_speed, clustering, ends, trials, speed, step),
+    *(time_to_accuracy, optimizers, durations),
 )

@@ -199,6 +199,10 @@ def all_points(runs: SizeRuns, epochs: int = EPOCHS) -> list[SizePoint]:
         coded = {"epochs": [epochs], **ways}
         points += runs.size_points("codebook", **kernels, **coded, representatives=["k-means", "random"])
         points += runs.size_points("codebook", granularity=["kernel"], n_representatives=[16], **coded)
+    # Are pruning and few bits better together? With half of the MACs, and with a quarter.
+    four_bits = {"weight_bits": [4], "activation_bits": [4], "learning_rate": [RATES["learned steps"][4]]}
+    points += runs.size_points("codebook", pruned=["resnet20_macs50", "resnet20_macs25"], **kernels, **renewed, epochs=[epochs])
+    points += runs.size_points("learned steps", pruned=["resnet20_macs50"], **four_bits, epochs=[epochs])
     points += runs.size_points("codebook", granularity=["weight"], n_representatives=[4, 2], epochs=[epochs], **fixed)
     points += runs.size_points("codebook", granularity=["row"], n_representatives=[4, 16], epochs=[epochs], **fixed)
     for granularity in ("kernel", "pair of kernels"):
