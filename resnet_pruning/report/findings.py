@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from .analysis import CLUSTERED, REPAIRED
-from .tables import at_level, equally_tuned, gains_of_ends, is_own, networks, newest, small_and_pruned
+from .tables import at_level, equally_tuned, gains_of_ends, is_own, networks, newest, small_and_pruned, wide_and_as_long
 
 FITTED, ALLOCATED = REPAIRED
 
@@ -23,36 +23,37 @@ def finding(figures: Path) -> str:
     """What was found, in some sentences."""
     untrained, tuned = newest(figures / "untrained.csv"), equally_tuned(figures)
     before, after, quarter = at_level(untrained), at_level(tuned), at_level(tuned, 0.25)
-    layers, drawn = pd.read_csv(figures / "analysis_redundancy.csv"), "random units"
+    layers, drawn, drawn_fitted = pd.read_csv(figures / "analysis_redundancy.csv"), "random units", "random units, reconstruction"
     others = before[~is_own(before.index)].drop(drawn)
     families = tuned.groupby("method").family.first()
-    chosen = after[~families[after.index].str.contains("repaired|stay clustered")].drop(drawn)
-    ranked = chosen.index.str.endswith("ranked together")  # which allocates channels among layers, too
-    best = chosen[ranked].idxmax()
-    gain, gain_at_a_quarter = (means[ALLOCATED] - means[FITTED] for means in (after, quarter))
+    allocated = after.index.str.contains("ranked together|by sensitivity")  # channels are divided among layers, too
+    chosen = after[~families[after.index].str.contains("repaired|stay clustered") & ~allocated].drop(drawn)
+    ranked = after[after.index.str.contains("ranked together")]
     control = tuned[tuned.method == "not pruned"].accuracy.mean()
     small, pruned = small_and_pruned(figures)
     as_good = "at least as good" if small.accuracy >= pruned.accuracy else "not as good"
-    trained_small = f"A small network that is trained from the start is {as_good}."
+    narrowed, as_long = wide_and_as_long(figures)
     return (
         f"- **Filters hardly repeat, and merging them does not pay.** Half as many clusters leave {layers.inertia.mean():.0f} % of their "
-        f"variance, and {layers.shuffled.mean():.0f} % once the weights of each filter are shuffled. At half of the MACs, merged k-means "
-        f"clusters leave {before[[*CLUSTERED]].max():.1f} % accuracy, Model Folding {before['Model Folding, repaired']:.1f} %, random "
-        f"channels {before[drawn]:.1f} %. If the next layer is corrected as well (GRAIL), it is {before['GRAIL after folding']:.1f} %.\n"
-        f"- **Without fine-tuning, choosing channels by what they do on images pays.** Keeping one channel of each group that responds "
-        f"alike (k-means of activations) leaves {before['k-means of activations, medoids']:.1f} %; removing one at a time, always the one "
-        f"that the next layer can best do without, {before['elimination']:.1f} %; also refitting blocks, and keeping more channels where "
-        f"the network is sensitive, {before[ALLOCATED]:.1f} %. The best of {len(others)} variants of other methods leaves "
-        f"{others.max():.1f} %. No labels are used.\n"
-        f"- **After {tuned.epochs.max()} epochs of fine-tuning, the choice hardly matters; the refit helps a little.** At half of the "
-        f"MACs, random channels have {after[drawn]:.1f} %, the best of {sum(~ranked)} ways to choose or merge as many "
-        f"{chosen[~ranked].max():.1f} %, refitted blocks {after[FITTED]:.1f} %; at a quarter, random channels {quarter[drawn]:.1f} % and "
-        f"refitted blocks {quarter[FITTED]:.1f} %. More channels where the network is sensitive add {gain:.1f} and "
-        f"{gain_at_a_quarter:.1f} points at equal MACs, with more parameters. The best method of others has {chosen[best]:.1f} % at half "
-        f"({best}). The unpruned network, fine-tuned alike, has {control:.1f} %.\n"
-        f"- **{trained_small}** With half of the MACs and narrower stages, it has {small.accuracy:.1f} % after {small.epochs:.0f} epochs, "
-        f"with {100 * small.parameters_share:.0f} % of the parameters. The best pruned network has {pruned.accuracy:.1f} % after as many "
-        f"epochs in all, with {100 * pruned.parameters_share:.0f} %."
+        f"variance; {layers.shuffled.mean():.0f} % if the weights of each filter are shuffled. At half of the MACs, merged clusters keep "
+        f"{before[[*CLUSTERED]].max():.1f} % accuracy, Model Folding {before['Model Folding, repaired']:.1f} %, random channels "
+        f"{before[drawn]:.1f} %.\n"
+        f"- **Without fine-tuning, choosing channels by what they do on images pays.** One channel of each group that responds alike "
+        f"(k-means of activations) keeps {before['k-means of activations, medoids']:.1f} %; removing one at a time, always the one that "
+        f"the next layer can best do without, {before['elimination']:.1f} %; also refitting blocks, and keeping more channels where the "
+        f"network is sensitive, {before[ALLOCATED]:.1f} %. The best of {len(others)} variants of other methods keeps "
+        f"{others.max():.1f} %.\n"
+        f"- **After {tuned.epochs.max()} epochs of fine-tuning, the choice hardly matters; the refit helps a little.** At half (a quarter) "
+        f"of the MACs, random channels have {after[drawn]:.1f} ({quarter[drawn]:.1f}) %, the best of {len(chosen)} other choices "
+        f"{chosen.max():.1f} ({quarter[chosen.index.intersection(quarter.index)].max():.1f}) %, random channels with refitted blocks "
+        f"{after[drawn_fitted]:.1f} ({quarter[drawn_fitted]:.1f}) %, refitted blocks after elimination {after[FITTED]:.1f} "
+        f"({quarter[FITTED]:.1f}) %, with more channels where the network is sensitive, and more parameters, {after[ALLOCATED]:.1f} "
+        f"({quarter[ALLOCATED]:.1f}) %. The best method of others has {ranked.max():.1f} % at half ({ranked.idxmax()}), the unpruned "
+        f"network, fine-tuned alike, {control:.1f} %.\n"
+        f"- **A small network that is trained from the start is {as_good}.** With narrower stages and half of the MACs, it has "
+        f"{small.accuracy:.1f} % after {small.epochs:.0f} epochs; the best pruned network, {pruned.accuracy:.1f} % after as many in all. "
+        f"A network of twice the width, pruned to the size of this one, has {narrowed.accuracy:.1f} %; this one, trained for as many "
+        f"epochs, {as_long.accuracy:.1f} %."
     )
 
 

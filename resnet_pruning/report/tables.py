@@ -374,6 +374,14 @@ def small_and_pruned(figures: Path) -> tuple[pd.Series, pd.Series]:
     return table.loc["resnet20_half, from scratch"], table.loc["by sensitivity, blocks and streams"]
 
 
+def wide_and_as_long(figures: Path) -> tuple[pd.Series, pd.Series]:
+    """The rows of ``controls_wide.csv`` of the best network that is pruned from doubled widths to the base's MACs, and of the base, trained
+    from the start for as many epochs."""
+    table = pd.read_csv(figures / "controls_wide.csv").set_index("network")
+    pruned = table[table.index.str.startswith("doubled widths") & ~table.index.str.endswith("half as many MACs")]
+    return pruned.loc[pruned.accuracy.idxmax()], table.loc["resnet20_35epochs, from scratch"]
+
+
 def newest(path: Path) -> pd.DataFrame:
     """The rows of a sweep that were measured on the network that it was last measured on."""
     table = pd.read_csv(path)
