@@ -23,6 +23,7 @@ MEASURES = {
 MAIN = {
     "by sensitivity, inside blocks": "elimination, fitted, allocated by sensitivity (this project)",
     "elimination, reconstruction": "elimination, fitted, the same share in every block",
+    "random units, reconstruction": "removal at random, fitted",
     "elimination": "elimination alone",
     "k-means of activations, medoids": "k-means of activations, one of each cluster kept",
     "k-means, centroids": "k-means of weights, merged (the assignment)",
@@ -57,14 +58,15 @@ def compared_methods(figures: Path) -> pd.DataFrame:
 
 
 def main_result(methods: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The rows of the methods in `MAIN`, named as there in the column `what`: a panel for each share of the MACs that was fine-tuned.
+    """The rows of the methods in `MAIN`, named as there in the column `what`: a panel for each share of the MACs with both stages.
 
     Parameters
     ----------
     methods : from `compared_methods`; rows without training have 0 epochs
     """
     shown = pd.concat([methods[methods.method == method].assign(what=what) for method, what in MAIN.items()])
-    levels = sorted(shown[shown.stage == "fine-tuned"].level.unique(), reverse=True)
+    before, after = (set(shown[shown.stage == stage].level) for stage in (NEW_STATISTICS, "fine-tuned"))
+    levels = sorted(before & after, reverse=True)
     return {f"{100 * level:g} % of the MACs": shown[shown.level == level] for level in levels}
 
 
