@@ -33,26 +33,28 @@ def finding(figures: Path) -> str:
     small, pruned = small_and_pruned(figures)
     as_good = "at least as good" if small.accuracy >= pruned.accuracy else "not as good"
     narrowed, as_long = wide_and_as_long(figures)
+
+    def tuned_to(name: str) -> str:
+        return f"{after[name]:.1f} ({quarter[name]:.1f}) %"
+
     return (
         f"- **Filters hardly repeat, and merging them does not pay.** Half as many clusters leave {layers.inertia.mean():.0f} % of their "
         f"variance; {layers.shuffled.mean():.0f} % if the weights of each filter are shuffled. At half of the MACs, merged clusters keep "
         f"{before[[*CLUSTERED]].max():.1f} % accuracy, Model Folding {before['Model Folding, repaired']:.1f} %, random channels "
         f"{before[drawn]:.1f} %.\n"
-        f"- **Without fine-tuning, the refit decides.** Of channels chosen by what they do on images, one of each group that responds "
+        "- **Without fine-tuning, the refit decides.** Of channels chosen by what they do on images, one of each group that responds "
         f"alike (k-means of activations) keeps {before['k-means of activations, medoids']:.1f} %; removing one at a time, always the one "
         f"that the next layer can best do without, {before['elimination']:.1f} %. With refitted blocks, the latter keeps "
-        f"{before[FITTED]:.1f} % and random channels {before[drawn_fitted]:.1f} %; with more channels where the network is sensitive, {before[ALLOCATED]:.1f} %. "
-        f"The best of {len(others)} variants of other methods keeps {others.max():.1f} %. No labels are used.\n"
+        f"{before[FITTED]:.1f} % and random channels {before[drawn_fitted]:.1f} %; with more channels where the network is sensitive, "
+        f"{before[ALLOCATED]:.1f} %. The best of {len(others)} variants of other methods keeps {others.max():.1f} %. No labels are used.\n"
         f"- **After {tuned.epochs.max()} epochs of fine-tuning, the choice hardly matters; the refit helps a little.** At half (a quarter) "
-        f"of the MACs, random channels have {after[drawn]:.1f} ({quarter[drawn]:.1f}) %, the best of {len(chosen)} other choices "
-        f"{chosen.max():.1f} ({quarter[chosen.index.intersection(quarter.index)].max():.1f}) %, random channels with refitted blocks "
-        f"{after[drawn_fitted]:.1f} ({quarter[drawn_fitted]:.1f}) %, refitted blocks after elimination {after[FITTED]:.1f} "
-        f"({quarter[FITTED]:.1f}) %, with more channels where the network is sensitive, and more parameters, {after[ALLOCATED]:.1f} "
-        f"({quarter[ALLOCATED]:.1f}) %. The best method of others has {ranked.max():.1f} % at half ({ranked.idxmax()}), the unpruned "
+        f"of the MACs, random channels have {tuned_to(drawn)}, the best of {len(chosen)} other choices {tuned_to(chosen.idxmax())}, "
+        f"refitted ones {tuned_to(drawn_fitted)} if random and {tuned_to(FITTED)} after elimination. More channels where the network is "
+        f"sensitive, and more parameters: {tuned_to(ALLOCATED)}. The best method of others has {ranked.max():.1f} % at half, the unpruned "
         f"network, fine-tuned alike, {control:.1f} %.\n"
         f"- **A small network that is trained from the start is {as_good}.** With narrower stages and half of the MACs, it has "
         f"{small.accuracy:.1f} % after {small.epochs:.0f} epochs; the best pruned network, {pruned.accuracy:.1f} % after as many in all. "
-        f"A network of twice the width, pruned to the size of this one, has {narrowed.accuracy:.1f} %; this one, trained for as many "
+        f"A network of twice the width, pruned to the MACs of this one, has {narrowed.accuracy:.1f} %; this one, trained for as many "
         f"epochs, {as_long.accuracy:.1f} %."
     )
 
