@@ -33,6 +33,7 @@ def finding(figures: Path) -> str:
     small, pruned = small_and_pruned(figures)
     as_good = "at least as good" if small.accuracy >= pruned.accuracy else "not as good"
     narrowed, as_long = wide_and_as_long(figures)
+    best_choice = f"{chosen.max():.1f} ({quarter.reindex(chosen.index).max():.1f}) %"
 
     def tuned_to(name: str) -> str:
         return f"{after[name]:.1f} ({quarter[name]:.1f}) %"
@@ -48,14 +49,14 @@ def finding(figures: Path) -> str:
         f"{before[FITTED]:.1f} % and random channels {before[drawn_fitted]:.1f} %; with more channels where the network is sensitive, "
         f"{before[ALLOCATED]:.1f} %. The best of {len(others)} variants of other methods keeps {others.max():.1f} %. No labels are used.\n"
         f"- **After {tuned.epochs.max()} epochs of fine-tuning, the choice hardly matters; the refit helps a little.** At half (a quarter) "
-        f"of the MACs, random channels have {tuned_to(drawn)}, the best of {len(chosen)} other choices {tuned_to(chosen.idxmax())}, "
+        f"of the MACs, random channels have {tuned_to(drawn)}, the best of {len(chosen)} other choices {best_choice}, "
         f"refitted ones {tuned_to(drawn_fitted)} if random and {tuned_to(FITTED)} after elimination. More channels where the network is "
         f"sensitive, and more parameters: {tuned_to(ALLOCATED)}. The best method of others has {ranked.max():.1f} % at half, the unpruned "
         f"network, fine-tuned alike, {control:.1f} %.\n"
         f"- **A small network that is trained from the start is {as_good}.** With narrower stages and half of the MACs, it has "
         f"{small.accuracy:.1f} % after {small.epochs:.0f} epochs; the best pruned network, {pruned.accuracy:.1f} % after as many in all. "
-        f"A network of twice the width, pruned to the MACs of this one, has {narrowed.accuracy:.1f} %; this one, trained for as many "
-        f"epochs, {as_long.accuracy:.1f} %."
+        f"A network of twice the width, pruned to the MACs of this one, has {narrowed.accuracy:.1f} % after {narrowed.epochs:.0f} "
+        f"epochs in all; this one, trained for as many, {as_long.accuracy:.1f} %."
     )
 
 
