@@ -226,3 +226,11 @@ def pruned_quantized_both(pareto: pd.DataFrame, least_change: Real = -6) -> pd.D
 
 def _percent_of_macs(table: pd.DataFrame) -> pd.Series:
     return (100 * table.macs_share).round(1)
+
+
+def trained_integers(figures: Path, weight_bits: Integer, activation_bits: Integer) -> pd.Series:
+    """The row of ``bytes.csv`` of the unpruned network with so many bits that was trained with learned steps for the fewest epochs."""
+    table = pd.read_csv(figures / "bytes.csv")
+    bits = (table.weight_bits == weight_bits) & (table.activation_bits == activation_bits)
+    rows = table[bits & (table.method == "learned steps") & table.pruned.isna()]
+    return rows.sort_values("epochs").iloc[0]
