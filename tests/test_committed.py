@@ -154,8 +154,9 @@ def test_a_sweeps_row_can_be_measured_again(cifar10, share):
 def test_all_ways_to_prune_are_compared_at_the_same_macs(name, stage):
     table = pd.read_csv(ROOT / "figures" / f"{name}.csv")
     assert set(table.method) <= set(method_runs.METHODS) and set(table.stage) == {stage}
-    # With the same share in every block there are few sizes, and at some levels the largest one is not quite as large.
-    assert (table.macs_share / table.level).between(0.98, 1).all()
+    # With the same share in every block there are few sizes, and between the two main levels the largest that fits is a little smaller.
+    least = table.level.isin(currencies.BETWEEN).map({True: 0.98, False: 0.99})
+    assert (table.macs_share / table.level).between(least, 1).all()
 
 
 def test_all_that_is_compared_was_trained_alike():

@@ -36,6 +36,15 @@ def test_every_method_has_the_same_macs_and_rows_tell_what_was_done(runs, tmp_pa
     assert accuracies == pytest.approx(table.accuracy.tolist(), abs=0.01)
 
 
+@pytest.mark.parametrize("method", ["elimination", "elimination, reconstruction", "tied", "random units"])
+def test_fine_tuning_does_not_reach_the_next_measurement(runs, method):
+    (tuned,) = runs.comparison_points([method], [0.6], stage=["fine-tuned"], epochs=[1], n_images=[192])
+    weights = {name: tensor.clone() for name, tensor in METHODS[method](runs, 0.6, 0).state_dict().items()}
+    runs.measure_method(tuned)
+    again = METHODS[method](runs, 0.6, 0).state_dict()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
 def test_the_control_is_the_network_itself(runs):
     (point,) = runs.comparison_points(["not pruned"], [1.0], stage=["as pruned"])
     row = runs.measure_method(point)

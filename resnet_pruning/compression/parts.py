@@ -133,7 +133,7 @@ class PartFit:
         """The channels that are kept between a block's convolutions, `n_channels` of them or, of k-means, fewer."""
         if selection == "elimination":
             return represented_by(torch.tensor(sorted(self.elimination[-n_channels:])), self.correlations)
-        if selection == "random":
+        if selection == "random":  # the same indices in all blocks of a width, whose channels have nothing in common
             order = torch.randperm(len(self.correlations), generator=torch.Generator().manual_seed(seed))
             return represented_by(order[:n_channels].sort().values, self.correlations)
         variances = self.activations.transpose(0, 1).flatten(1).var(1).double().cpu()

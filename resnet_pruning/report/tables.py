@@ -315,7 +315,8 @@ def bits_by_layer(figures: Path) -> str:
     table = pd.read_csv(figures / "quantize_by_layer.csv")
     table[["rounding", "allocation"]] = table.way.str.split(", ", expand=True)
     wide = table.pivot_table(index=["bits", "rounding", "bytes"], columns="allocation", values="accuracy", sort=False).reset_index()
-    rows = ([row.bits, row.rounding, f"{row.bytes / 1000:.0f} kB", f"{row.equal:.2f} %", f"{row[-1]:.2f} %"] for row in wide.itertuples())
+    kB, ways = (wide["bytes"] / 1000).map("{:.0f} kB".format), [wide[way].map("{:.2f} %".format) for way in ("equal", "by sensitivity")]
+    rows = map(list, zip(wide.bits, wide.rounding, kB, *ways, strict=True))
     return _table(["bits", "rounding", "weights", "equal bits", "bits by sensitivity"], *rows)
 
 
@@ -324,9 +325,9 @@ SOURCES = {
     "01_train": ("base_seeds", "other_networks", "training_trials"),
     "02_prune_uniform": ("prune_uniform",),
     "03_prune_first_last_heavy": ("prune_sensitivity", "prune_ends", "prune_ends_fine_tuned"),
+    "04_fine_tune and 07_baselines": ("untrained", "currencies", "currencies_wide", "baselines_weights", "protocol_trials"),
     "05_analysis": ("analysis_steps",),
     "06_optimizers": ("optimizers", "optimizers_rates"),
-    "04_fine_tune and 07_baselines": ("untrained", "currencies", "currencies_wide", "baselines_weights", "protocol_trials"),
     "08_quantize": ("quantize", "quantize_images", "quantize_layers", "quantize_observers", "quantize_pruned", "quantize_pruned_ready"),
     "09_compact": ("compact_repair", "compact_allocation", "kept_networks"),
 }
@@ -337,7 +338,7 @@ def durations(figures: Path) -> str:
 
     def hours(name: str) -> float:
         table = pd.read_csv(figures / f"{name}.csv")
-        column = next((name for name in ("seconds", "minutes") if name in table), None)
+        column = next((unit for unit in ("seconds", "minutes") if unit in table), None)
         seconds = table[column] * (60 if column == "minutes" else 1) if column else table.filter(like="seconds_").sum(axis=1)
         if "device" in table:
             seconds = seconds.where(table.device == "cpu", seconds[table.device == "cpu"].median())

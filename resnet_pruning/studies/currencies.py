@@ -39,8 +39,10 @@ SEEDED_AT_A_QUARTER = ("by sensitivity, inside blocks", "elimination, reconstruc
 BETWEEN = (0.36, 0.75)  # for the four methods of the curves
 CURVES = ("by sensitivity, inside blocks", "elimination, reconstruction", "smallest L2 norm", "tied")
 # With three seeds at half of the MACs.
-SEEDED = ("not pruned", *CURVES, "random units", "k-means, centroids", "elimination", "k-means of activations, medoids")
-SEEDED += ("random units, reconstruction", "elimination, allocated by sensitivity")
+SEEDED = (
+    *("not pruned", *CURVES, "random units", "k-means, centroids", "elimination", "k-means of activations, medoids"),
+    *("random units, reconstruction", "elimination, allocated by sensitivity"),
+)
 LONGER = 20  # epochs, for those that a reader might think were trained too briefly
 LONGER_METHODS = ("not pruned", "smallest L2 norm", "by sensitivity, inside blocks")
 RIVALS = (

@@ -220,7 +220,8 @@ def _by_sensitivity(sharing: bool, others: bool = True) -> PlanOf:
 
 def _compressed(plan_of: PlanOf, selection: str = "elimination", repair: str = "reconstruction") -> Method:
     def pruned(runs: MethodRuns, level: Real, seed: Seed) -> ResNet:
-        return runs.compressed(plan_of(runs, level), seed, selection=selection, repair=repair)
+        # A copy, because what is measured may be trained in place, and the cached network must stay as it is.
+        return copy.deepcopy(runs.compressed(plan_of(runs, level), seed, selection=selection, repair=repair))
 
     return pruned
 
