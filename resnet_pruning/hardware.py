@@ -4,11 +4,13 @@ import ctypes
 import functools
 import logging
 import platform
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 def default_device() -> torch.device:
@@ -76,3 +78,42 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(-3, 1 << 30)
         mallopt(-1, 1 << 30)
+
+
+class Recorded:
+    """A function of tensors on a GPU whose kernels are recorded as a CUDA graph after a few calls, and then launched all at once.
+
+    A small network's kernels take less time than Python takes to launch them one by one: with batches of 128 on an H200, `training.train`
+    goes through 32,900 instead of 5,700 images in a second. The function may change tensors in place, but must
+    neither read their values in Python nor replace them. There is a graph for each combination of the arguments' shapes.
+    """
+
+    recording = threading.Lock()  # of one graph at a time, in whatever thread
+    n_first = 3  # calls before the recording, in which libraries choose their kernels and optimizers make their state
+
+    def __init__(self, function: Callable[..., Tensor]):
+        self.function, self.stream = function, torch.cuda.Stream()
+        self.n_calls: dict[tuple, int] = {}
+        self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Tensor | None], Tensor]] = {}
+
+    def __call__(self, *arguments: Tensor | None) -> Tensor:
+        kind = tuple(None if a is None else (a.shape, a.stride(), a.dtype) for a in arguments)
+        self.n_calls[kind] = self.n_calls.get(kind, 0) + 1
+        if self.n_calls[kind] <= self.n_first:
+            # On the stream of the recording, because gradients are accumulated on the stream of their first use.
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                result = self.function(*arguments)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return result
+        if kind not in self.graphs:
+            graph, places = torch.cuda.CUDAGraph(), [None if a is None else a.clone() for a in arguments]
+            with self.recording, torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                result = self.function(*places)
+            self.graphs[kind] = graph, places, result
+        graph, places, result = self.graphs[kind]
+        for place, argument in zip(places, arguments, strict=True):
+            if place is not None:
+                place.copy_(argument)
+        graph.replay()
+        return result.clone()  # the next replay overwrites it

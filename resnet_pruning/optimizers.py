@@ -1,7 +1,7 @@
 """The optimizers that `training.train` knows, by name."""
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from beartype.vale import Is
@@ -14,7 +14,14 @@ OptimizerName = Annotated[str, Is[lambda name: name in OPTIMIZERS]]
 
 
 def optimizer_for(
-    model: nn.Module, name: OptimizerName, learning_rate: Real, weight_decay: Real = 0.0, *, momentum: Real = 0.9, nesterov: bool = True
+    model: nn.Module,
+    name: OptimizerName,
+    learning_rate: Real,
+    weight_decay: Real = 0.0,
+    *,
+    momentum: Real = 0.9,
+    nesterov: bool = True,
+    capturable: bool = False,
 ) -> "torch.optim.Optimizer | Muon":
     """An optimizer for all parameters of `model` that require a gradient.
 
@@ -23,12 +30,21 @@ def optimizer_for(
     name : one of `OPTIMIZERS`
     weight_decay : of weights; batch norm and biases have none
     momentum, nesterov : of SGD and Muon; the others have torch's defaults
+    capturable : whether steps can be part of a CUDA graph
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if name == "Muon":
-        return Muon(trained, learning_rate, weight_decay, momentum=momentum, nesterov=nesterov)
-    settings = {"momentum": momentum, "nesterov": nesterov and momentum > 0} if name == "SGD" else {}
+        return Muon(trained, learning_rate, weight_decay, momentum=momentum, nesterov=nesterov, capturable=capturable)
+    settings = {"momentum": momentum, "nesterov": nesterov and momentum > 0} if name == "SGD" else {"capturable": capturable}
     return getattr(torch.optim, name)(_groups(trained, weight_decay), lr=learning_rate, foreach=True, **settings)
+
+
+def on_device(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The state of an optimizer that continues on a device, perhaps another one."""
+    if "param_groups" not in state:
+        return {name: on_device(part, device) for name, part in state.items()}
+    groups = [group | ({"capturable": device.type == "cuda"} if "capturable" in group else {}) for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
 
 
 class Muon:
@@ -38,7 +54,15 @@ class Muon:
     to the size of AdamW's (Liu et al. 2025, *Muon is Scalable for LLM Training*), so that one learning rate suits both.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], lr: Real, weight_decay: Real, momentum: Real = 0.95, nesterov: bool = True):
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: Real,
+        weight_decay: Real,
+        momentum: Real = 0.95,
+        nesterov: bool = True,
+        capturable: bool = False,
+    ):
         parameters = list(parameters)
         self.filters = [p for p in parameters if p.ndim == 4]
         self.matrices = [nn.Parameter(_rows(p.detach(), p)) for p in self.filters]
@@ -48,9 +72,10 @@ class Muon:
                     f"a weight of shape {tuple(p.shape)} is stored with the strides {p.stride()}, expected one of torch's memory formats"
                 )
         settings = {"lr": lr, "weight_decay": weight_decay}
+        others = _groups([p for p in parameters if p.ndim != 4], weight_decay)
         self.parts = {
             "muon": torch.optim.Muon(self.matrices, **settings, momentum=momentum, nesterov=nesterov, adjust_lr_fn="match_rms_adamw"),
-            "adamw": torch.optim.AdamW(_groups([p for p in parameters if p.ndim != 4], weight_decay), lr=lr, foreach=True),
+            "adamw": torch.optim.AdamW(others, lr=lr, foreach=True, capturable=capturable),
         }
 
     @property

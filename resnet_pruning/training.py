@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
 import operator
 import time
@@ -15,7 +16,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from .arguments import Integer, Real, Seed
@@ -23,9 +23,9 @@ from .checkpoints import digest, read_tensors, write_tensors
 from .data import Batches, Images
 from .evaluation import accuracy, predict
 from .files import locked
-from .hardware import can_compile, has_fast_bfloat16, keep_freed_memory
+from .hardware import Recorded, can_compile, has_fast_bfloat16, keep_freed_memory
 from .model import TrainableNetwork
-from .optimizers import OPTIMIZERS, optimizer_for
+from .optimizers import OPTIMIZERS, on_device, optimizer_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,12 +131,15 @@ class Execution:
     amp : bfloat16 autocast; None uses it where the hardware supports it
     channels_last : memory format of the weights and activations
     compile : torch.compile; None uses it where it works and the training is long enough to recoup the compilation time
+    cuda_graphs : record a step as a CUDA graph and replay it, because a GPU is faster at these small kernels than Python at launching
+        them; None uses it on a GPU, without `compile`. What `model` does in Python alone, such as counting its passes, is done only once.
     reuse_memory : on a CPU, keep freed buffers in the process, see `hardware.keep_freed_memory`
     """
 
     amp: bool | None = None
     channels_last: bool = True
     compile: bool | None = None
+    cuda_graphs: bool | None = None
     reuse_memory: bool = True
 
 
@@ -197,7 +200,7 @@ def train(
         teacher = teacher.to(device).eval()
         predict(teacher, images[:1], role="teacher")
 
-    run, path = _Run(model, recipe), None if folder is None else Path(folder) / "state.pt"
+    run, path = _Run(model, recipe, device), None if folder is None else Path(folder) / "state.pt"
     identity = {"recipe": dataclasses.asdict(recipe), "seed": operator.index(seed)}
     if path is not None or (teacher is not None and recipe.views):
         identity |= {"images": _digest_of_images(images), "teacher": _digest_of(teacher)}
@@ -208,15 +211,18 @@ def train(
         batches = Batches(images, recipe.batch_size, padding=recipe.padding, views=recipe.views, alternating=recipe.alternating, seed=seed)
         n_steps, n_done = len(batches) * recipe.epochs, len(batches) * len(run.history)
         compiled = execution.compile
-        if compiled is None:  # saves a tenth or more of each step on a CPU, 6 % on an H100 that waits for its kernels to be launched
-            compiled = n_steps - n_done >= (2_000 if device.type == "cpu" else 12_000) and can_compile(device.type)
+        if compiled is None:  # saves a tenth or more of each step on a CPU; on a GPU, graphs save much more
+            compiled = device.type == "cpu" and n_steps - n_done >= 2_000 and can_compile("cpu")
         forward, imitate = (torch.compile(net, dynamic=False) if compiled and net is not None else net for net in (model, teacher))
+        step, imitate = functools.partial(run.step, forward, amp), functools.partial(_logits, imitate, amp)
+        if (device.type == "cuda" and not compiled) if execution.cuda_graphs is None else execution.cuda_graphs:
+            step, imitate = Recorded(step), Recorded(imitate)
         taught = identity.get("teacher"), identity.get("images"), identity["seed"], recipe.padding, recipe.alternating, amp
         teaching = None if teacher is None else _Teacher(imitate, batches, taught)
         with tqdm(total=n_steps, initial=n_done, unit="step", disable=not progress, mininterval=1) as bar:
             try:
                 for epoch in range(len(run.history), recipe.epochs):
-                    row = _epoch(run, batches, epoch, forward, teaching, amp, bar)
+                    row = _epoch(run, batches, epoch, step, teaching, bar)
                     row["held_out_accuracy"] = math.nan if held_out is None else accuracy(run.averaged(), held_out, amp=amp)
                     seen = {} if watch is None else watch(run.averaged().eval())
                     row |= {name: value if isinstance(value, str | list) else float(value) for name, value in seen.items()}
@@ -229,27 +235,20 @@ def train(
 
 
 def _epoch(
-    run: "_Run", batches: Batches, epoch: Integer, forward: nn.Module, teacher: "_Teacher | None", amp: bool, bar: tqdm
+    run: "_Run", batches: Batches, epoch: Integer, take_step: Callable[..., Tensor], teacher: "_Teacher | None", bar: tqdm
 ) -> dict[str, float]:
     """Run the steps of one epoch and return its row of the history."""
     recipe, device = run.recipe, batches.images.device
     start = time.perf_counter()
     run.model.train()
     totals = torch.zeros(2, device=device)  # loss, right answers
-    keep_up = max(1, 2000 // recipe.batch_size)  # reading a loss waits for the GPU, so not at each step
+    keep_up = max(1, (20_000 if device.type == "cuda" else 2_000) // recipe.batch_size)  # reading a loss waits for the GPU
     shares = recipe.shares(epoch, len(batches), batches.seed)
     for step, (inputs, labels, picked) in enumerate(batches.epoch(epoch, recipe.size(epoch)), start=1):
-        share = float(shares[step - 1])
+        share = None if shares[step - 1] == 1 else torch.full((), float(shares[step - 1]), device=device)
         rate = recipe.learning_rate_at(epoch + step / len(batches))
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            # Batches are in random order, so the same batch backwards is a random partner for each image.
-            logits = forward(inputs if share == 1 else torch.lerp(inputs.flip(0), inputs, share)).float()
-            targets = teacher.outputs(epoch, recipe.size(epoch), inputs, picked) if teacher is not None else None
-        loss = _loss(logits, labels, targets, recipe)
-        if share < 1:
-            loss = share * loss + (1 - share) * _loss(logits, labels.flip(0), None if targets is None else targets.flip(0), recipe)
-        run.step(loss, rate)
-        totals += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
+        targets = teacher.outputs(epoch, recipe.size(epoch), inputs, picked) if teacher is not None else None
+        totals += take_step(inputs, labels, targets, share, torch.full((), rate / recipe.learning_rate, device=device))
         if step % keep_up == 0 or step == len(batches):
             mean_loss, mean_right = (totals / step).tolist()
             if not math.isfinite(mean_loss):
@@ -305,7 +304,7 @@ class _Teacher:
 
     last: tuple[Any, dict[tuple[int, int], Tensor]] = (None, {})  # what the last outputs depend on; these outputs, by view and size
 
-    def __init__(self, network: nn.Module, batches: Batches, identity: tuple):
+    def __init__(self, network: Callable[[Tensor], Tensor], batches: Batches, identity: tuple):
         last = _Teacher.last
         if last[0] != identity:
             _Teacher.last = last = identity, {}
@@ -315,36 +314,59 @@ class _Teacher:
     def outputs(self, epoch: Integer, size: Integer, inputs: Tensor, picked: Tensor) -> Tensor:
         """Logits (B, n_classes) of a batch that `Batches.epoch` yielded."""
         if not self.batches.views:
-            return self.network(inputs).float()
+            return self.network(inputs)
         view = epoch % self.batches.views, size
         if view not in self.known:
-            self.known[view] = torch.cat([self.network(inputs).float() for inputs, *_ in self.batches.view(*view)])
+            self.known[view] = torch.cat([self.network(inputs) for inputs, *_ in self.batches.view(*view)])
         return self.known[view][picked]
 
 
 class _Run:
     """Everything that changes during a training, to save, restore and average it in one place."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe):
-        self.model, self.recipe = model, recipe
-        self.optimizer = optimizer_for(
-            model, recipe.optimizer, recipe.learning_rate, recipe.weight_decay, momentum=recipe.momentum, nesterov=recipe.nesterov
-        )
-        self.ema = AveragedModel(model, multi_avg_fn=_averaging(recipe.ema), use_buffers=True) if recipe.ema else None
+    def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device):
+        self.model, self.recipe, self.device = model, recipe, device
+        settings = {"momentum": recipe.momentum, "nesterov": recipe.nesterov, "capturable": device.type == "cuda"}
+        self.optimizer = optimizer_for(model, recipe.optimizer, recipe.learning_rate, recipe.weight_decay, **settings)
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.before = [p.detach().clone() for p in self.trained]
+        self.ema = copy.deepcopy(model) if recipe.ema else None
         self.history: list[dict[str, float]] = []
         self.last_complete = self._state()
 
-    def step(self, loss: Tensor, rate: Real) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+    def step(
+        self, forward: nn.Module, amp: bool, inputs: Tensor, labels: Tensor, targets: Tensor | None, share: Tensor | None, ratio: Tensor
+    ) -> Tensor:
+        """Train on one batch, and return its loss and its share of right answers.
+
+        Parameters
+        ----------
+        targets : the teacher's logits, or None
+        share : of each image in its mixture with another, or None if images are not mixed
+        ratio : of the learning rate to its peak
+        """
+        # Batches are in random order, so the same batch backwards is a random partner for each image.
+        logits = _logits(forward, amp, inputs if share is None else torch.lerp(inputs.flip(0), inputs, share))
+        loss = _loss(logits, labels, targets, self.recipe)
+        if share is not None:
+            other = _loss(logits, labels.flip(0), None if targets is None else targets.flip(0), self.recipe)
+            loss = torch.lerp(other, loss, share)
         self.optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
-        if self.ema is not None:
-            self.ema.update_parameters(self.model)
+        with torch.no_grad():
+            # The steps of all `OPTIMIZERS` are proportional to the learning rate. A recorded step cannot have another number in it each
+            # time, but it can be scaled by a tensor.
+            torch._foreach_copy_(self.before, self.trained)
+            self.optimizer.step()
+            torch._foreach_sub_(self.trained, self.before)
+            torch._foreach_mul_(self.trained, ratio)
+            torch._foreach_add_(self.trained, self.before)
+            if self.ema is not None:
+                _average(self.ema, self.model, self.recipe.ema)
+            return torch.stack([loss, (logits.argmax(1) == labels).float().mean()])
 
     def averaged(self) -> nn.Module:
-        return self.model if self.ema is None else self.ema.module
+        return self.model if self.ema is None else self.ema
 
     def complete_epoch(self, row: dict[str, Real], path: Path | None, identity: dict) -> None:
         self.history.append(row)
@@ -355,7 +377,7 @@ class _Run:
 
     def load(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(on_device(state["optimizer"], self.device))
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.history = list(state["history"])
@@ -364,7 +386,7 @@ class _Run:
     def finish(self) -> None:
         """Put the averaged weights and statistics into the model itself."""
         if self.ema is not None:
-            self.model.load_state_dict(self.ema.module.state_dict())
+            self.model.load_state_dict(self.ema.state_dict())
         self.model.eval()
 
     def _state(self) -> dict:
@@ -373,17 +395,21 @@ class _Run:
         return copy.deepcopy(state)
 
 
-def _averaging(decay: Real) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
-    """In-place exponential moving average. Integers, such as the clusters of filters, have no average and are copied."""
-    average = get_ema_multi_avg_fn(decay)
+def _logits(network: nn.Module, amp: bool, inputs: Tensor) -> Tensor:
+    # Autocast ends here, and with it its copies of the weights, which a recording would not make again.
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=amp):
+        return network(inputs).float()
 
-    def update(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor | Integer) -> None:
-        if averaged[0].is_floating_point():
-            average(averaged, current, n_averaged)
-        else:
-            torch._foreach_copy_(averaged, current)
 
-    return update
+def _average(averaged: nn.Module, model: nn.Module, decay: Real) -> None:
+    """One step of an exponential moving average. Integers, such as the clusters of filters, have no average and are copied."""
+    pairs = zip((*averaged.parameters(), *averaged.buffers()), (*model.parameters(), *model.buffers()), strict=True)
+    by_kind: dict[bool, list[tuple[Tensor, Tensor]]] = {}
+    for pair in pairs:
+        by_kind.setdefault(pair[0].is_floating_point(), []).append(pair)
+    for is_float, kind in by_kind.items():
+        old, new = zip(*kind, strict=True)
+        torch._foreach_lerp_(old, new, 1 - decay) if is_float else torch._foreach_copy_(old, new)
 
 
 def _loss(logits: Tensor, labels: Tensor, targets: Tensor | None, recipe: Recipe) -> Tensor:

@@ -83,3 +83,19 @@ def test_an_unknown_optimizer_is_refused():
 def test_a_constant_learning_rate_stays_after_warm_up():
     recipe = Recipe(epochs=10, learning_rate=0.01, warmup_epochs=2, schedule="constant")
     assert [recipe.learning_rate_at(epoch) for epoch in (1, 2, 5, 10)] == [0.005, 0.01, 0.01, 0.01]
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_a_state_continues_on_another_device(name):
+    """What was saved on a GPU says that its steps can be recorded, which they cannot on a CPU."""
+    torch.manual_seed(0)
+    network, inputs = ResNet(8, (4, 4, 4)), torch.randn(8, 3, 32, 32)
+    first, second = (optimizers.optimizer_for(network, name, 0.001) for _ in range(2))
+    network(inputs).square().sum().backward()
+    first.step()
+    recorded = "'capturable': True"
+    on_gpu = optimizers.on_device(first.state_dict(), torch.device("cuda"))
+    assert (recorded in str(on_gpu)) == (name != "SGD")
+    second.load_state_dict(optimizers.on_device(on_gpu, torch.device("cpu")))
+    second.step()
+    assert recorded not in str(second.state_dict())

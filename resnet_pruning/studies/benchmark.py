@@ -55,14 +55,16 @@ from .trials import LONG
 
 STRAIGHTFORWARD = "straightforward loop: DataLoader, float32, eager"
 CROPS = "+ crops of 24×24 pixels"  # used in two thirds of the epochs of `trials.LONG`
-# How `train` is called: each line adds one improvement.
+GRAPHS = "whole images, CUDA graphs instead of torch.compile"
+# How `train` is called: each line adds one improvement, but the last.
 STEPS = {
-    "data as one tensor on the device": Execution(amp=False, channels_last=False, compile=False, reuse_memory=False),
-    "+ freed memory kept": Execution(amp=False, channels_last=False, compile=False),
-    "+ channels_last": Execution(amp=False, compile=False),
-    "+ bfloat16 autocast": Execution(amp=True, compile=False),
+    "data as one tensor on the device": Execution(amp=False, channels_last=False, compile=False, cuda_graphs=False, reuse_memory=False),
+    "+ freed memory kept": Execution(amp=False, channels_last=False, compile=False, cuda_graphs=False),
+    "+ channels_last": Execution(amp=False, compile=False, cuda_graphs=False),
+    "+ bfloat16 autocast": Execution(amp=True, compile=False, cuda_graphs=False),
     "+ torch.compile": Execution(amp=True, compile=True),
     CROPS: Execution(amp=True, compile=True),
+    GRAPHS: Execution(amp=True, compile=False, cuda_graphs=True),
 }
 
 # He et al. (2015), section 4.2: the accuracy of ResNet-20 (%), and the number of steps of 128 images.
@@ -190,7 +192,7 @@ def benchmark_training(
     the straightforward loop in the same round. Loops that the machine cannot run are left out, with a message.
     """
     device = default_device()
-    names = [STRAIGHTFORWARD, *STEPS]
+    names = [STRAIGHTFORWARD, *(name for name in STEPS if device.type == "cuda" or name != GRAPHS)]
     if not has_fast_bfloat16(device):
         print("This machine has no bfloat16 instructions: the loops that use it are left out.")
         names = [name for name in names if name == STRAIGHTFORWARD or not STEPS[name].amp]
