@@ -67,15 +67,16 @@ def test_filters_of_zeros_stay_what_they_are():
 
 
 @pytest.mark.parametrize("network", [NETWORK, COMPACT], ids=["whole", "compact"])
-@pytest.mark.parametrize(("weight_bits", "activation_bits"), [(8, 8), (4, 4), (2, 2)])
-def test_integers_predict_what_was_trained(network, weight_bits, activation_bits, tmp_path):
-    aware = quantization.aware(network, IMAGES[:64], weight_bits, activation_bits)
+@pytest.mark.parametrize(("weight_bits", "activation_bits", "stream_bits"), [(8, 8, None), (4, 4, 6), (2, 2, None), (2, 2, 8)])
+def test_integers_predict_what_was_trained(network, weight_bits, activation_bits, stream_bits, tmp_path):
+    aware = quantization.aware(network, IMAGES[:64], weight_bits, activation_bits, stream_bits=stream_bits)
     before = copy.deepcopy(aware.state_dict())
     train(aware, IMAGES[:96], Recipe(epochs=2, batch_size=32, learning_rate=0.01, warmup_epochs=0, ema=0, small_share=0), progress=False)
     changed = [name for name, tensor in aware.state_dict().items() if not torch.equal(tensor, before[name])]
     assert (
         any("weight.0.ratio" in name for name in changed)
         and any(name.endswith("act1.ratio") for name in changed)
+        and any(name.endswith("act0.ratio") for name in changed) == (stream_bits is not None)
         and "model.bn1.running_mean" in changed
     )
     small = quantization.integers(aware)
@@ -90,8 +91,10 @@ def test_integers_predict_what_was_trained(network, weight_bits, activation_bits
     assert close.double().mean() > 0.9
 
 
-def test_activations_start_where_quantization_after_training_ends():
-    start, ready = learned.aware(NETWORK, IMAGES, 4, 4), quantization.quantize(NETWORK, IMAGES, 4, 4, end_bits=8)
+@pytest.mark.parametrize("stream_bits", [None, 8])
+def test_activations_start_where_quantization_after_training_ends(stream_bits):
+    start = learned.aware(NETWORK, IMAGES, 4, 4, stream_bits=stream_bits)
+    ready = quantization.quantize(NETWORK, IMAGES, 4, 4, end_bits=8, stream_bits=stream_bits)
     scales = {name: quantizer.scale.item() for name, quantizer in activations(ready).items() if name != "input"}
     assert {name: layer.step.item() for name, layer in learned._learned(start).items()} == pytest.approx(scales)
 
@@ -108,6 +111,21 @@ def test_each_layer_has_its_bits():
     bits = {name: layer.bits for name, layer in layers(small).items()}
     assert bits["conv1"] == bits["fc"] == 6 and set(bits.values()) == {3, 6} and small.blocks["layer1_0"].act1.bits == 4
     assert small.input.bits == small.pooled.bits == 6
+    wider = quantization.integers(quantization.aware(NETWORK, IMAGES[:64], 3, 4, stream_bits=7))
+    block = wider.blocks["layer1_0"]
+    assert wider.act1.bits == block.act2.bits == 7 and block.act0.bits == block.act1.bits == 4
+
+
+def test_only_the_stream_is_as_fine_as_it_may_be():
+    """With more bits for the stream, nothing else is finer: the inputs of both convolutions of a block keep their few levels."""
+    small = quantization.quantize(NETWORK, IMAGES[:64], 8, 2, end_bits=8, stream_bits=8, progress=False)
+    seen = {}
+    for name in ("conv1", "conv2"):
+        layer = getattr(small.blocks["layer2_0"], name)
+        layer.register_forward_pre_hook(lambda module, inputs, name=name: seen.update({name: inputs[0].unique()}))
+    small.blocks["layer2_0"].register_forward_pre_hook(lambda module, inputs: seen.update(stream=inputs[0].unique()))
+    evaluation.predict(small, IMAGES)
+    assert len(seen["conv1"]) <= 4 and len(seen["conv2"]) <= 4 < len(seen["stream"]) <= 256
 
 
 def test_dropped_blocks_are_known():
@@ -123,5 +141,9 @@ def test_bad_bits_and_other_networks_are_refused():
         quantization.aware(NETWORK, IMAGES[:10], 1, 4)
     with pytest.raises(ValueError, match="activation_bits is 17, expected an integer from 2 to 16"):
         quantization.aware(NETWORK, IMAGES[:10], 4, 17)
+    with pytest.raises(ValueError, match="stream_bits is 1, expected an integer from 2 to 16"):
+        quantization.aware(NETWORK, IMAGES[:10], 4, 4, stream_bits=1)
+    with pytest.raises(ValueError, match="stream_bits is 0, expected an integer from 2 to 16"):
+        quantization.quantize(NETWORK, IMAGES[:10], 4, 4, stream_bits=0)
     with pytest.raises((ValueError, TypeError), match="ResNet"):
         quantization.integers(NETWORK)

@@ -84,7 +84,7 @@ def _rebuilt(content: Mapping[str, Any]) -> QuantizedResNet:
     if claimed > stored:
         raise ValueError(f"its weights would take {claimed:,} bytes at 2 bits each, expected at most {stored:,} bytes")
     with torch.random.fork_rng(devices=[]):
-        network = QuantizedResNet(ResNet(**config).eval(), bits["weights"], bits["activations"], bits["ends"]).eval()
+        network = QuantizedResNet(ResNet(**config).eval(), bits["weights"], bits["activations"], bits["ends"], bits.get("stream")).eval()
     for name in content["layers_with_levels"]:
         layer = layers(network)[name]
         layer.levels = torch.zeros(2**layer.bits, dtype=torch.int32)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..arguments import Integer, Natural
+from ..arguments import Integer
 from ..data import Images
 from ..hardware import full_float32
 from ..model import OwnNetwork, ResNet, blocks, convolutions, with_tensors
@@ -94,20 +94,22 @@ class LearnedActivations(nn.Module):
 class AwareResNet(nn.Module):
     """A `ResNet` that is trained with rounded weights and activations; made by `aware`."""
 
-    def __init__(self, model: ResNet, weight_bits: Integer, activation_bits: Integer, end_bits: Integer):
+    def __init__(self, model: ResNet, weight_bits: Integer, activation_bits: Integer, end_bits: Integer, stream_bits: Integer):
         super().__init__()
         self.model = copy.deepcopy(model)
-        self.bits = {"weights": weight_bits, "activations": activation_bits, "ends": end_bits}
+        self.bits = {"weights": weight_bits, "activations": activation_bits, "ends": end_bits, "stream": stream_bits}
         for name, layer in {**convolutions(self.model), "fc": self.model.fc}.items():
             steps = LearnedSteps(layer.weight, end_bits if name in ENDS else weight_bits)
             parametrize.register_parametrization(layer, "weight", steps, unsafe=True)
         self.input = ActivationQuantizer(end_bits)
-        self.act1 = LearnedActivations(activation_bits)
+        self.act1 = LearnedActivations(stream_bits)
         self.acts = nn.ModuleDict()
         for name, block in blocks(self.model).items():
             if not block.dropped:
-                pair = {"act1": LearnedActivations(activation_bits), "act2": LearnedActivations(activation_bits)}
-                self.acts[name.replace(".", "_")] = nn.ModuleDict(pair)
+                acts = {"act1": LearnedActivations(activation_bits), "act2": LearnedActivations(stream_bits)}
+                if stream_bits != activation_bits:
+                    acts["act0"] = LearnedActivations(activation_bits)
+                self.acts[name.replace(".", "_")] = nn.ModuleDict(acts)
         self.pooled = LearnedActivations(end_bits)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,14 +122,23 @@ class AwareResNet(nn.Module):
                 x = shortcut
                 continue
             acts = self.acts[name.replace(".", "_")]
-            inner = acts["act1"](F.relu(block.bn1(block.conv1(x))))
+            first = acts["act0"](x) if "act0" in acts else x
+            inner = acts["act1"](F.relu(block.bn1(block.conv1(first))))
             x = acts["act2"](F.relu(shortcut + block.bn2(block.conv2(inner))))
         return model.fc(self.pooled(x.mean((2, 3))))
 
 
 @full_float32()
 @torch.no_grad()
-def aware(model: OwnNetwork, images: Images, weight_bits: Integer, activation_bits: Integer, *, end_bits: Natural = 8) -> AwareResNet:
+def aware(
+    model: OwnNetwork,
+    images: Images,
+    weight_bits: Integer,
+    activation_bits: Integer,
+    *,
+    end_bits: Integer = 8,
+    stream_bits: Integer | None = None,
+) -> AwareResNet:
     """A copy of `model` that rounds its weights and activations, ready to be trained by `training.train`.
 
     Parameters
@@ -137,19 +148,23 @@ def aware(model: OwnNetwork, images: Images, weight_bits: Integer, activation_bi
         their mean over √(highest integer), is much worse: after new batch-norm statistics, 85 instead of 92 % at 4 bits
     weight_bits, activation_bits : 2 to 16
     end_bits : of the first and the last layer's weights, of the input, whose range is that of `images`, and of the last layer's input
+    stream_bits : of the residual stream, as `activation_bits` if None. With more, it is rounded again for the first convolution of each
+        block, as by those who leave the stream in floats and round the inputs of convolutions
 
     Raises
     ------
     ValueError : bits that are not an integer from 2 to 16
     """
-    for name, bits in {"weight_bits": weight_bits, "activation_bits": activation_bits, "end_bits": end_bits}.items():
+    stream_bits = activation_bits if stream_bits is None else stream_bits
+    checked = {"weight_bits": weight_bits, "activation_bits": activation_bits, "end_bits": end_bits, "stream_bits": stream_bits}
+    for name, bits in checked.items():
         check_bits(bits, name)
     images = images.beside(model)
-    network = AwareResNet(model, weight_bits, activation_bits, end_bits).to(images.device).eval()
+    network = AwareResNet(model, weight_bits, activation_bits, end_bits, stream_bits).to(images.device).eval()
     inputs = torch.cat(list(normalised_batches(images)))
     network.input.set_range(float(inputs.min()), float(inputs.max()))
     names = [*convolutions(model), "fc"]
-    exact = QuantizedResNet(model, dict.fromkeys(names, 16), activation_bits, end_bits).to(images.device).eval()
+    exact = QuantizedResNet(model, dict.fromkeys(names, 16), activation_bits, end_bits, stream_bits).to(images.device).eval()
     observe(exact, images)
     for name, layer in _learned(network).items():
         layer.start.copy_(activations(exact)[name].scale)
@@ -166,7 +181,7 @@ def integers(network: AwareResNet) -> QuantizedResNet:
     state = {name: tensor for name, tensor in network.model.state_dict().items() if ".parametrizations." not in name}
     state |= {f"{name}.weight": network.model.get_submodule(name).weight for name in names}
     plain = with_tensors(network.model.config, {name: tensor.cpu() for name, tensor in state.items()})
-    small = QuantizedResNet(plain, by_layer, bits["activations"], bits["ends"]).to(network.act1.start.device).eval()
+    small = QuantizedResNet(plain, by_layer, bits["activations"], bits["ends"], bits["stream"]).to(network.act1.start.device).eval()
     for name, layer in layers(small).items():
         trained = network.model.get_submodule(name)
         weight, steps = trained.parametrizations.weight.original, trained.parametrizations.weight[0]
@@ -184,8 +199,8 @@ def integers(network: AwareResNet) -> QuantizedResNet:
 def _learned(network: AwareResNet) -> dict[str, LearnedActivations]:
     """The trained activations by their names in a `QuantizedResNet`."""
     found = {"act1": network.act1, "pooled": network.pooled}
-    for block, pair in network.acts.items():
-        found |= {f"{block.replace('_', '.')}.{name}": layer for name, layer in pair.items()}
+    for block, acts in network.acts.items():
+        found |= {f"{block.replace('_', '.')}.{name}": layer for name, layer in acts.items()}
     return found
 
 

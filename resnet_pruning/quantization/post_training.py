@@ -28,6 +28,7 @@ from .quantized_model import (
     normalised_batches,
     per_filter,
     quantized,
+    unrounded,
 )
 from .rounding import ROUNDINGS, reconstruct
 
@@ -40,6 +41,7 @@ def quantize(
     activation_bits: Integer = 8,
     *,
     end_bits: Integer | None = None,
+    stream_bits: Integer | None = None,
     observer: str = "mse",
     weight_range: str = "mse",
     per_channel: bool = True,
@@ -58,6 +60,7 @@ def quantize(
     images : training images; labels are not used. The activations' ranges are measured on all of them
     weight_bits, activation_bits : 2 to 16; `weight_bits` also by layer, for every convolution and "fc"
     end_bits : of the first and the last layer's weights, of the network's input and of the last layer's input; as the others if None
+    stream_bits : of the residual stream, as `activation_bits` if None. With more, it is rounded again for the first layer of each block
     observer : how the ranges of activations are chosen from statistics, one of `OBSERVERS`
     weight_range : "min-max", or "mse" for the scale with the smallest squared error
     per_channel : a scale for each filter, or one for the layer
@@ -76,7 +79,8 @@ def quantize(
     """
     by_layer = isinstance(weight_bits, Mapping)
     checked = {f"weight_bits[{layer!r}]": bits for layer, bits in weight_bits.items()} if by_layer else {"weight_bits": weight_bits}
-    checked |= {"activation_bits": activation_bits} | ({} if end_bits is None else {"end_bits": end_bits})
+    checked |= {"activation_bits": activation_bits}
+    checked |= {name: bits for name, bits in {"end_bits": end_bits, "stream_bits": stream_bits}.items() if bits is not None}
     for name, bits in checked.items():
         check_bits(bits, name)
     for name, value, known in (
@@ -97,7 +101,7 @@ def quantize(
     bits = inner | ({} if end_bits is None else dict.fromkeys(ENDS, end_bits))
     if levels == "k-means" and (rounding != "nearest" or max(inner.values()) > 8):
         raise ValueError(f"levels by k-means with rounding {rounding!r} and {weight_bits} bits, expected 'nearest' and at most 8 bits")
-    network = QuantizedResNet(model, bits, activation_bits, end_bits or activation_bits).to(images.device).eval()
+    network = QuantizedResNet(model, bits, activation_bits, end_bits or activation_bits, stream_bits).to(images.device).eval()
     observe(network, images, observer, seed)
     for name, layer in layers(network).items():
         if levels == "k-means" and (end_bits is None or name not in ENDS):
@@ -128,7 +132,7 @@ def observe(network: QuantizedResNet, images: Images, observer: str = "mse", see
 @torch.no_grad()
 def correct_biases(network: QuantizedResNet, model: OwnNetwork, images: Images) -> None:
     """Shift each layer's channels, front to back, so that their means are those of the float `model`."""
-    exact = QuantizedResNet(model, network.bits["weights"], network.bits["activations"], network.bits["ends"]).to(images.device).eval()
+    exact = unrounded(network, model).to(images.device)
     targets = _channel_means(exact, images, list(layers(exact)))
     for name, layer in layers(network).items():  # each gets the outputs of the corrected ones before it
         layer.bias += targets[name] - _channel_means(network, images, [name])[name]

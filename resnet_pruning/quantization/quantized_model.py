@@ -56,7 +56,7 @@ def per_filter(values: Tensor, weight: Tensor) -> Tensor:
 
 def rounded(x: Tensor) -> Tensor:
     """`x` rounded, with the gradient of `x`."""
-    return x + (x.round() - x).detach()
+    return x.round().detach() + (x - x.detach())  # the difference is exactly 0, so that the sum is exactly an integer
 
 
 class ActivationQuantizer(nn.Module):
@@ -189,17 +189,23 @@ class QuantizedLayer(nn.Module):
 
 
 class QuantizedBlock(nn.Module):
-    """A residual block. The shortcut is added before rounding. A dropped block passes integers on."""
+    """A residual block. The shortcut is added before rounding. A dropped block passes integers on.
 
-    def __init__(self, block: Block, weight_bits: Mapping[str, Integer], activation_bits: Integer):
+    If the residual stream has other bits than the convolutions' inputs, `act0` rounds it for the first convolution.
+    """
+
+    def __init__(self, block: Block, weight_bits: Mapping[str, Integer], activation_bits: Integer, stream_bits: Integer):
         super().__init__()
         self.stride, self.missing_channels, self.dropped = block.stride, block.missing_channels, block.dropped
         self.register_buffer("sources", block.sources, persistent=False)
+        self.act0: ActivationQuantizer | None = None
         if not self.dropped:
+            if stream_bits != activation_bits:
+                self.act0 = ActivationQuantizer(activation_bits)
             self.conv1 = QuantizedLayer(block.conv1, block.bn1, weight_bits["conv1"])
             self.act1 = ActivationQuantizer(activation_bits)
             self.conv2 = QuantizedLayer(block.conv2, block.bn2, weight_bits["conv2"])
-            self.act2 = ActivationQuantizer(activation_bits)
+            self.act2 = ActivationQuantizer(stream_bits)
 
     shortcut = Block.shortcut
 
@@ -207,7 +213,11 @@ class QuantizedBlock(nn.Module):
         return self.shortcut(x) if self.dropped else self.act2(self.before_rounding(x))
 
     def before_rounding(self, x: Tensor) -> Tensor:
-        return F.relu(self.shortcut(x) + self.conv2(self.act1(F.relu(self.conv1(x)))))
+        return F.relu(self.shortcut(x) + self.conv2(self.inner(x)))
+
+    def inner(self, x: Tensor) -> Tensor:
+        """The input of the second convolution."""
+        return self.act1(F.relu(self.conv1(x if self.act0 is None else self.act0(x))))
 
 
 class QuantizedResNet(nn.Module):
@@ -219,20 +229,29 @@ class QuantizedResNet(nn.Module):
     weight_bits : by layer
     activation_bits : of all activations except the network's input and the input of the linear layer
     end_bits : of these two
+    stream_bits : of the residual stream, if it has others than the convolutions' inputs
     """
 
-    def __init__(self, model: ResNet, weight_bits: Mapping[str, Integer], activation_bits: Integer, end_bits: Integer):
+    def __init__(
+        self,
+        model: ResNet,
+        weight_bits: Mapping[str, Integer],
+        activation_bits: Integer,
+        end_bits: Integer,
+        stream_bits: Integer | None = None,
+    ):
         super().__init__()
         self.config = model.config
-        self.bits = {"weights": dict(weight_bits), "activations": activation_bits, "ends": end_bits}
+        stream_bits = stream_bits or activation_bits
+        self.bits = {"weights": dict(weight_bits), "activations": activation_bits, "ends": end_bits, "stream": stream_bits}
         norms = batch_norms(model)
         self.input = ActivationQuantizer(end_bits)
         self.conv1 = QuantizedLayer(model.conv1, norms["conv1"], weight_bits["conv1"])
-        self.act1 = ActivationQuantizer(activation_bits)
+        self.act1 = ActivationQuantizer(stream_bits)
         self.blocks = nn.ModuleDict()
         for name, block in blocks(model).items():
             bits = {part: weight_bits[f"{name}.{part}"] for part in ("conv1", "conv2") if not block.dropped}
-            self.blocks[name.replace(".", "_")] = QuantizedBlock(block, bits, activation_bits)
+            self.blocks[name.replace(".", "_")] = QuantizedBlock(block, bits, activation_bits, stream_bits)
         self.pooled = ActivationQuantizer(end_bits)
         self.fc = QuantizedLayer(model.fc, None, weight_bits["fc"])
 
@@ -261,12 +280,20 @@ class QuantizedResNet(nn.Module):
             if block.dropped:
                 codes = block.shortcut(codes - quantizer.offset) + quantizer.offset
                 continue
-            inner = block.act1.integers(F.relu(block.conv1.integers(codes, quantizer)))
             stream = (codes - quantizer.offset) * quantizer.scale
+            if block.act0 is not None:
+                codes, quantizer = block.act0.integers(stream), block.act0
+            inner = block.act1.integers(F.relu(block.conv1.integers(codes, quantizer)))
             total = F.relu(block.shortcut(stream) + block.conv2.integers(inner, block.act1))
             codes, quantizer = block.act2.integers(total), block.act2
         stream = (codes - quantizer.offset) * quantizer.scale
         return self.fc.integers(self.pooled.integers(stream.mean((2, 3))), self.pooled)
+
+
+def unrounded(network: QuantizedResNet, model: ResNet) -> QuantizedResNet:
+    """The same network, made of `model`, before anything is rounded."""
+    bits = network.bits
+    return QuantizedResNet(model, bits["weights"], bits["activations"], bits["ends"], bits["stream"]).eval()
 
 
 def layers(model: QuantizedResNet) -> dict[str, QuantizedLayer]:

@@ -12,7 +12,7 @@ from ..arguments import Count, Natural, PositiveReal, Real, Seed
 from ..compression.parts import apply
 from ..data import Images
 from ..model import OwnNetwork
-from .quantized_model import ActivationQuantizer, QuantizedBlock, QuantizedLayer, QuantizedResNet, normalised_batches, per_filter
+from .quantized_model import ActivationQuantizer, QuantizedLayer, QuantizedResNet, normalised_batches, per_filter, unrounded
 
 ROUNDINGS = ("nearest", "layer", "block")
 WARMUP = 0.2  # share of the steps before weights are pulled towards a decision
@@ -76,7 +76,7 @@ def reconstruct(
         relative to their size
     strength : of the pull towards a decision, with a power that falls from 20 to 2
     """
-    exact = QuantizedResNet(model, network.bits["weights"], network.bits["activations"], network.bits["ends"]).to(images.device).eval()
+    exact = unrounded(network, model).to(images.device)
     original = inputs = torch.cat(list(normalised_batches(images)))
     with torch.no_grad():
         inputs = network.input(inputs)
@@ -103,22 +103,19 @@ def _parts(network: QuantizedResNet, exact: QuantizedResNet, unit: str) -> Itera
     def stem(net: QuantizedResNet) -> Callable[[Tensor], Tensor]:
         return lambda x: net.act1(F.relu(net.conv1(x)))
 
-    def inner(block: QuantizedBlock) -> Callable[[Tensor], Tensor]:
-        return lambda x: block.act1(F.relu(block.conv1(x)))
-
     def head(net: QuantizedResNet) -> Callable[[Tensor], Tensor]:
         return lambda x: net.fc(net.pooled(x.mean((2, 3))))
 
     yield Part(stem(network), stem(exact), [network.conv1], [network.act1], True)
     for name, block in network.blocks.items():
-        original = exact.blocks[name]
+        original, first = exact.blocks[name], [] if block.act0 is None else [block.act0]
         if block.dropped:
             yield Part(block, original, [], [], True)
         elif unit == "layer":
-            yield Part(inner(block), inner(original), [block.conv1], [block.act1], False)
+            yield Part(block.inner, original.inner, [block.conv1], [*first, block.act1], False)
             yield Part(block, original, [block.conv2], [block.act2], True)
         else:
-            yield Part(block, original, [block.conv1, block.conv2], [block.act1, block.act2], True)
+            yield Part(block, original, [block.conv1, block.conv2], [*first, block.act1, block.act2], True)
     yield Part(head(network), head(exact), [network.fc], [network.pooled], False)
 
 
