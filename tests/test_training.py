@@ -2,9 +2,8 @@ import copy
 import dataclasses
 import itertools
 import math
+import multiprocessing
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -67,21 +66,22 @@ def test_bfloat16_autocast_trains_about_as_well(digits):
     assert losses[1] == pytest.approx(losses[0], rel=0.15)
 
 
-CHILD = """
-import sys, torch
-from resnet_pruning import data, model, training
-torch.set_num_threads(1); torch.manual_seed(0)
-network = model.ResNet(8, (8, 16, 16))
-images = data.load_images("digits")[0][:320]
-recipe = training.Recipe(epochs=7, batch_size=32, warmup_epochs=1, ema=0.9, small_share=0.45)
-training.train(network, images, recipe, folder=sys.argv[1], execution=training.Execution(amp=False, compile=False), progress=False)
-torch.save(network.state_dict(), sys.argv[1] + "/end.pt")
-"""
+def train_in_folder(folder):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = ResNet(8, (8, 16, 16))
+    recipe = Recipe(epochs=7, batch_size=32, warmup_epochs=1, ema=0.9, small_share=0.45)
+    train(network, data.load_images("digits")[0][:320], recipe, folder=folder, **EAGER)
+    torch.save(network.state_dict(), folder / "end.pt")
 
 
 def start(folder):
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(folder)])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["resnet_pruning.training", "resnet_pruning.data"])  # imported once for all of these processes
+    process = context.Process(target=train_in_folder, args=(folder,))
+    process.start()
+    return process
 
 
 def epochs_done(folder):
@@ -92,14 +92,17 @@ def test_a_killed_training_resumes_and_ends_with_the_same_weights(tmp_path):
     for kill, further_epochs in enumerate([1, 2, 1]):
         process, before = start(tmp_path / "killed"), epochs_done(tmp_path / "killed")
         while epochs_done(tmp_path / "killed") < before + further_epochs:
-            assert process.poll() is None, "it ended before it was killed"
+            assert process.is_alive(), "it ended before it was killed"
             time.sleep(0.003)
         time.sleep(0.01 * kill)  # in another place of the epoch each time
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         assert before < epochs_done(tmp_path / "killed") < 7
-    assert start(tmp_path / "killed").wait() == 0
-    assert start(tmp_path / "uninterrupted").wait() == 0
+    for run in ("killed", "uninterrupted"):
+        process = start(tmp_path / run)
+        process.join()
+        assert process.exitcode == 0
     a, b = (torch.load(tmp_path / run / "end.pt") for run in ("killed", "uninterrupted"))
     assert all(torch.equal(a[name], b[name]) for name in b)
     histories = [pd.DataFrame(read_tensors(tmp_path / run / "state.pt")["history"]) for run in ("killed", "uninterrupted")]

@@ -159,6 +159,9 @@ def _loops(
     """Start each loop in its own process. Yields a function for each name: a call trains an epoch and returns its images/s. The processes
     end with the block, also after an error."""
     context = multiprocessing.get_context("spawn")
+    if "forkserver" in multiprocessing.get_all_start_methods():  # one process imports everything, and is forked for each loop
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
     pipes, processes = {}, []
 
     def epoch(pipe: Connection) -> float:
