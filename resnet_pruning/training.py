@@ -184,11 +184,13 @@ def train(
     Raises
     ------
     ValueError : `folder` holds another training or a damaged one; a model or teacher without the images' classes; fewer images than
-        `batch_size`; a loss that is not finite
+        `batch_size`; a loss that is not finite; CUDA graphs without a GPU
     RuntimeError : another process trains in `folder`
     KeyboardInterrupt, or any error in a step : after resetting `model` to the last complete epoch, which `folder` also keeps
     """
     device = images.device
+    if execution.cuda_graphs and device.type != "cuda":
+        raise ValueError(f"cuda_graphs is True for images on {device}, expected images on a CUDA GPU")
     amp = has_fast_bfloat16(device) if execution.amp is None else execution.amp
     if device.type == "cpu" and execution.reuse_memory:
         keep_freed_memory()

@@ -347,6 +347,11 @@ def test_images_are_mixed_in_the_first_epochs_alike_after_an_interruption(small_
     assert torch.equal(weights(trained(small_images, recipe, folder=tmp_path)[0]), weights(trained(small_images, recipe)[0]))
 
 
+def test_graphs_without_a_gpu_are_refused(small_images):
+    with pytest.raises(ValueError, match="cuda_graphs is True for images on cpu, expected images on a CUDA GPU"):
+        train(ResNet(8, (4, 4, 4)), small_images, QUICK, execution=Execution(cuda_graphs=True), progress=False)
+
+
 def test_models_of_other_classes_are_refused(small_images):
     with pytest.raises(ValueError, match="the teacher has 7 outputs, expected one for each of the 10 classes of digits"):
         train(ResNet(8), small_images, QUICK, teacher=ResNet(8, n_classes=7), **EAGER)
