@@ -1,5 +1,6 @@
 """The optimizers that `training.train` knows, by name."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from .arguments import Real
 
+# The steps before the recording of a CUDA graph are not part of it; torch suspects that this is a mistake.
+warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
 OPTIMIZERS = ("SGD", "Adam", "Adamax", "AdamW", "Muon")
 OptimizerName = Annotated[str, Is[lambda name: name in OPTIMIZERS]]
 
@@ -39,11 +42,11 @@ def optimizer_for(
     return getattr(torch.optim, name)(_groups(trained, weight_decay), lr=learning_rate, foreach=True, **settings)
 
 
-def on_device(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The state of an optimizer that continues on a device, perhaps another one."""
+def continued(state: dict[str, Any], capturable: bool) -> dict[str, Any]:
+    """The state of an optimizer for one that continues with steps that are `capturable`, or not: where it was saved may differ in that."""
     if "param_groups" not in state:
-        return {name: on_device(part, device) for name, part in state.items()}
-    groups = [group | ({"capturable": device.type == "cuda"} if "capturable" in group else {}) for group in state["param_groups"]]
+        return {name: continued(part, capturable) for name, part in state.items()}
+    groups = [group | ({"capturable": capturable} if "capturable" in group else {}) for group in state["param_groups"]]
     return {**state, "param_groups": groups}
 
 

@@ -25,7 +25,7 @@ from .evaluation import accuracy, predict
 from .files import locked
 from .hardware import Recorded, can_compile, has_fast_bfloat16, keep_freed_memory
 from .model import TrainableNetwork
-from .optimizers import OPTIMIZERS, on_device, optimizer_for
+from .optimizers import OPTIMIZERS, continued, optimizer_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +189,8 @@ def train(
     KeyboardInterrupt, or any error in a step : after resetting `model` to the last complete epoch, which `folder` also keeps
     """
     device = images.device
-    if execution.cuda_graphs and device.type != "cuda":
+    recorded = execution.cuda_graphs if execution.cuda_graphs is not None else device.type == "cuda" and not execution.compile
+    if recorded and device.type != "cuda":
         raise ValueError(f"cuda_graphs is True for images on {device}, expected images on a CUDA GPU")
     amp = has_fast_bfloat16(device) if execution.amp is None else execution.amp
     if device.type == "cpu" and execution.reuse_memory:
@@ -202,7 +203,7 @@ def train(
         teacher = teacher.to(device).eval()
         predict(teacher, images[:1], role="teacher")
 
-    run, path = _Run(model, recipe, device), None if folder is None else Path(folder) / "state.pt"
+    run, path = _Run(model, recipe, recorded), None if folder is None else Path(folder) / "state.pt"
     identity = {"recipe": dataclasses.asdict(recipe), "seed": operator.index(seed)}
     if path is not None or (teacher is not None and recipe.views):
         identity |= {"images": _digest_of_images(images), "teacher": _digest_of(teacher)}
@@ -217,7 +218,7 @@ def train(
             compiled = device.type == "cpu" and n_steps - n_done >= 2_000 and can_compile("cpu")
         forward, imitate = (torch.compile(net, dynamic=False) if compiled and net is not None else net for net in (model, teacher))
         step, imitate = functools.partial(run.step, forward, amp), functools.partial(_logits, imitate, amp)
-        if (device.type == "cuda" and not compiled) if execution.cuda_graphs is None else execution.cuda_graphs:
+        if recorded:
             step, imitate = Recorded(step), Recorded(imitate)
         taught = identity.get("teacher"), identity.get("images"), identity["seed"], recipe.padding, recipe.alternating, amp
         teaching = None if teacher is None else _Teacher(imitate, batches, taught)
@@ -326,9 +327,9 @@ class _Teacher:
 class _Run:
     """Everything that changes during a training, to save, restore and average it in one place."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device):
-        self.model, self.recipe, self.device = model, recipe, device
-        settings = {"momentum": recipe.momentum, "nesterov": recipe.nesterov, "capturable": device.type == "cuda"}
+    def __init__(self, model: nn.Module, recipe: Recipe, recorded: bool):
+        self.model, self.recipe, self.recorded = model, recipe, recorded
+        settings = {"momentum": recipe.momentum, "nesterov": recipe.nesterov, "capturable": recorded}
         self.optimizer = optimizer_for(model, recipe.optimizer, recipe.learning_rate, recipe.weight_decay, **settings)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.before = [p.detach().clone() for p in self.trained]
@@ -379,7 +380,7 @@ class _Run:
 
     def load(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(on_device(state["optimizer"], self.device))
+        self.optimizer.load_state_dict(continued(state["optimizer"], self.recorded))
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.history = list(state["history"])

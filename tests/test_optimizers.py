@@ -94,8 +94,8 @@ def test_a_state_continues_on_another_device(name):
     network(inputs).square().sum().backward()
     first.step()
     recorded = "'capturable': True"
-    on_gpu = optimizers.on_device(first.state_dict(), torch.device("cuda"))
+    on_gpu = optimizers.continued(first.state_dict(), True)
     assert (recorded in str(on_gpu)) == (name != "SGD")
-    second.load_state_dict(optimizers.on_device(on_gpu, torch.device("cpu")))
+    second.load_state_dict(optimizers.continued(on_gpu, False))
     second.step()
     assert recorded not in str(second.state_dict())
