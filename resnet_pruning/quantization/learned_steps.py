@@ -28,6 +28,7 @@ from .quantized_model import (
     QuantizedResNet,
     activations,
     check_bits,
+    clipped,
     layers,
     normalised_batches,
     per_filter,
@@ -205,7 +206,7 @@ def _learned(network: AwareResNet) -> dict[str, LearnedActivations]:
 
 
 def _on_grid(x: Tensor, step: Tensor, lowest: Integer, highest: Integer) -> Tensor:
-    return rounded(x / step).clamp(lowest, highest) * step
+    return clipped(rounded(x / step), lowest, highest) * step
 
 
 def _slowed(value: Tensor, factor: Tensor | float) -> Tensor:

@@ -59,6 +59,14 @@ def rounded(x: Tensor) -> Tensor:
     return x.round().detach() + (x - x.detach())  # the difference is exactly 0, so that the sum is exactly an integer
 
 
+def clipped(x: Tensor, lowest: Integer, highest: Integer) -> Tensor:
+    """`x` between two ends, with the gradient of `x` inside and at the ends, where many integers are.
+
+    `torch.clamp` has it there up to torch 2.11, and none in 2.14. Without it, with few bits, much of the gradient is lost in each layer.
+    """
+    return torch.where((x >= lowest) & (x <= highest), x, x.detach().clamp(lowest, highest))
+
+
 class ActivationQuantizer(nn.Module):
     """Rounds a tensor to a grid of `bits`-bit integers. Until it has a range, it passes the tensor on unchanged.
 
@@ -96,8 +104,8 @@ class ActivationQuantizer(nn.Module):
         if not self.enabled:
             return x
         scale = self.scale if self.learnt_scale is None else self.learnt_scale
-        # round and clamp with the gradient of clamp, for x and for the scale (Esser et al., *Learned Step Size Quantization*, 2020)
-        return ((rounded(x / scale) + self.offset).clamp(0, self.highest) - self.offset) * scale
+        # Values that are clipped have no gradient, but the scale has one of them (Esser et al., *Learned Step Size Quantization*, 2020).
+        return (clipped(rounded(x / scale) + self.offset, 0, self.highest) - self.offset) * scale
 
 
 class QuantizedLayer(nn.Module):
