@@ -17,7 +17,7 @@ def runs(small_checkpoint):
 def test_all_rows_have_equal_epochs_but_those_that_ask_for_more(runs):
     points = currencies.all_points(runs)
     assert len(points) == len(set(points)) and all(point.stage == "fine-tuned" and point.n_images == 0 for point in points)
-    assert {point.epochs for point in points} == {protocol.EPOCHS, currencies.LONGER}
+    assert {point.epochs for point in points} == {protocol.EPOCHS, currencies.LONGER, currencies.LONGEST}
     longer = {point.method for point in points if point.epochs == currencies.LONGER}
     assert longer == set(currencies.LONGER_METHODS)
     assert all(point.learning_rate == protocol.rate_of(point.method, point.level) for point in points)

@@ -20,12 +20,13 @@ def test_rows_are_those_of_the_files(runs, tmp_path):
     trained = {"epochs": [1], "learning_rate": [0.01]}
     bits = {"weight_bits": [2, 4], "activation_bits": [8]}
     points = runs.size_points("learned steps", **bits, **trained, checkpoint=["steps"])
+    points += runs.size_points("learned steps", weight_bits=[2], activation_bits=[2], stream_bits=[0, 8], **trained)
     points += runs.size_points("rounded to nearest", **bits) + runs.size_points("rounding learned", **bits)
     points += runs.size_points("codebook", granularity=["kernel"], n_representatives=[4, 16], renewals=[0, 2], **trained)
     points += runs.size_points("codebook", granularity=["row"], n_representatives=[4], representatives=["random"], checkpoint=["rows"])
     table = sweeps.run_sweep(runs.measure_size, points, tmp_path / "bytes.csv", progress=False)
-    assert len(table) == 11 and table.accuracy.between(0, 100).all()
-    few, many = (table[(table.method != "codebook") & (table.weight_bits == bits)] for bits in (2, 4))
+    assert len(table) == 13 and table.accuracy.between(0, 100).all()
+    few, many = (table[(table.method != "codebook") & (table.weight_bits == bits) & (table.activation_bits == 8)] for bits in (2, 4))
     assert (few.bytes_on_disk.to_numpy() < many.bytes_on_disk.to_numpy()).all()
     weights = cost.parameters(runs.material.network)
     assert table.bits_per_weight.tolist() == pytest.approx((8 * table.bytes_on_disk / weights).tolist(), abs=0.001)

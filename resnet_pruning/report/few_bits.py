@@ -88,9 +88,11 @@ def kinds(table: pd.DataFrame) -> pd.Series:
 
 
 def numbers_of(table: pd.DataFrame) -> pd.Series:
-    """The bits of each row of ``bytes.csv``, such as W4A8, or the number of its representatives, as text; and of which pruned network."""
+    """The bits of each row of ``bytes.csv``, such as W4A8, or the number of its representatives, as text; the bits of the residual stream,
+    if it has others; and of which pruned network."""
     pruned = table.pruned.fillna("").str.replace("resnet20_", ", ", regex=False)
-    return bits(table).where(table.method != "codebook", table.n_representatives.astype(str)) + pruned
+    stream = (", " + table.stream_bits.astype(str) + "-bit stream").where(table.stream_bits > 0, "")
+    return bits(table).where(table.method != "codebook", table.n_representatives.astype(str)) + stream + pruned
 
 
 def error_at(distortions: pd.DataFrame, bits_per_weight: Real) -> pd.Series:

@@ -35,9 +35,10 @@ NAMES = {
     "resnet20_fast2_batch256": "planned to be twice as fast, batches of 256",
     "resnet20_fast3_batch256": "planned to be 3 times as fast, batches of 256",
     "resnet20_fast2_batch1": "planned to be twice as fast, single images",
-    "resnet20_w4a4": "4-bit weights and activations",
-    "resnet20_w2a2": "2-bit weights and activations",
+    "resnet20_w4a4": "4-bit weights and activations, 8-bit residual stream",
+    "resnet20_w2a2": "2-bit weights and activations, 8-bit residual stream",
     "resnet20_32kB": "weights composed of 96 shared 3×3 kernels",
+    "resnet20_16kB": "96 shared 3×3 kernels, a quarter of the MACs",
 }
 FASTEST = {"runtime": "openvino", "precision": "int8"}
 GPU_TIMES = "benchmark_inference_gpu.csv"
@@ -57,10 +58,11 @@ def networks(figures: Path) -> pd.DataFrame:
     whole |= {"macs": 100.0, "parameters": 100.0}
     pruned = kept(newest(figures / "kept_networks.csv"))
     pruned = pruned.assign(macs=100 * pruned.macs_share, parameters=100 * pruned.parameters_share)
-    settings = ["method", "pruned", "weight_bits", "activation_bits", "granularity", "n_representatives", "representatives", "renewals"]
     few = pd.read_csv(figures / "bytes.csv")
-    few = few.assign(network=few.groupby([*settings, "epochs"], dropna=False).checkpoint.transform("first")).dropna(subset="network")
-    few = few.groupby("network", sort=False).agg(**OVER_SEEDS, epochs=("epochs", "first")).assign(macs=100.0, parameters=100.0)
+    settings = [*few.loc[:, "method":"renewals"], "stream_bits", "epochs"]
+    few = few.assign(network=few.groupby(settings, dropna=False).checkpoint.transform("first")).dropna(subset="network")
+    few = few.groupby("network", sort=False).agg(**OVER_SEEDS, epochs=("epochs", "first"), made_of=("pruned", "first"))
+    few = few.assign(**{size: few.made_of.map(pruned[size]).fillna(100.0) for size in ("macs", "parameters")})
     table = pd.concat([pd.DataFrame([whole], index=["resnet20"]), pruned[list(whole)], few[list(whole)]])
     table["kB"] = [(figures.parent / "checkpoints" / f"{name}.pt").stat().st_size / 1000 for name in table.index]
     speed, measured = (_in_fastest(table) for table in (timings(figures), newest(figures / "runtime_accuracy.csv")))
@@ -369,10 +371,12 @@ def integer_speed(figures: Path) -> str:
     return _table(["numbers", "batch size", "time", "speed-up over float32"], *rows)
 
 
-def small_and_pruned(figures: Path) -> tuple[pd.Series, pd.Series]:
-    """The rows of ``controls.csv`` of the small network that is trained from the start, and of the pruned one with as many epochs."""
-    table = pd.read_csv(figures / "controls.csv").set_index("network")
-    return table.loc["resnet20_half, from scratch"], table.loc["by sensitivity, blocks and streams"]
+def small_and_pruned(figures: Path) -> tuple[pd.Series, pd.Series, pd.Series]:
+    """The rows of ``controls.csv`` of the small network that is trained from the start, of the pruned one with as many epochs in all, and
+    of the one that was fine-tuned for the most epochs."""
+    table = pd.read_csv(figures / "controls.csv").set_index("network", drop=False)
+    longest = table[table.network == "by sensitivity, inside blocks"].set_index("epochs", drop=False).sort_index().iloc[-1]
+    return table.loc["resnet20_half, from scratch"], table.loc["by sensitivity, blocks and streams"], longest
 
 
 def wide_and_as_long(figures: Path) -> tuple[pd.Series, pd.Series]:

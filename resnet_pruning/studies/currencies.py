@@ -43,7 +43,7 @@ SEEDED = (
     *("not pruned", *CURVES, "random units", "k-means, centroids", "elimination", "k-means of activations, medoids"),
     *("random units, reconstruction", "elimination, allocated by sensitivity"),
 )
-LONGER = 20  # epochs, for those that a reader might think were trained too briefly
+LONGER, LONGEST = 20, 40  # epochs: are five too few?
 LONGER_METHODS = ("not pruned", "smallest L2 norm", "by sensitivity, inside blocks")
 RIVALS = (
     "Model Folding",
@@ -81,6 +81,8 @@ def all_points(runs: MethodRuns) -> list[MethodPoint]:
     points += trained(runs, available(RIVALS)[0], LEVELS[:1], [0], EPOCHS)
     points += trained(runs, CURVES, BETWEEN, [0], EPOCHS)
     points += trained(runs, LONGER_METHODS, LEVELS[:1], [0], LONGER)
+    points += trained(runs, CURVES[:1], LEVELS[:1], [1, 2], LONGER)
+    points += trained(runs, CURVES[:1], [*LEVELS, *BETWEEN[:1]], [0], LONGEST)
     return list(dict.fromkeys(points))
 
 

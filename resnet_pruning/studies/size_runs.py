@@ -27,7 +27,8 @@ from .finetuning_runs import FineTuningRuns
 from .protocol import TEACHER
 from .sweeps import expanded, run_sweep
 
-EPOCHS, LONGER = 5, 20  # of the networks that are compared, and of two that are kept
+EPOCHS, LONGER = 5, 30  # of the networks that are compared, and of those that are kept
+STREAM = 8  # bits of the residual stream, where it is not as coarse as the inputs of convolutions
 RENEWALS = 50  # of assignments in each epoch, of the numbers in `trial_points` the best one
 # Learning rates, see `trial_points`: with learned steps by bits of the weights, with codebooks by renewals in each epoch.
 RATES = {"learned steps": {2: 0.003, 3: 0.001, 4: 0.0003}, "codebook": {0: 0.03, RENEWALS: 0.003}}
@@ -45,6 +46,7 @@ class SizePoint:
     method : one of `METHODS`
     pruned : the name of the checkpoint in ``checkpoints/`` that it is made from, or "" for the network before pruning
     weight_bits, activation_bits : of `quantization.quantize` and `quantization.aware`; 0 for codebooks, whose activations are floats
+    stream_bits : of the residual stream; 0: as the other activations
     granularity, n_representatives, scope, representatives : of `quantization.coded`; "weight" and 0 for the other methods
     renewals : how often pieces move to the nearest representative in each epoch, at equal distances; 0: never
     epochs, learning_rate : of the training, 0 for none
@@ -69,6 +71,7 @@ class SizePoint:
     n_images: int = 0
     seed: int = 0
     checkpoint: str = ""
+    stream_bits: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +99,7 @@ class SizeRuns(FineTuningRuns):
             # The average must not reach back to the start of a short training.
             recipe = dataclasses.replace(recipe, ema=max(0.0, min(recipe.ema, 1 - 5 / n_steps)))
             # Rounding is many small operations: compiled, a step takes three fifths of the time, and compilation takes 200 to 300 steps.
-            compiled = point.method == "learned steps" and n_steps >= 1000 and can_compile(training.device.type)
+            compiled = point.method == "learned steps" and n_steps >= 1000 and training.device.type == "cpu" and can_compile("cpu")
             self.fine_tune(network, training, recipe, point, Execution(compile=compiled or None))
         if point.epochs or point.method == "codebook":  # an average of weights has other statistics than the average of theirs
             network = calibration.reestimate_batch_norm(network, self.material.calibration)
@@ -125,12 +128,12 @@ class SizeRuns(FineTuningRuns):
             steps = max(n_images // self.recipe(1, 0.01).batch_size // point.renewals, 1) if point.renewals else 0
             settings = {"pieces": point.granularity, "scope": point.scope, "representatives": point.representatives, "seed": point.seed}
             return quantization.coded(whole, point.n_representatives, renew_every=steps, **settings)
-        bits = point.weight_bits, point.activation_bits
+        bits, stream = (point.weight_bits, point.activation_bits), {"stream_bits": point.stream_bits or None}
         if point.method == "learned steps":
-            return quantization.aware(whole, calibration_images, *bits)
+            return quantization.aware(whole, calibration_images, *bits, **stream)
         n_steps = 200 if self.profile == "full" else 2
         learned = {"rounding": "block", "n_steps": n_steps} if point.method == "rounding learned" else {}
-        return quantization.quantize(whole, calibration_images, *bits, end_bits=8, seed=point.seed, progress=False, **learned)
+        return quantization.quantize(whole, calibration_images, *bits, **stream, end_bits=8, seed=point.seed, progress=False, **learned)
 
     def _written(self, path: Path, network: nn.Module, point: SizePoint, facts: dict[str, Any]) -> nn.Module:
         """Write a network to a file, and return the network that is read back from it."""
@@ -189,27 +192,33 @@ def all_points(runs: SizeRuns, epochs: int = EPOCHS) -> list[SizePoint]:
     points = []
     kernels = {"granularity": ["kernel"], "n_representatives": [96]}
     fixed, renewed = ({"renewals": [n], "learning_rate": [rate]} for n, rate in RATES["codebook"].items())
-    two_bits = {"weight_bits": [2], "activation_bits": [2], "learning_rate": [RATES["learned steps"][2]]}
     points += runs.size_points("codebook", **kernels, **renewed, epochs=[LONGER], checkpoint=["resnet20_32kB"])
-    points += runs.size_points("learned steps", **two_bits, epochs=[LONGER], checkpoint=["resnet20_w2a2"])
-    for bits, name in (((4, 4), "resnet20_w4a4"), ((2, 2), ""), ((3, 3), ""), ((2, 8), "")):
-        trained = {"epochs": [epochs], "learning_rate": [RATES["learned steps"][bits[0]]], "checkpoint": [name]}
-        points += runs.size_points("learned steps", weight_bits=[bits[0]], activation_bits=[bits[1]], **trained)
+    points += runs.size_points("codebook", pruned=["resnet20_macs25"], **kernels, **renewed, epochs=[LONGER], checkpoint=["resnet20_16kB"])
+
+    def trained(bits: int, activation_bits: int, **choices: Sequence) -> list[SizePoint]:
+        rate = RATES["learned steps"][bits]
+        return runs.size_points("learned steps", weight_bits=[bits], activation_bits=[activation_bits], learning_rate=[rate], **choices)
+
+    for bits, name in ((2, "resnet20_w2a2"), (3, ""), (4, "resnet20_w4a4")):
+        points += trained(bits, bits, stream_bits=[STREAM], epochs=[LONGER], checkpoint=[name])
+    points += trained(2, 2, epochs=[LONGER]) + trained(2, 2, stream_bits=[STREAM], epochs=[LONGER], seed=[1, 2])
+    for bits, activation_bits in ((4, 4), (3, 3), (2, 2), (2, 8)):
+        points += trained(bits, activation_bits, epochs=[epochs])
     for ways in (fixed, renewed):
         coded = {"epochs": [epochs], **ways}
         points += runs.size_points("codebook", **kernels, **coded, representatives=["k-means", "random"])
         points += runs.size_points("codebook", granularity=["kernel"], n_representatives=[16], **coded)
     # Are pruning and few bits better together? With half of the MACs, and with a quarter.
-    four_bits = {"weight_bits": [4], "activation_bits": [4], "learning_rate": [RATES["learned steps"][4]]}
     points += runs.size_points("codebook", pruned=["resnet20_macs50", "resnet20_macs25"], **kernels, **renewed, epochs=[epochs])
-    points += runs.size_points("learned steps", pruned=["resnet20_macs50"], **four_bits, epochs=[epochs])
+    points += trained(4, 4, pruned=["resnet20_macs50"], epochs=[epochs])
     points += runs.size_points("codebook", granularity=["weight"], n_representatives=[4, 2], epochs=[epochs], **fixed)
     points += runs.size_points("codebook", granularity=["row"], n_representatives=[4, 16], epochs=[epochs], **fixed)
     for granularity in ("kernel", "pair of kernels"):
         points += runs.size_points("codebook", granularity=[granularity], n_representatives=[256], epochs=[epochs], **fixed)
     for bits in ((8, 8), (4, 8), (3, 8), (2, 8), (4, 4), (3, 3), (2, 2)):
+        streams = [0, STREAM] if bits[0] == bits[1] < STREAM else [0]
         for method in METHODS[:2]:
-            points += runs.size_points(method, weight_bits=[bits[0]], activation_bits=[bits[1]])
+            points += runs.size_points(method, weight_bits=[bits[0]], activation_bits=[bits[1]], stream_bits=streams)
     return points
 
 
