@@ -61,7 +61,7 @@ def test_inference_is_timed_next_to_what_bounds_it(tmp_path, small_images):
     assert list(models) == ["resnet20", "resnet20_fast2_batch1", "resnet20_macs50"]
     del models["resnet20_fast2_batch1"]
     settings = [("eager", "float32"), ("openvino", "int8")]
-    table = benchmark.benchmark_inference(models, (1, 4), settings, rounds=2, progress=False)
+    table = benchmark.benchmark_inference(models, (1, 4), settings, rounds=1, progress=False)
     rows = [(batch, runtime, name) for batch in (1, 4) for runtime, _ in settings for name in models]
     assert list(zip(table.batch_size, table.runtime, table.network, strict=True)) == rows
     assert (table.macs_share.iloc[:2].diff().dropna() < 0).all() and table.macs_share[0] == 1

@@ -21,7 +21,7 @@ def runs(small_checkpoint):
 
 def test_every_method_has_the_same_macs_and_rows_tell_what_was_done(runs, tmp_path):
     methods = [method for method in method_runs.available()[0] if method != "not pruned"]
-    points = runs.comparison_points(methods, [0.6], stage=STAGES, epochs=[1], n_images=[192])
+    points = runs.comparison_points(methods, [0.6], stage=STAGES, epochs=[1], n_images=[64])
     table = sweeps.run_sweep(runs.measure_method, points, tmp_path / "methods.csv", progress=False)
     assert len(table) == 3 * len(methods)
     assert table.macs_share.between(0.5, 0.6).all()  # of so few channels each has some per cent of the MACs
