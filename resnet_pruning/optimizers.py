@@ -17,29 +17,25 @@ OptimizerName = Annotated[str, Is[lambda name: name in OPTIMIZERS]]
 
 
 def optimizer_for(
-    model: nn.Module,
-    name: OptimizerName,
-    learning_rate: Real,
-    weight_decay: Real = 0.0,
-    *,
-    momentum: Real = 0.9,
-    nesterov: bool = True,
-    capturable: bool = False,
+    model: nn.Module, name: OptimizerName, learning_rate: Real, weight_decay: Real = 0.0, *, momentum: Real = 0.9, nesterov: bool = True
 ) -> "torch.optim.Optimizer | Muon":
-    """An optimizer for all parameters of `model` that require a gradient.
+    """An optimizer for all parameters of `model` that require a gradient. On a GPU, its steps can be recorded, see `hardware.Recorded`.
 
     Parameters
     ----------
     name : one of `OPTIMIZERS`
     weight_decay : of weights; batch norm and biases have none
     momentum, nesterov : of SGD and Muon; the others have torch's defaults
-    capturable : whether steps can be part of a CUDA graph
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if name == "Muon":
-        return Muon(trained, learning_rate, weight_decay, momentum=momentum, nesterov=nesterov, capturable=capturable)
-    settings = {"momentum": momentum, "nesterov": nesterov and momentum > 0} if name == "SGD" else {"capturable": capturable}
+        return Muon(trained, learning_rate, weight_decay, momentum=momentum, nesterov=nesterov)
+    settings = {"momentum": momentum, "nesterov": nesterov and momentum > 0} if name == "SGD" else {"capturable": on_gpu(trained)}
     return getattr(torch.optim, name)(_groups(trained, weight_decay), lr=learning_rate, foreach=True, **settings)
+
+
+def on_gpu(parameters: list[Tensor]) -> bool:
+    return any(p.is_cuda for p in parameters)
 
 
 def continued(state: dict[str, Any], capturable: bool) -> dict[str, Any]:
@@ -57,15 +53,7 @@ class Muon:
     to the size of AdamW's (Liu et al. 2025, *Muon is Scalable for LLM Training*), so that one learning rate suits both.
     """
 
-    def __init__(
-        self,
-        parameters: Iterable[Tensor],
-        lr: Real,
-        weight_decay: Real,
-        momentum: Real = 0.95,
-        nesterov: bool = True,
-        capturable: bool = False,
-    ):
+    def __init__(self, parameters: Iterable[Tensor], lr: Real, weight_decay: Real, momentum: Real = 0.95, nesterov: bool = True):
         parameters = list(parameters)
         self.filters = [p for p in parameters if p.ndim == 4]
         self.matrices = [nn.Parameter(_rows(p.detach(), p)) for p in self.filters]
@@ -78,7 +66,7 @@ class Muon:
         others = _groups([p for p in parameters if p.ndim != 4], weight_decay)
         self.parts = {
             "muon": torch.optim.Muon(self.matrices, **settings, momentum=momentum, nesterov=nesterov, adjust_lr_fn="match_rms_adamw"),
-            "adamw": torch.optim.AdamW(others, lr=lr, foreach=True, capturable=capturable),
+            "adamw": torch.optim.AdamW(others, lr=lr, foreach=True, capturable=on_gpu(parameters)),
         }
 
     @property

@@ -25,7 +25,7 @@ from .evaluation import accuracy, predict
 from .files import locked
 from .hardware import Recorded, can_compile, has_fast_bfloat16, keep_freed_memory
 from .model import TrainableNetwork
-from .optimizers import OPTIMIZERS, continued, optimizer_for
+from .optimizers import OPTIMIZERS, continued, on_gpu, optimizer_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +203,7 @@ def train(
         teacher = teacher.to(device).eval()
         predict(teacher, images[:1], role="teacher")
 
-    run, path = _Run(model, recipe, recorded), None if folder is None else Path(folder) / "state.pt"
+    run, path = _Run(model, recipe), None if folder is None else Path(folder) / "state.pt"
     identity = {"recipe": dataclasses.asdict(recipe), "seed": operator.index(seed)}
     if path is not None or (teacher is not None and recipe.views):
         identity |= {"images": _digest_of_images(images), "teacher": _digest_of(teacher)}
@@ -327,9 +327,9 @@ class _Teacher:
 class _Run:
     """Everything that changes during a training, to save, restore and average it in one place."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, recorded: bool):
-        self.model, self.recipe, self.recorded = model, recipe, recorded
-        settings = {"momentum": recipe.momentum, "nesterov": recipe.nesterov, "capturable": recorded}
+    def __init__(self, model: nn.Module, recipe: Recipe):
+        self.model, self.recipe = model, recipe
+        settings = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
         self.optimizer = optimizer_for(model, recipe.optimizer, recipe.learning_rate, recipe.weight_decay, **settings)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.before = [p.detach().clone() for p in self.trained]
@@ -342,11 +342,8 @@ class _Run:
     ) -> Tensor:
         """Train on one batch, and return its loss and its share of right answers.
 
-        Parameters
-        ----------
-        targets : the teacher's logits, or None
-        share : of each image in its mixture with another, or None if images are not mixed
-        ratio : of the learning rate to its peak
+        `targets` are the teacher's logits, `share` is that of each image in its mixture with another, if there is a teacher and a mixture;
+        `ratio` is that of the learning rate to its peak.
         """
         # Batches are in random order, so the same batch backwards is a random partner for each image.
         logits = _logits(forward, amp, inputs if share is None else torch.lerp(inputs.flip(0), inputs, share))
@@ -380,7 +377,7 @@ class _Run:
 
     def load(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(continued(state["optimizer"], self.recorded))
+        self.optimizer.load_state_dict(continued(state["optimizer"], on_gpu(self.trained)))
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.history = list(state["history"])
@@ -406,13 +403,11 @@ def _logits(network: nn.Module, amp: bool, inputs: Tensor) -> Tensor:
 
 def _average(averaged: nn.Module, model: nn.Module, decay: Real) -> None:
     """One step of an exponential moving average. Integers, such as the clusters of filters, have no average and are copied."""
-    pairs = zip((*averaged.parameters(), *averaged.buffers()), (*model.parameters(), *model.buffers()), strict=True)
-    by_kind: dict[bool, list[tuple[Tensor, Tensor]]] = {}
-    for pair in pairs:
-        by_kind.setdefault(pair[0].is_floating_point(), []).append(pair)
-    for is_float, kind in by_kind.items():
-        old, new = zip(*kind, strict=True)
-        torch._foreach_lerp_(old, new, 1 - decay) if is_float else torch._foreach_copy_(old, new)
+    pairs = [*zip(averaged.parameters(), model.parameters(), strict=True), *zip(averaged.buffers(), model.buffers(), strict=True)]
+    for old, new in pairs:
+        if not old.is_floating_point():
+            old.copy_(new)
+    torch._foreach_lerp_(*zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True), 1 - decay)
 
 
 def _loss(logits: Tensor, labels: Tensor, targets: Tensor | None, recipe: Recipe) -> Tensor:
