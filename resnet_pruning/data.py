@@ -86,9 +86,10 @@ class Images:
         mean, std = (c.to(pixels.device) for c in self._mean_and_std)
         return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
 
-    def batches(self, batch_size: Count = 500) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images in order, unaugmented: (inputs of shape (B, 3, 32, 32), labels of shape (B,))."""
-        for pixels, labels in zip(self.pixels.split(int(batch_size)), self.labels.split(int(batch_size)), strict=True):
+    def batches(self, batch_size: Count | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images in order, unaugmented: (inputs of shape (B, 3, 32, 32), labels of shape (B,)). On a CPU, small batches are faster."""
+        size = int(batch_size or (100 if self.device.type == "cpu" else 500))
+        for pixels, labels in zip(self.pixels.split(size), self.labels.split(size), strict=True):
             yield self.normalised(pixels), labels
 
 

@@ -1,5 +1,7 @@
 """The cost of the network of a plan, without its weights."""
 
+import functools
+import json
 from collections.abc import Mapping
 from fractions import Fraction
 
@@ -21,9 +23,7 @@ def cost_of_plan(
     streams narrower. For many plans of one model, pass its `cost.macs_by_layer`, counted once, as `macs`.
     """
     if merged:
-        with torch.random.fork_rng(devices=[]):
-            small = ResNet(**_config(model, plan))
-        return cost.parameters(small), cost.macs(small)
+        return _cost(json.dumps(_config(model, plan)))
     macs = macs or cost.macs_by_layer(model)
     n_parameters, n_macs = cost.parameters(model), sum(macs.values())
     for name, conv in convolutions(model).items():
@@ -31,6 +31,14 @@ def cost_of_plan(
         n_parameters -= round((1 - share) * conv.weight.numel())
         n_macs -= round((1 - share) * macs[name])
     return n_parameters, n_macs
+
+
+@functools.lru_cache(maxsize=10_000)
+def _cost(config: str) -> tuple[int, int]:
+    """Parameters and MACs of a network of a configuration, which is JSON. A search for a plan asks for the same ones again and again."""
+    with torch.random.fork_rng(devices=[]):
+        small = ResNet(**json.loads(config))
+    return cost.parameters(small), cost.macs(small)
 
 
 def _config(model: ResNet, plan: Mapping[str, Integer]) -> dict:

@@ -56,6 +56,8 @@ def per_filter(values: Tensor, weight: Tensor) -> Tensor:
 
 def rounded(x: Tensor) -> Tensor:
     """`x` rounded, with the gradient of `x`."""
+    if not x.requires_grad:
+        return x.round()
     return x.round().detach() + (x - x.detach())  # the difference is exactly 0, so that the sum is exactly an integer
 
 
@@ -64,6 +66,8 @@ def clipped(x: Tensor, lowest: Integer, highest: Integer) -> Tensor:
 
     `torch.clamp` has it there up to torch 2.11, and none in 2.14. Without it, with few bits, much of the gradient is lost in each layer.
     """
+    if not x.requires_grad:
+        return x.clamp(lowest, highest)
     return torch.where((x >= lowest) & (x <= highest), x, x.detach().clamp(lowest, highest))
 
 
