@@ -3,6 +3,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_pruning import NETWORK, train_an_epoch
@@ -11,6 +12,7 @@ from resnet_pruning import calibration, checkpoints, compaction, compression, co
 from resnet_pruning.compression import REPAIRS, SELECTIONS
 from resnet_pruning.compression.least_squares import Moments, eliminate
 from resnet_pruning.compression.parts import PartFit, apply, augmented, parts_of
+from resnet_pruning.peers.units import kept_units
 
 IMAGES = data.load_images("digits")[0][:128]
 STATISTICS = calibration.layer_statistics(NETWORK, IMAGES)
@@ -140,6 +142,15 @@ def test_a_random_choice_goes_by_its_seed_and_is_no_better_than_elimination():
     assert lost(smaller("elimination")) < sum(map(lost, drawn)) / len(drawn)
 
 
+def test_by_norm_the_same_channels_are_kept_as_by_removal():
+    plan = {"layer1.0.conv1": 2, "layer2.0.conv1": 4}
+    small = model.convolutions(merged(plan, "none", selection="L2 norm"))
+    convs, norms = model.convolutions(NETWORK), model.batch_norms(NETWORK)
+    for name, kept in kept_units(NETWORK, plan, "L2 norm").items():
+        theirs = convs[name].weight[kept].flatten(1) * norms[name].weight[kept].sign().unsqueeze(1)  # batch norm is folded in
+        torch.testing.assert_close(F.normalize(small[name].weight.flatten(1)), F.normalize(theirs))
+
+
 def test_reconstruction_brings_a_part_nearer():
     images = augmented(IMAGES)
     parts = parts_of(NETWORK)
@@ -221,7 +232,7 @@ def test_equal_seeds_give_equal_networks_and_the_model_stays_as_it_was():
 
 @pytest.mark.parametrize(("changed", "message"), [
     ({"repair": "more"}, "repair is 'more', expected one of none, summed, scaled, least squares, reconstruction"),
-    ({"selection": "best"}, "selection is 'best', expected one of k-means, elimination, random"),
+    ({"selection": "best"}, "selection is 'best', expected one of k-means, elimination, L2 norm, random"),
     ({"plan": {"layer9": 2}}, "the plan names 'layer9', expected convolutions"),
     ({"plan": {"conv1": 0}}, "n_clusters is 0 for conv1, expected an integer from 1"),
     ({"images": IMAGES[:99]}, "99 images, expected at least 100"),

@@ -45,7 +45,7 @@ from .parts import N_FITTED, N_STATISTICS, PartFit, apply, augmented, check_imag
 from .streams import STAGES, Narrowed, bridge, check_widths, narrow, read_by, sources_of, stage_of
 
 REPAIRS = ("none", "summed", "scaled", "least squares", "reconstruction")
-SELECTIONS = ("k-means", "elimination", "random")
+SELECTIONS = ("k-means", "elimination", "L2 norm", "random")
 
 
 @torch.random.fork_rng(devices=[])  # new modules draw random weights, which must not change the caller's generator
@@ -78,7 +78,8 @@ def compress_by_plan(
     repair : one of `REPAIRS`, see the top of this module
     selection : how the kept channels are chosen. "k-means" clusters activations by correlation and keeps each cluster's medoid;
         "elimination" removes one channel at a time, always the one whose loss least squares in ``conv2`` repairs best (Frantar & Alistarh,
-        *Optimal Brain Compression*, NeurIPS 2022, for groups of weights); "random" is the control for both
+        *Optimal Brain Compression*, NeurIPS 2022, for groups of weights); the controls are "L2 norm", which keeps the channels
+        whose filters have the largest, and "random"
     statistics : from `calibration.layer_statistics` for this model, computed here if not given
     n_steps, learning_rate : of the reconstruction of each part: Adam on batches of 32, with a cosine schedule to 0
     seed : of augmentation, k-means, the random choice and the reconstruction's batches

@@ -134,8 +134,11 @@ class PartFit:
         if selection == "elimination":
             return represented_by(torch.tensor(sorted(self.elimination[-n_channels:])), self.correlations)
         if selection == "random":  # the same indices in all blocks of a width, whose channels have nothing in common
-            order = torch.randperm(len(self.correlations), generator=torch.Generator().manual_seed(seed))
+            order = torch.randperm(len(self.correlations), generator=torch.Generator().manual_seed(int(seed)))
             return represented_by(order[:n_channels].sort().values, self.correlations)
+        if selection == "L2 norm":
+            norms = self.part.conv1.weight.detach().flatten(1).norm(dim=1).cpu()
+            return represented_by(norms.topk(n_channels).indices.sort().values, self.correlations)
         variances = self.activations.transpose(0, 1).flatten(1).var(1).double().cpu()
         return medoids(self.correlations, self.inner_importance * variances, n_channels, seed)
 
@@ -189,7 +192,7 @@ class PartFit:
         amp = has_fast_bfloat16(targets.device)
         optimizer = torch.optim.Adam(small.parameters(), lr=learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(seed))
         for _ in range(n_steps):
             batch = torch.randint(len(targets), (batch_size,), generator=generator).to(targets.device)
             with torch.autocast(targets.device.type, torch.bfloat16, enabled=amp):

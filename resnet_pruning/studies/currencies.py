@@ -30,6 +30,7 @@ SHOWN = (
     "random units",
     "k-means, centroids",
     "k-means of unit filters, centroids",
+    "k-means of correlation, centroids",
     "tied, clustered by raw weights",
     "tied",
     "projected",
@@ -56,6 +57,7 @@ RIVALS = (
     "geometric median",
     "smallest L1 norm",
 )
+FITS = ("random units, least squares", "elimination, least squares", "smallest L2 norm, reconstruction")  # before fine-tuning only
 FROM_WIDE = ("by sensitivity, inside blocks", "by sensitivity", "Model Folding, repaired", "smallest L2 norm")
 
 

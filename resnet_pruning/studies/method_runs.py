@@ -199,6 +199,21 @@ def _clusters(distance: str, representative: str) -> Method:
     return pruned
 
 
+def _clusters_of_outputs(runs: MethodRuns, level: Real, seed: Seed) -> ResNet:
+    """As `_clusters`, by correlation, weighted. Filters of a cluster may be negatively correlated, but behind a ReLU only channels of equal
+    sign can be merged. So there are as many clusters as leave the budget's MACs."""
+    network, statistics = runs.material.network, runs.material.statistics
+
+    def made(plan: Plan) -> ResNet:
+        clustering = {"distance": "correlation", "weighting": 0.5, "statistics": statistics, "seed": seed}
+        return compaction.compact(pruning.replace_filters(network, plan, mergeable=True, **clustering))
+
+    plan = allocation.largest_within(
+        lambda share: plans.uniform_fraction(network, share, "*.conv1"), lambda plan: cost.macs(made(plan)), level * cost.macs(network)
+    )
+    return made(plan)
+
+
 PlanOf = Callable[[MethodRuns, float], Plan]  # of runs and a budget of MACs
 
 
@@ -294,6 +309,7 @@ FAMILIES: dict[str, dict[str, Method]] = {
         "k-means, centroids": _clusters("raw", "centroid"),
         "k-means of unit filters, centroids": _clusters("unit", "centroid"),
         "k-means of unit filters, medoids": _clusters("unit", "medoid"),
+        "k-means of correlation, centroids": _clusters_of_outputs,
     },
     "chosen on images, removed": {
         "k-means of activations, medoids": _compressed(_same_share, "k-means", "none"),
@@ -307,7 +323,9 @@ FAMILIES: dict[str, dict[str, Method]] = {
         "projected, new clusters each step": _constrained(finetuning.projected, "correlation"),
     },
     "removed and repaired": {
+        "random units, least squares": _compressed(_same_share, "random", "least squares"),
         "random units, reconstruction": _compressed(_same_share, "random"),
+        "smallest L2 norm, reconstruction": _compressed(_same_share, "L2 norm"),
         "elimination, least squares": _compressed(_same_share, repair="least squares"),
         "elimination, reconstruction": _compressed(_same_share),
     },
