@@ -52,6 +52,9 @@ def layer_statistics(model: TrainableNetwork, images: Images, *, seed: Seed = 0,
     if not norms:
         raise ValueError(f"{type(model).__name__} has no convolution with a batch norm (conv1 and bn1, conv2 and bn2, …)")
     convs = convolutions(model)
+    for module in model.modules():
+        if getattr(module, "inplace", False):  # a ReLU that would overwrite the outputs that gradients are taken of
+            module.inplace = False
     for name in norms:
         if convs[name].groups != 1:
             raise ValueError(f"{name} has {convs[name].groups} groups, expected 1")
@@ -71,7 +74,7 @@ def layer_statistics(model: TrainableNetwork, images: Images, *, seed: Seed = 0,
     for name, norm in norms.items():
         convs[name].register_forward_hook(see_inputs(name))
         norm.register_forward_hook(lambda module, inputs, output, name=name: outputs.__setitem__(name, output))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     importance = {name: torch.zeros(norm.num_features, dtype=torch.double) for name, norm in norms.items()}
     for inputs, _ in images.beside(model).batches(batch_size):
         logits = model(inputs.requires_grad_())

@@ -22,9 +22,11 @@ def save_checkpoint(path: str | Path, model: OwnNetwork, facts: Mapping[str, Any
 
     Raises
     ------
-    ValueError : a model that no longer matches its class and configuration, or facts that are not plain values (str, int, float, bool,
-        None; lists, tuples and dicts of them): `load_checkpoint` could not restore them
+    ValueError : a dtype other than float32, bfloat16 and float16; a model that no longer matches its class and configuration; or facts
+        that are not plain values (str, int, float, bool, None; lists, tuples and dicts of them): `load_checkpoint` could not restore them
     """
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype is {dtype}, expected torch.float32, torch.bfloat16 or torch.float16")
     dtypes = {name: dtype if tensor.is_floating_point() else tensor.dtype for name, tensor in model.state_dict().items()}
     state = {name: tensor.detach().cpu().contiguous().to(dtypes[name]) for name, tensor in model.state_dict().items()}
     content = {"config": model.config, "state_dict": state, "facts": dict(facts)}

@@ -81,8 +81,8 @@ def cluster_filters(
 ) -> Clusters:
     """Cluster the filters of a convolution with k-means (scikit-learn's, k-means++ starts).
 
-    The order of the filters does not affect the clusters. If `n_clusters` is at least the number of distinct filters, each
-    distinct filter gets its own cluster.
+    The order of the filters does not affect the clusters; with "correlation", it affects where k-means starts. If `n_clusters` is at least
+    the number of distinct filters, each distinct filter gets its own cluster.
 
     Parameters
     ----------
@@ -174,27 +174,21 @@ def cluster_layers(
     ValueError : a plan for another model, a model without convolutions or already compact, and what `cluster_filters` raises
     """
     check_plan(model, plan)
-    convs, norms = convolutions(model), batch_norms(model)
-    for name in plan:
-        if isinstance(conv := convs[name], SharedConv2d):
-            raise ValueError(
-                f"{name} computes {conv.out_channels} filters for {len(conv.labels)} channels already: "
-                f"cluster the model before it is made compact"
-            )
-    return {
-        name: cluster_filters(
-            convs[name],
-            n_clusters,
-            distance,
-            batch_norm=norms.get(name),
-            statistics=(statistics or {}).get(name),
-            weighting=weighting,
-            seed=seed,
-            n_init=n_init,
-            layer=name,
+    convs, norms, clusters = convolutions(model), batch_norms(model), {}
+    for name, n_clusters in plan.items():
+        check_unshared(name, convs[name])
+        settings = {"batch_norm": norms.get(name), "statistics": (statistics or {}).get(name), "weighting": weighting, "seed": seed}
+        clusters[name] = cluster_filters(convs[name], n_clusters, distance, **settings, n_init=n_init, layer=name)
+    return clusters
+
+
+def check_unshared(name: str, conv: nn.Conv2d) -> None:
+    """Raise a ValueError for a convolution of a compact network."""
+    if isinstance(conv, SharedConv2d):
+        raise ValueError(
+            f"{name} computes {conv.out_channels} filters for {len(conv.labels)} channels already: "
+            "cluster or constrain the model before it is made compact"
         )
-        for name, n_clusters in plan.items()
-    }
 
 
 def distinct_filters(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ def macs_by_layer(model: AnyNetwork, image_size: Count = 32) -> dict[str, int]:
 
     def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         # Each weight is used once per position. Where filters are shared, copying an output takes no multiplication.
-        counts[names[layer]] = layer.weight.numel() * math.prod(output.shape[2:])
+        counts[names[layer]] = counts.get(names[layer], 0) + layer.weight.numel() * math.prod(output.shape[2:])
 
     model = copy.deepcopy(model).eval()  # the hooks must not be called, or copied, by other threads that use the network
     names = {module: name for name, module in model.named_modules() if getattr(getattr(module, "weight", None), "ndim", 0) > 1}

@@ -132,19 +132,10 @@ def _cifar10(root: Path) -> tuple[Images, Images]:
             f"(folder {CIFAR10.base_folder}) into {root}, or set the environment variable CIFAR10_ROOT to the folder that "
             f'holds it; or use the data set "digits", which needs no download.'
         ) from error
-    return tuple(
-        Images(
-            torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
-            torch.tensor(part.targets),
-            "cifar10",
-            tuple(part.classes),
-            # of the 50,000 training images
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
-            flips=True,
-        )
-        for part in parts
-    )
+    known = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616), "flips": True}  # of the 50,000 training images
+    pixels = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts]
+    labels = [torch.tensor(part.targets) for part in parts]
+    return tuple(Images(*each, "cifar10", tuple(parts[0].classes), **known) for each in zip(pixels, labels, strict=True))
 
 
 def _digits() -> tuple[Images, Images]:
@@ -192,7 +183,7 @@ class Batches:
     ):
         if not 1 <= batch_size <= len(images):
             raise ValueError(f"batch_size is {batch_size}, expected from 1 to the number of images, {len(images)}")
-        self.images, self.batch_size, self.padding, self.seed = images, batch_size, padding, seed
+        self.images, self.batch_size, self.padding, self.seed = images, int(batch_size), padding, seed
         self.views, self.alternating = views, alternating
 
     def __len__(self) -> int:

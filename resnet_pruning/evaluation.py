@@ -20,13 +20,14 @@ def predict(model: AnyNetwork, images: Images, *, amp: bool = False, role: str =
     ------
     ValueError : a model without one output for each class of the images
     """
-    training, images = model.training, images.beside(model)
+    modes, images = {module: module.training for module in model.modules()}, images.beside(model)
     model.eval()
     try:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
             logits = torch.cat([model(inputs).float() for inputs, _ in images.batches()])
     finally:
-        model.train(training)
+        for module, mode in modes.items():
+            module.training = mode
     if logits.shape[-1] != len(images.classes):
         expected = f"one for each of the {len(images.classes)} classes of {images.dataset}"
         raise ValueError(f"the {role} has {logits.shape[-1]} outputs, expected {expected}")

@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 
 from .arguments import Integer, Natural
 from .clustering import Clusters
-from .model import AnyNetwork, Network, SharedConv2d, convolutions
+from .model import AnyNetwork, Network, convolutions
 from .pruning import rescale_by_gains
 from .training import Recipe
 
@@ -97,9 +97,7 @@ class Projected(Constraint):
 def tied(model: Network, clusters: Mapping[str, Clusters]) -> nn.Module:
     """A copy of `model` in which the filters of a cluster are one parameter, initialised to their plain mean.
 
-    Raises
-    ------
-    ValueError : clusters of another model
+    Raises a ValueError for clusters of another model.
     """
     return constrained(model, clusters, Tied)
 
@@ -130,7 +128,8 @@ def released(model: AnyNetwork) -> nn.Module:
     model = copy.deepcopy(model)
     for name, (layer, constraint) in constrained_layers(model, nn.Module).items():
         # Not remove_parametrizations: it removes the weight from the class, which the copy shares with the caller's model.
-        settings = {"bias": layer.bias is not None, "dtype": layer.weight.dtype}
+        original = layer.parametrizations.weight.original  # `layer.weight` would compute the constraint, which may change its clusters
+        settings = {"bias": layer.bias is not None, "dtype": original.dtype}
         if isinstance(layer, nn.Linear):
             plain = nn.Linear(layer.in_features, layer.out_features, **settings)
         else:
@@ -138,49 +137,26 @@ def released(model: AnyNetwork) -> nn.Module:
             plain = nn.Conv2d(*shape, padding_mode=layer.padding_mode, **settings).to(memory_format=torch.channels_last)
         imposed = constraint.clustered if isinstance(constraint, Constraint) else constraint
         with torch.no_grad():
-            plain.weight.copy_(imposed(layer.parametrizations.weight.original))
+            plain.weight.copy_(imposed(original))
             if layer.bias is not None:
                 plain.bias.copy_(layer.bias)
-        model.set_submodule(name, plain.to(layer.weight.device).train(layer.training))
+        model.set_submodule(name, plain.to(original.device).train(layer.training))
     return model
 
 
 def constrained(model: Network, clusters: Mapping[str, Clusters], constraint: Callable[[Tensor], Constraint]) -> nn.Module:
     """A copy of `model` in which the filters of each layer of `clusters` are subject to `constraint`, made for their labels.
 
-    Raises
-    ------
-    ValueError : clusters of another model
+    Raises a ValueError for clusters of another model.
     """
-    _check_clusters(model, clusters)
+    if not clusters:
+        raise ValueError("clusters is empty, expected those of at least one convolution: see clustering.cluster_layers")
     model = rescale_by_gains(model, clusters)
     for name, conv in convolutions(model).items():
         if name in clusters:
             labels = clusters[name].labels.to(conv.weight.device, copy=True)
             parametrize.register_parametrization(conv, "weight", constraint(labels), unsafe=True)
     return model
-
-
-def _check_clusters(model: nn.Module, clusters: Mapping[str, Clusters]) -> None:
-    convs = convolutions(model)
-    if not clusters:
-        raise ValueError("clusters is empty, expected those of at least one convolution: see clustering.cluster_layers")
-    for name, layer in clusters.items():
-        if name not in convs:
-            raise ValueError(f"clusters has {name!r}, expected convolutions of the model: {', '.join(convs)}")
-        conv = convs[name]
-        check_unshared(name, conv)
-        found, expected = (len(layer.labels), *layer.centroids.shape[1:]), tuple(conv.weight.shape)
-        if found != expected:
-            raise ValueError(f"clusters of {name} are of filters of the shape {found}, expected {expected}, as its own")
-        if (numbers := layer.labels.unique().tolist()) != list(range(len(layer))):
-            raise ValueError(f"labels of {name} are {numbers}, expected each of its {len(layer)} clusters, counted from 0")
-
-
-def check_unshared(name: str, conv: nn.Conv2d) -> None:
-    """Raise a ValueError for a convolution of a compact network."""
-    if isinstance(conv, SharedConv2d):
-        raise ValueError(f"{name} shares filters already: constrain the model before it is made compact")
 
 
 def constrained_layers(model: nn.Module, kind: type[nn.Module] = Constraint) -> dict[str, tuple[nn.Module, nn.Module]]:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+_changing, _before = threading.Lock(), []  # of the settings that `full_float32` changes
+
 
 def default_device() -> torch.device:
     """A CUDA GPU if there is one, else the CPU."""
@@ -40,16 +42,22 @@ def has_fast_bfloat16(device: torch.device | str) -> bool:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Make a GPU compute in full float32. By default, cuDNN rounds the operands of convolutions to the 10 mantissa bits of TF32."""
+    """Make a GPU compute in full float32. By default, cuDNN rounds the operands of convolutions to the 10 mantissa bits of TF32.
+
+    This is a setting of the process: where several threads are in such a block, it lasts until the last of them leaves it.
+    """
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, products.fp32_precision
-    try:
+    with _changing:
+        _before.append((cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, products.fp32_precision))
         cudnn.allow_tf32 = False  # the older setting: torch.compile and torch.export read it, and fail where it contradicts the newer ones
         cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = products.fp32_precision = "ieee"
+    try:
         yield
     finally:
-        cudnn.allow_tf32 = before[0] == "tf32"
-        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, products.fp32_precision = before
+        with _changing:
+            before = _before.pop()  # of all blocks that one is in, only the first found the settings as they were
+            cudnn.allow_tf32 = before[0] == "tf32"
+            cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, products.fp32_precision = before
 
 
 @functools.cache
@@ -88,7 +96,7 @@ class Recorded:
     neither read their values in Python nor replace them. There is a graph for each combination of the arguments' shapes.
     """
 
-    recording = threading.Lock()  # of one graph at a time, in whatever thread
+    recording = threading.Lock()  # of one graph at a time
     n_first = 3  # calls before the recording, in which libraries choose their kernels and optimizers make their state
 
     def __init__(self, function: Callable[..., Tensor]):

@@ -1,6 +1,7 @@
 """The CIFAR ResNet of He et al. 2015, section 4.2, at any depth and width, and the checks of networks given as arguments."""
 
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -199,7 +200,7 @@ def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
     Convolutions without one are left out.
     """
     modules = dict(model.named_modules())
-    pairs = {name: modules.get(_batch_norm_name(name)) for name in convolutions(model)}
+    pairs = {name: modules.get(re.sub(r"conv([^.]*)$", r"bn\1", name)) for name in convolutions(model)}
     return {name: norm for name, norm in pairs.items() if isinstance(norm, nn.BatchNorm2d)}
 
 
@@ -208,11 +209,6 @@ def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     mean, variance, weight, bias = (t.detach().double().cpu() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
     factor = weight * (variance + norm.eps).rsqrt()
     return factor, bias - factor * mean
-
-
-def _batch_norm_name(convolution: str) -> str:
-    parent, _, name = convolution.rpartition(".")
-    return f"{parent}.{name.replace('conv', 'bn')}".removeprefix(".")
 
 
 def with_tensors(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> ResNet:

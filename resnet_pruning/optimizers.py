@@ -26,8 +26,14 @@ def optimizer_for(
     name : one of `OPTIMIZERS`
     weight_decay : of weights; batch norm and biases have none
     momentum, nesterov : of SGD and Muon; the others have torch's defaults
+
+    Raises
+    ------
+    ValueError : a model without a parameter that requires a gradient
     """
     trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError("no parameter of the model requires a gradient, expected some to train")
     if name == "Muon":
         return Muon(trained, learning_rate, weight_decay, momentum=momentum, nesterov=nesterov)
     settings = {"momentum": momentum, "nesterov": nesterov and momentum > 0} if name == "SGD" else {"capturable": on_gpu(trained)}
@@ -64,10 +70,12 @@ class Muon:
                 )
         settings = {"lr": lr, "weight_decay": weight_decay}
         others = _groups([p for p in parameters if p.ndim != 4], weight_decay)
-        self.parts = {
-            "muon": torch.optim.Muon(self.matrices, **settings, momentum=momentum, nesterov=nesterov, adjust_lr_fn="match_rms_adamw"),
-            "adamw": torch.optim.AdamW(others, lr=lr, foreach=True, capturable=on_gpu(parameters)),
+        self.parts: dict[str, torch.optim.Optimizer] = {
+            "adamw": torch.optim.AdamW(others, lr=lr, foreach=True, capturable=on_gpu(parameters))
         }
+        if self.matrices:
+            scaling = {"momentum": momentum, "nesterov": nesterov, "adjust_lr_fn": "match_rms_adamw"}
+            self.parts = {"muon": torch.optim.Muon(self.matrices, **settings, **scaling), **self.parts}
 
     @property
     def param_groups(self) -> list[dict]:
@@ -80,7 +88,7 @@ class Muon:
 
     def step(self) -> None:
         for p, matrix in zip(self.filters, self.matrices, strict=True):
-            matrix.grad = _rows(p.grad, p)
+            matrix.grad = None if p.grad is None else _rows(p.grad, p)
         for part in self.parts.values():
             part.step()
 

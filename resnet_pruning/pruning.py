@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .arguments import Count, Real, Seed
 from .calibration import LayerStatistics, reestimate_batch_norm
-from .clustering import REPRESENTATIVES, Clusters, cluster_layers
+from .clustering import REPRESENTATIVES, Clusters, check_unshared, cluster_layers
 from .data import Images
 from .model import Network, batch_norms, blocks, convolutions
 from .plans import Plan
@@ -62,10 +62,11 @@ def replace_by_clusters(model: Network, clusters: Mapping[str, Clusters], repres
 
     Raises
     ------
-    ValueError : an unknown representative
+    ValueError : an unknown representative, clusters of another model
     """
     if representative not in REPRESENTATIVES:
         raise ValueError(f"representative is {representative!r}, expected one of {', '.join(REPRESENTATIVES)}")
+    check_clusters(model, clusters)
     model = copy.deepcopy(model)
     convs, norms = convolutions(model), batch_norms(model)
     for name, layer in clusters.items():
@@ -85,8 +86,9 @@ def rescale_by_gains(model: Network, clusters: Mapping[str, Clusters]) -> nn.Mod
     """A copy that computes the same function, with each filter at its cluster's scale: times its gain, which batch norm absorbs.
 
     A filter without a gain, whose output carries no information, becomes its cluster's centroid, so that it changes no mean. Raises a
-    ValueError for gains other than 1 in a layer without a batch norm.
+    ValueError for clusters of another model, and for gains other than 1 in a layer without a batch norm.
     """
+    check_clusters(model, clusters)
     model = copy.deepcopy(model)
     convs, norms = convolutions(model), batch_norms(model)
     for name, layer in clusters.items():
@@ -100,9 +102,24 @@ def rescale_by_gains(model: Network, clusters: Mapping[str, Clusters]) -> nn.Mod
     return model
 
 
+def check_clusters(model: nn.Module, clusters: Mapping[str, Clusters]) -> None:
+    """Raise a ValueError that names the problem for clusters of another model, or of a compact one."""
+    convs = convolutions(model)
+    for name, layer in clusters.items():
+        if name not in convs:
+            raise ValueError(f"clusters has {name!r}, expected convolutions of the model: {', '.join(convs)}")
+        check_unshared(name, convs[name])
+        found, expected = (len(layer.labels), *layer.centroids.shape[1:]), tuple(convs[name].weight.shape)
+        if found != expected:
+            raise ValueError(f"clusters of {name} are of filters of the shape {found}, expected {expected}, as its own")
+        if (numbers := layer.labels.unique().tolist()) != list(range(len(layer))):
+            raise ValueError(f"labels of {name} are {numbers}, expected each of its {len(layer)} clusters, counted from 0")
+
+
 @torch.no_grad()
 def rescale_filters(conv: nn.Conv2d, norm: nn.BatchNorm2d, gains: Tensor, gains_of_channels: Tensor | None = None) -> None:
-    """Multiply the filters of a convolution by `gains`, which the batch norm after it absorbs."""
+    """Multiply the filters of a convolution by `gains` (N,), which the batch norm after it absorbs: for each of its channels (C,), if
+    these share filters, by `gains_of_channels`."""
     conv.weight.copy_(conv.weight.double() * gains.to(conv.weight.device).view(-1, 1, 1, 1))
     _take_up(norm, gains if gains_of_channels is None else gains_of_channels, conv.bias)
 

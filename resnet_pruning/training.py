@@ -130,7 +130,7 @@ class Execution:
     ----------
     amp : bfloat16 autocast; None uses it where the hardware supports it
     channels_last : memory format of the weights and activations
-    compile : torch.compile; None uses it where it works and the training is long enough to recoup the compilation time
+    compile : torch.compile; None uses it on a CPU, where it works and the training is long enough to recoup the compilation time
     cuda_graphs : record a step as a CUDA graph and replay it, because a GPU is faster at these small kernels than Python at launching
         them; None uses it on a GPU, without `compile`. What `model` does in Python alone, such as counting its passes, is done only once.
     reuse_memory : on a CPU, keep freed buffers in the process, see `hardware.keep_freed_memory`
@@ -184,7 +184,7 @@ def train(
     Raises
     ------
     ValueError : `folder` holds another training or a damaged one; a model or teacher without the images' classes; fewer images than
-        `batch_size`; a loss that is not finite; CUDA graphs without a GPU
+        `batch_size`; a loss that is not finite; CUDA graphs without a GPU; `watch` returns what the history has already
     RuntimeError : another process trains in `folder`
     KeyboardInterrupt, or any error in a step : after resetting `model` to the last complete epoch, which `folder` also keeps
     """
@@ -215,12 +215,12 @@ def train(
         n_steps, n_done = len(batches) * recipe.epochs, len(batches) * len(run.history)
         compiled = execution.compile
         if compiled is None:  # saves a tenth or more of each step on a CPU; on a GPU, graphs save much more
-            compiled = device.type == "cpu" and n_steps - n_done >= 2_000 and can_compile("cpu")
+            compiled = device.type == "cpu" and n_steps >= 2_000 and can_compile("cpu")
         forward, imitate = (torch.compile(net, dynamic=False) if compiled and net is not None else net for net in (model, teacher))
         step, imitate = functools.partial(run.step, forward, amp), functools.partial(_logits, imitate, amp)
         if recorded:
             step, imitate = Recorded(step), Recorded(imitate)
-        taught = identity.get("teacher"), identity.get("images"), identity["seed"], recipe.padding, recipe.alternating, amp
+        taught = identity.get("teacher"), identity.get("images"), identity["seed"], recipe.padding, recipe.alternating, amp, device
         teaching = None if teacher is None else _Teacher(imitate, batches, taught)
         with tqdm(total=n_steps, initial=n_done, unit="step", disable=not progress, mininterval=1) as bar:
             try:
@@ -228,6 +228,8 @@ def train(
                     row = _epoch(run, batches, epoch, step, teaching, bar)
                     row["held_out_accuracy"] = math.nan if held_out is None else accuracy(run.averaged(), held_out, amp=amp)
                     seen = {} if watch is None else watch(run.averaged().eval())
+                    if taken := [name for name in seen if name in row]:
+                        raise ValueError(f"watch returned {taken[0]!r}, expected other names than the history's own columns")
                     row |= {name: value if isinstance(value, str | list) else float(value) for name, value in seen.items()}
                     run.complete_epoch(row, path, identity)
             except (Exception, KeyboardInterrupt):

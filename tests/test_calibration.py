@@ -1,4 +1,5 @@
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -55,6 +56,17 @@ def test_importance_is_the_squared_change_of_the_logits(network, small_images):
     expected = passed * (network.fc.weight.detach().double() / 64).square().sum(0)  # 8×8 positions are averaged
     found = torch.stack([calibration.layer_statistics(network, images, seed=s)["layer3.0.conv2"].importance for s in range(40)])
     torch.testing.assert_close(found.mean(0), expected, rtol=0.1, atol=0)
+
+
+def test_functions_that_work_in_place_change_no_statistics(small_images):
+    """torchvision's networks have such a ReLU, which overwrites the outputs that gradients are taken of."""
+    torch.manual_seed(0)
+    layers = {"conv1": nn.Conv2d(3, 4, 3), "bn1": nn.BatchNorm2d(4), "relu": nn.ReLU(inplace=True), "pool": nn.AdaptiveAvgPool2d(1)}
+    network = nn.Sequential(OrderedDict(layers | {"flat": nn.Flatten(), "fc": nn.Linear(4, 10)})).eval()
+    in_place = calibration.layer_statistics(network, small_images)["conv1"].importance
+    assert network.relu.inplace
+    network.relu.inplace = False
+    torch.testing.assert_close(calibration.layer_statistics(network, small_images)["conv1"].importance, in_place)
 
 
 def test_statistics_leave_the_model_as_it_was(network, small_images):

@@ -185,6 +185,15 @@ def test_an_index_beyond_its_codebook_is_refused(tmp_path):
         quantization.load_coded(tmp_path / "a.pt")
 
 
+def test_what_does_not_fit_into_the_file_is_refused(tmp_path):
+    coded = quantization.coded(EVEN, 4)
+    with torch.no_grad():
+        coded.layer1[0].bn1.bias[0] = 1e5
+    with pytest.raises(ValueError, match=r"layer1.0.conv1.shift have values beyond 65,504"):
+        quantization.save_coded(tmp_path / "a.pt", coded, {})
+    assert not (tmp_path / "a.pt").exists()
+
+
 def test_other_networks_are_refused(tmp_path):
     with pytest.raises(ValueError, match="ResNet has no codebooks, expected a network from quantization.coded"):
         quantization.save_coded(tmp_path / "a.pt", EVEN, {})

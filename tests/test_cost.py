@@ -1,8 +1,11 @@
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_pruning import clustering, cost, finetuning, plans, quantization
+from resnet_pruning.compression.plan_cost import cost_of_plan
 from resnet_pruning.model import ResNet, convolutions
 from resnet_pruning.quantization import quantized_model
 
@@ -18,6 +21,11 @@ def test_macs_and_parameters_are_those_counted_by_hand(widths, inner):
     assert cost.parameters(model) == sum(9 * i * o for i, o, _ in convolutions) + 2 * channels + 10 * c + 10
     # float32, and batch norm stores a mean, a variance and a 64-bit counter besides
     assert cost.size_in_bytes(model) == 4 * (cost.parameters(model) + 2 * channels) + 8 * len(convolutions)
+
+
+def test_a_layer_that_is_used_twice_counts_twice():
+    layer = torch.nn.Conv2d(3, 3, 3, padding=1)
+    assert cost.macs(torch.nn.Sequential(layer, torch.nn.ReLU(), layer)) == 2 * 9 * 9 * 32**2
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -45,3 +53,12 @@ def test_constrained_and_quantized_networks_are_counted(small_images):
     n_activations = len(quantized_model.activations(quantized))
     assert cost.parameters(quantized) == weights + 2 * filters + n_activations, "integers, a scale and a bias for each filter, and scales"
     assert weights / 2 < cost.size_in_bytes(quantized) < weights / 2 + 8 * filters + 8 * 20
+
+
+def test_numbers_of_numpy_are_numbers_in_a_plan_and_other_layers_are_refused():
+    network = ResNet(8, (4, 6, 8))
+    plan, same = {"layer1.0.conv1": 2, "layer3": 7}, {"layer1.0.conv1": np.int64(2), "layer3": np.int64(7)}
+    assert cost_of_plan(network, plan, merged=True) == cost_of_plan(network, same, merged=True)
+    for merged in (False, True):
+        with pytest.raises(ValueError, match=r"the plan names 'layer4.0.conv1', expected convolutions of the model, or layer1, layer2"):
+            cost_of_plan(network, {"layer4.0.conv1": 2}, merged=merged)

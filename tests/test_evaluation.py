@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from resnet_pruning import evaluation
+from resnet_pruning.model import ResNet
 
 LOGITS = torch.eye(3)[[0, 0, 1, 2, 2, 1]]
 LABELS = torch.tensor([0, 0, 1, 2, 1, 0])
@@ -13,6 +14,13 @@ LABELS = torch.tensor([0, 0, 1, 2, 1, 0])
 def test_known_answers():
     assert evaluation.accuracy_of(LOGITS, LABELS) == pytest.approx(100 * 4 / 6)
     torch.testing.assert_close(evaluation.per_class_accuracy(LOGITS, LABELS), torch.tensor([200 / 3, 50, 100]))
+
+
+def test_each_module_keeps_its_mode(small_images):
+    network = ResNet(8, (2, 2, 2)).train()
+    network.bn1.eval()
+    evaluation.predict(network, small_images[:4])
+    assert not network.bn1.training and network.training and network.layer1.training
 
 
 def test_a_model_that_reads_the_label_off_the_image_is_always_right(small_images, device):

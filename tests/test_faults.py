@@ -93,6 +93,11 @@ HOSTILE = {
         "state_dict": {f"layer{s}.0.bn{n}.weight": torch.zeros(20_000) for s in (1, 2, 3) for n in (1, 2)} | {"fc.weight": torch.zeros(1)}
     },
     "a deep network": {"config": {"depth": 6 * 10**7 + 2}, "state_dict": small_network().state_dict(), "facts": {}},
+    "quantized, of many bits": {
+        "config": {"depth": 8, "stage_widths": (1, 1, 1), "inner_widths": {}},
+        "bits": {"weights": dict.fromkeys([*map(str, range(8))], 40), "activations": 8, "ends": 8},
+        "layers_with_levels": ["0"], "data": torch.zeros(10, dtype=torch.uint8), "facts": {},
+    },
     "quantized, wide": {
         "config": {"depth": 8, "stage_widths": (9000, 9000, 9000)},
         "bits": {"weights": dict.fromkeys([*map(str, range(8))], 8), "activations": 8, "ends": 8},
@@ -194,6 +199,11 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, network, message)
     with pytest.raises((ValueError, TypeError), match=message):
         save_checkpoint(tmp_path / "a.pt", network, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_type_that_cannot_hold_weights_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"dtype is torch.int32, expected torch.float32, torch.bfloat16 or torch.float16"):
+        save_checkpoint(tmp_path / "a.pt", small_network(), {}, dtype=torch.int32)
 
 
 def test_numbers_of_numpy_do_not_stop_a_network_from_being_read_again(tmp_path):
@@ -316,10 +326,11 @@ def test_writing_is_interrupted_at_any_moment_without_a_loss(tmp_path):
         "released",
         "part_timings",
         "compress_by_plan",
+        "layer_errors",
     ],
 )
 def test_global_random_numbers_are_left_alone(tmp_path, digits, name):
-    network, images = small_network(), digits[0][:128]
+    network, images = small_network(), digits[0][:200]
     replaced = pruning.replace_filters(network, plans.uniform(network, 2))
     save_checkpoint(tmp_path / "a.pt", network, {})
     save_quantized(tmp_path / "q.pt", quantization.quantize(network, images[:16]), {})
@@ -335,8 +346,9 @@ def test_global_random_numbers_are_left_alone(tmp_path, digits, name):
         "released": lambda: finetuning.released(finetuning.tied(network, clustering.cluster_layers(network, plans.uniform(network, 2)))),
         "part_timings": lambda: part_timings(network, rounds=1, progress=False),
         "compress_by_plan": lambda: compress_by_plan(network, plans.uniform(network, 3), images, n_steps=2, progress=False),
+        "layer_errors": lambda: layer_errors(network, images, shares=[0.5], drops=True, progress=False),
     }
-    from resnet_pruning.compression import compress_by_plan, part_timings
+    from resnet_pruning.compression import compress_by_plan, layer_errors, part_timings
 
     before = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
     calls[name]()

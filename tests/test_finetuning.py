@@ -132,6 +132,16 @@ def test_only_what_may_renew_its_clusters_does():
     assert moved == {"fixed": [False] * 4, "each step": [True] * 4, "every third step": [True, False, False, True]}
 
 
+def test_releasing_a_network_changes_no_clusters():
+    network = constrained("each step").train()
+    before = assignments(network)
+    with torch.no_grad():
+        for conv in model.convolutions(network).values():
+            conv.parametrizations.weight.original.normal_()  # other filters are alike now
+    finetuning.released(network)
+    assert assignments(network) == before
+
+
 @given(st.integers(2, 12), st.integers(0, 1000), st.data())
 @settings(deadline=None)
 def test_a_new_assignment_is_no_worse_and_leaves_no_cluster_empty(n_filters, seed, data):
@@ -185,8 +195,9 @@ def test_clusters_of_another_model_are_refused():
     layer = clusters["layer2.0.conv1"]
 
     def refused(match, **changes):
-        with pytest.raises(ValueError, match=match):
-            finetuning.tied(NETWORK, clusters | changes)
+        for function in (finetuning.tied, pruning.replace_by_clusters, pruning.rescale_by_gains):
+            with pytest.raises(ValueError, match=match):
+                function(NETWORK, clusters | changes)
 
     refused(r"clusters has 'layer4', expected convolutions of the model: conv1, layer1.0.conv1", layer4=layer)
     refused(r"clusters of conv1 are of filters of the shape \(8, 6, 3, 3\), expected \(6, 3, 3, 3\)", conv1=layer)
@@ -202,7 +213,7 @@ def test_clusters_of_another_model_are_refused():
         finetuning.tied(NETWORK, {})
     with pytest.raises(ValueError, match="conv1 of the network is constrained, expected an ordinary network: see finetuning.released"):
         finetuning.tied(constrained("tied"), clusters)
-    with pytest.raises(ValueError, match="conv1 shares filters already: constrain the model before it is made compact"):
+    with pytest.raises(ValueError, match="conv1 computes 3 filters for 6 channels already: cluster or constrain the model before"):
         finetuning.tied(compaction.compact(pruning.replace_filters(NETWORK, PLAN)), clusters)
 
 

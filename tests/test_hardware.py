@@ -8,6 +8,20 @@ from resnet_pruning.deployment import timing
 from resnet_pruning.model import ResNet
 
 
+def test_full_float32_lasts_until_the_last_thread_leaves_it():
+    def setting():
+        return torch.backends.cudnn.conv.fp32_precision
+
+    before = setting()
+    first, second = hardware.full_float32(), hardware.full_float32()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # as in another thread, which is done earlier
+    assert setting() == "ieee"
+    second.__exit__(None, None, None)
+    assert setting() == before != "ieee"
+
+
 def test_a_machine_that_cannot_compile_is_told_so_once(monkeypatch):
     def no_compiler(function):
         raise RuntimeError("No working C++ compiler found\nlong traceback")

@@ -71,6 +71,18 @@ def test_an_interrupted_training_goes_on_with_the_optimizers_state(small_images,
     assert torch.equal(trained(0), trained(2))
 
 
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_what_is_frozen_or_unused_stays_as_it_is(small_images, name):
+    network = ResNet(8, (4, 6, 8)).requires_grad_(False)
+    network.fc.requires_grad_(True)
+    network.unused = torch.nn.Conv2d(2, 2, 3)
+    before = {key: value.clone() for key, value in network.named_parameters()}
+    train(network, small_images, Recipe(epochs=1, batch_size=32, optimizer=name, ema=0.0), **EAGER)
+    assert {key for key, value in network.named_parameters() if not torch.equal(value, before[key])} == {"fc.weight", "fc.bias"}
+    with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
+        optimizers.optimizer_for(network.requires_grad_(False), name, 0.1)
+
+
 def test_an_unknown_optimizer_is_refused():
     with pytest.raises(ValueError, match="name='SGDW'"):
         optimizers.optimizer_for(ResNet(8), "SGDW", 0.1)

@@ -34,6 +34,7 @@ from .timings import SHARES, numbers, part_timings
 N_JUDGED = 256  # images on which errors are measured
 
 
+@torch.random.fork_rng(devices=[])  # new modules draw random weights, which must not change the caller's generator
 @full_float32()
 @torch.no_grad()
 def layer_errors(
@@ -212,7 +213,7 @@ def largest_within(
     ------
     ValueError : even the smallest plan costs more
     """
-    if (least := cost(build(smallest))) > budget:
+    if not (least := cost(build(smallest))) <= budget:
         raise ValueError(f"budget is {budget:g}, expected at least {least:g}, which the smallest plan costs")
     low, high = smallest, 1.0
     while high - low > tolerance:

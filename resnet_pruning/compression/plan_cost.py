@@ -20,8 +20,11 @@ def cost_of_plan(
 
     The next layer still sees all channels, so only the layer itself becomes cheaper. With `merged`, as in `compression.compress_by_plan`, a
     block has as many channels inside as its ``conv1`` has clusters, so that ``conv2`` becomes cheaper too; blocks may be dropped and
-    streams narrower. For many plans of one model, pass its `cost.macs_by_layer`, counted once, as `macs`.
+    streams narrower. For many plans of one model, pass its `cost.macs_by_layer`, counted once, as `macs`. Raises a ValueError for
+    layers that do not exist.
     """
+    if unknown := [name for name in plan if name not in (*STAGES, *convolutions(model))]:
+        raise ValueError(f"the plan names {unknown[0]!r}, expected convolutions of the model, or {', '.join(STAGES)}")
     if merged:
         return _cost(json.dumps(_config(model, plan)))
     macs = macs or cost.macs_by_layer(model)
@@ -43,10 +46,10 @@ def _cost(config: str) -> tuple[int, int]:
 
 def _config(model: ResNet, plan: Mapping[str, Integer]) -> dict:
     """The configuration of a network of this plan; which channels share a filter is arbitrary."""
-    widths = [min(plan.get(stage, width), width) for stage, width in zip(STAGES, model.config["stage_widths"], strict=True)]
+    widths = [int(min(plan.get(stage, width), width)) for stage, width in zip(STAGES, model.config["stage_widths"], strict=True)]
     config = model.config | {"stage_widths": tuple(widths), "inner_widths": {}, "sharing": {}, "shortcuts": {}}
     for name, norm in batch_norms(model).items():  # of all channels, also where these share filters: such a network is expanded first
-        n_filters = min(plan.get(name, norm.num_features), norm.num_features)
+        n_filters = int(min(plan.get(name, norm.num_features), norm.num_features))
         if name.endswith("conv1") and name != "conv1":
             config["inner_widths"][name] = n_filters
         elif n_filters < (width := widths[stage_of(name.rpartition(".")[0])]) and plan.get(name.replace("conv2", "conv1"), 1):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..arguments import Count
 from ..data import Images
 from ..files import required, written_whole
+from ..hardware import full_float32
 from ..model import AnyNetwork
 
 # The precisions that each runtime supports.
@@ -144,6 +145,7 @@ def prepared(
     return run_once, used
 
 
+@full_float32()
 def predict(
     model: AnyNetwork,
     images: Images,

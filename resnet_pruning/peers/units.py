@@ -50,7 +50,7 @@ def kept_units(model: Network, plan: Plan, criterion: str = "L2 norm", *, seed: 
     check_inside_blocks(model, plan)
     convs, kept = convolutions(model), {}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(int(seed))  # that of a GPU stays as it is
         for name, n_kept in plan.items():
             conv = copy.deepcopy(convs[name]).cpu()
             n_pruned = max(conv.out_channels - n_kept, 0)

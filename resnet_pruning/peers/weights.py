@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from ..arguments import Real, Seed
-from ..finetuning import check_unshared
+from ..clustering import check_unshared
 from ..model import Network, convolutions
 
 WEIGHT_CRITERIA = ("per layer", "global", "random")
@@ -40,7 +40,7 @@ def prune_weights(model: Network, sparsity: Real, criterion: str = "global", *, 
     model = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format)
     layers = [(module, "weight") for module in weighted_layers(model).values()]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(int(seed))  # that of a GPU stays as it is
         if criterion == "global":
             prune.global_unstructured(layers, prune.L1Unstructured, amount=float(sparsity))
         for layer in layers:

@@ -28,7 +28,7 @@ def save_coded(path: str | Path, network: nn.Module, facts: Mapping[str, Any]) -
 
     Raises
     ------
-    ValueError : a network without codebooks; facts that are not plain values
+    ValueError : a network without codebooks; values that do not fit into 16 bits; facts that are not plain values
     """
     codes = {name: _code(network, name) for name in convolutions(network)}
     if not any(isinstance(code, Coded) for code in codes.values()):
@@ -96,6 +96,8 @@ def _stored(network: nn.Module, codes: Mapping[str, Coded | LearnedSteps]) -> di
     last = _code(network, "fc")
     tensors |= {"fc.steps": last.steps, "fc.bias": network.fc.bias}
     tensors = {name: tensor.to(torch.float16) for name, tensor in tensors.items()}
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{', '.join(broken[:3])} have values beyond 65,504, the largest of 16 bits, which the file stores")
     for name in ENDS:
         layer = network.get_submodule(name)
         tensors[f"{name}.codes"] = _code(network, name).codes(layer.parametrizations.weight.original).to(torch.int8)

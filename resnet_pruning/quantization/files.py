@@ -14,7 +14,7 @@ from torch import Tensor
 from ..arguments import Integer
 from ..checkpoints import check_plain, read_tensors, write_tensors
 from ..model import ResNet, convolutions
-from .quantized_model import QuantizedResNet, activations, layers
+from .quantized_model import QuantizedResNet, activations, check_bits, layers
 
 
 def save_quantized(path: str | Path, network: QuantizedResNet, facts: Mapping[str, Any]) -> None:
@@ -74,6 +74,8 @@ def _rebuilt(content: Mapping[str, Any]) -> QuantizedResNet:
     """The network that a file holds."""
     check_plain(content["facts"], "facts")
     bits, config = content["bits"], content["config"]
+    for name, number in {**bits["weights"], **{name: number for name, number in bits.items() if name != "weights"}}.items():
+        check_bits(number, f"bits of {name}")
     # Checked before memory is allocated: deflation packs at most 1,032 bytes of weights into one, and each layer needs its bits.
     n_layers = config["depth"] - 2 * list(config["inner_widths"].values()).count(0)
     if n_layers != len(bits["weights"]):

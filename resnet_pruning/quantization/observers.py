@@ -20,7 +20,7 @@ class Observer:
         self.name = name
         self.ends: list[tuple[float, float]] = []
         self.samples: list[Tensor] = []
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(int(seed))
 
     def see(self, x: Tensor) -> None:
         values = x.detach().flatten()

@@ -80,7 +80,7 @@ def reconstruct(
     original = inputs = torch.cat(list(normalised_batches(images)))
     with torch.no_grad():
         inputs = network.input(inputs)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     for part in tqdm(list(_parts(network, exact, unit)), desc="rounding", unit=unit, disable=not progress):
         targets = apply(part.exact, original)
         if part.layers:

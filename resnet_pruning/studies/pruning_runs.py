@@ -95,7 +95,7 @@ class PruningRuns:
     @property
     def material(self) -> "Material":
         """The network and the images, loaded once per process."""
-        return _material(self)
+        return _material(self, self.base)
 
     def path(self, name: str) -> Path:
         """The path of a checkpoint among the results by name, or that of the network before pruning if the name is empty."""
@@ -191,7 +191,7 @@ class PruningRuns:
         chosen = material.images(images)
         logits, labels = evaluation.predict(network, chosen) if logits is None else logits, chosen.labels.cpu()
         accuracy = evaluation.accuracy_of(logits, labels)
-        row = {"accuracy": round(accuracy, 2), "change": round(accuracy - _base_accuracy(self, images), 2)}
+        row = {"accuracy": round(accuracy, 2), "change": round(accuracy - _base_accuracy(self, self.base, images), 2)}
         for name, value in size.items():
             row[name] = value
             if name in ("parameters", "macs"):
@@ -240,10 +240,10 @@ class Material:
 
 
 @functools.lru_cache(maxsize=2)  # a notebook alternates between its network and the one with which choices are made
-def _material(runs: PruningRuns) -> Material:
+def _material(runs: PruningRuns, base: str) -> Material:
     return Material(runs)
 
 
 @functools.cache
-def _base_accuracy(runs: PruningRuns, images: str) -> float:
+def _base_accuracy(runs: PruningRuns, base: str, images: str) -> float:
     return evaluation.accuracy(runs.material.network, runs.material.images(images))

@@ -142,7 +142,7 @@ class QuantizationRuns(PruningRuns):
     def images_to_calibrate(self, n_images: Integer, seed: Seed) -> Images:
         """Random training images, different ones for each seed, none of them held out."""
         training = self.material.trained_on("training")
-        order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(training), generator=torch.Generator().manual_seed(int(seed)))
         return training[order[:n_images]]
 
     def _judged(self, small: nn.Module, network: str, images: str) -> dict[str, float]:

@@ -95,6 +95,8 @@ def _completed(
             while missing := [point for point in points if _key(point) not in done]:  # repeated if a file was set aside in the meantime
                 for point, result in _results(function, missing):
                     tables = {name: value for name, value in result.items() if isinstance(value, pd.DataFrame)}
+                    if len(tables) == len(result):
+                        raise ValueError(f"the function returned {', '.join(result) or 'nothing'}, expected numbers or texts for a row")
                     row = _joined(point, {name: value for name, value in result.items() if name not in tables})
                     details = {name: [_joined(point, row) for row in table.to_dict("records")] for name, table in tables.items()}
                     for name, rows in details.items():
@@ -321,7 +323,7 @@ def _read(path: Path, repair: bool = True) -> tuple[list[str], list[list[str]]]:
             return [], []
         text = data[: error.start].decode("utf-8-sig")  # cut inside a character
     text = text.replace("\0", "")  # a crash of the machine may leave zeros in place of data that was not on disk yet
-    header, *rows = csv.reader(io.StringIO(text, newline=""))
+    header, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
     whole = [row for row in rows if len(row) == len(header)]
     if rows and not text.endswith("\n") and whole and whole[-1] is rows[-1]:
         whole.pop()  # all its fields are there, but the last one may be cut
