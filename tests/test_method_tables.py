@@ -85,13 +85,15 @@ def test_own_runs_stand_among_published_results():
             "source": ["a paper", "a paper"],
         }
     )
-    runs = pd.DataFrame({"method": ["merged"], "epochs": [3], "accuracy": [91.0], "change": [-1.0], "macs_share": [0.5]})
+    runs = pd.DataFrame(
+        {"method": ["merged"], "epochs": [3], "epochs_before": [120], "accuracy": [91.0], "change": [-1.0], "macs_share": [0.5]}
+    )
     everything = methods.among_published(published, runs, 92.004, "ours")
     assert list(everything) == [*published, "change", "MACs (%)", "group"]
     assert everything.change.tolist() == [-1.37, -1.11, -1.0] and everything["MACs (%)"].tolist() == pytest.approx([58, 40, 50])
     assert everything.group.tolist() == ["ResNet-20, option A, published", "ResNet-20, option B, published", "ours"]
     own = everything.iloc[2]
-    assert (own.method, own.base_accuracy, own.pruned_accuracy) == ("merged, 3 epochs", 92.0, 91.0)
+    assert (own.method, own.epochs, own.base_accuracy, own.pruned_accuracy) == ("merged, +3 epochs", 123, 92.0, 91.0)
     assert methods.outdone(everything, "ResNet-20", "ours").tolist() == [True, False]
 
 

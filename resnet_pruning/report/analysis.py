@@ -21,9 +21,9 @@ MEASURES = {
     "neighbour": "similarity to the most similar filter",
 }
 MAIN = {
-    "by sensitivity, inside blocks": "elimination, fitted, allocated by sensitivity (this project)",
-    "elimination, reconstruction": "elimination, fitted, the same share in every block",
-    "random units, reconstruction": "removal at random, fitted",
+    "by sensitivity, inside blocks": "elimination, reconstructed, allocated by sensitivity (this project)",
+    "elimination, reconstruction": "elimination, reconstructed, the same share in every block",
+    "random units, reconstruction": "removal at random, reconstructed",
     "elimination": "elimination alone",
     "k-means of activations, medoids": "k-means of activations, one of each cluster kept",
     "k-means, centroids": "k-means of weights, merged (the assignment)",
@@ -32,6 +32,7 @@ MAIN = {
 }
 REMOVED = ("random units", "smallest L2 norm", "geometric median", "Neuron Merging")
 CLUSTERED = ("k-means, centroids", "k-means of unit filters, centroids")
+CORRELATED = "k-means of correlation, centroids"
 CHOSEN = ("k-means of activations, medoids", "elimination")
 REPAIRED = ("elimination, reconstruction", "by sensitivity, inside blocks")
 GROUPS = ["pruned", "quantized", "both"]
@@ -144,9 +145,9 @@ def ladder(methods: pd.DataFrame, steps: pd.DataFrame, tuned: pd.DataFrame) -> p
         "k-means, centroids, merged": half["k-means, centroids", "as pruned"],
         "new batch-norm statistics": half["k-means, centroids", NEW_STATISTICS],
         "channels removed at random instead of merged": half["random units", NEW_STATISTICS],
-        "channels removed by elimination instead": half["elimination", NEW_STATISTICS],
-        "next layer by least squares": half["elimination, least squares", NEW_STATISTICS],
-        "each block reconstructed": half["elimination, reconstruction", NEW_STATISTICS],
+        "next layer by least squares": half["random units, least squares", NEW_STATISTICS],
+        "each block reconstructed": half["random units, reconstruction", NEW_STATISTICS],
+        "channels chosen by elimination instead": half["elimination, reconstruction", NEW_STATISTICS],
         "channels allocated by sensitivity": half["by sensitivity, inside blocks", NEW_STATISTICS],
     }
     found |= {f"{epochs} epochs of fine-tuning": accuracy for epochs, accuracy in trained.items()}
@@ -207,7 +208,7 @@ def saved_time(times: pd.DataFrame) -> pd.Series:
 def removal(methods: pd.DataFrame) -> pd.DataFrame:
     """Mean accuracy of removal, clustering, choice on images and repair at half of the MACs: a column for each stage."""
     wide = methods[methods.level == 0.5].pivot_table(index="method", columns="stage", values="accuracy")
-    return wide.reindex([*REMOVED, *CLUSTERED, *CHOSEN, *REPAIRED])[[NEW_STATISTICS, "fine-tuned"]]
+    return wide.reindex([*REMOVED, *CLUSTERED, CORRELATED, *CHOSEN, *REPAIRED])[[NEW_STATISTICS, "fine-tuned"]]
 
 
 def pruned_quantized_both(pareto: pd.DataFrame, least_change: Real = -6) -> pd.DataFrame:

@@ -70,9 +70,11 @@ def kept(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame by the name of the checkpoint, with the columns macs_share, parameters_share, epochs, seeds, accuracy_before (fine-tuning,
-    of the first seed), accuracy, lowest, highest and change (pp)
+    DataFrame by the name of the checkpoint, with the columns macs_share, parameters_share, epochs, accuracy_before (fine-tuning), seeds,
+    accuracy, lowest, highest and change (pp)
     """
-    first = {name: (name, "first") for name in ("macs_share", "parameters_share", "epochs", "accuracy_before")}
+    first = {name: (name, "first") for name in ("macs_share", "parameters_share", "epochs")} | {
+        "accuracy_before": ("accuracy_before", "mean")
+    }
     named = table.assign(network=table.groupby(["plan", "measure", "level"]).checkpoint.transform("first"))
     return named.groupby("network", sort=False).agg(**first, **OVER_SEEDS).round(4)

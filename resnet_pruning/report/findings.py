@@ -5,11 +5,17 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..arguments import Real
 from .analysis import CLUSTERED, REPAIRED
-from .tables import at_level, equally_tuned, gains_of_ends, is_own, networks, newest, small_and_pruned, wide_and_as_long
+from .tables import at_level, equally_tuned, gains_of_ends, is_own, networks, newest, small_and_pruned
 
-FITTED, ALLOCATED = REPAIRED
-INTERVAL = 0.45  # pp: half of the 95 % interval of a difference between two networks, from the 10,000 test images (notebook 07)
+RECONSTRUCTED, ALLOCATED = REPAIRED
+DRAWN, FOLDED = "random units", ["Model Folding", "Model Folding, repaired"]
+# Ways to choose channels or to merge them, with the same share in every block, and nothing else.
+CHOICES = (
+    *("smallest L1 norm", "smallest L2 norm", "geometric median", "elimination", "k-means of activations, medoids", "Neuron Merging"),
+    *(*FOLDED, *CLUSTERED, "k-means of correlation, centroids"),
+)
 
 
 def notebooks(figures: Path) -> str:
@@ -23,43 +29,49 @@ def notebooks(figures: Path) -> str:
 def finding(figures: Path) -> str:
     """What was found, in some sentences."""
     untrained, tuned = newest(figures / "untrained.csv"), equally_tuned(figures)
-    before, after, quarter = at_level(untrained), at_level(tuned), at_level(tuned, 0.25)
-    layers, drawn, drawn_fitted = pd.read_csv(figures / "analysis_redundancy.csv"), "random units", "random units, reconstruction"
-    others = before[~is_own(before.index)].drop(drawn)
-    families = tuned.groupby("method").family.first()
-    allocated = after.index.str.contains("ranked together|by sensitivity")  # channels are divided among layers, too
-    chosen = after[~families[after.index].str.contains("repaired|stay clustered") & ~allocated].drop(drawn)
-    ranked = after[after.index.str.contains("ranked together")]
-    control = tuned[tuned.method == "not pruned"].accuracy.mean()
-    small, pruned, longest = small_and_pruned(figures)
-    comparison = "is ahead of" if longest.accuracy - small.accuracy > INTERVAL else "is as good as"
-    narrowed, as_long = wide_and_as_long(figures)
-    best_choice = f"{chosen.max():.1f} ({quarter.reindex(chosen.index).max():.1f}) %"
+    before, after, layers = at_level(untrained), at_level(tuned), pd.read_csv(figures / "analysis_redundancy.csv")
+    others = before[~is_own(before.index)].drop(DRAWN)
+    choices = after[[name for name in CHOICES if name in after]]
+    small, shallower, pruned, longest = small_and_pruned(figures)
 
-    def tuned_to(name: str) -> str:
-        return f"{after[name]:.1f} ({quarter[name]:.1f}) %"
+    def kept(table: pd.DataFrame, name: str, level: Real = 0.5) -> str:
+        accuracy = table[(table.method == name) & (table.level == level)].accuracy
+        lowest, highest = f"{accuracy.min():.1f}", f"{accuracy.max():.1f}"
+        return f"{accuracy.mean():.1f} %" + (f" ({lowest} to {highest})" if lowest != highest else "")
+
+    def with_seeds(row: pd.Series) -> str:
+        return f"{row.accuracy:.2f} % ({'one seed' if row.seeds == 1 else f'mean of {row.seeds:.0f} seeds'}"
 
     return (
-        f"- **Filters hardly repeat, and merging them does not pay.** Half as many clusters leave {layers.inertia.mean():.0f} % of their "
-        f"variance; {layers.shuffled.mean():.0f} % if the weights of each filter are shuffled. At half of the MACs, merged clusters keep "
-        f"{before[[*CLUSTERED]].max():.1f} % accuracy, Model Folding {before['Model Folding, repaired']:.1f} %, random channels "
-        f"{before[drawn]:.1f} %.\n"
-        "- **Without fine-tuning, the refit decides.** Of channels chosen by what they do on images, one of each group that responds "
-        f"alike (k-means of activations) keeps {before['k-means of activations, medoids']:.1f} %; removing one at a time, always the one "
-        f"that the next layer can best do without, {before['elimination']:.1f} %. With refitted blocks, the latter keeps "
-        f"{before[FITTED]:.1f} % and random channels {before[drawn_fitted]:.1f} %; with more channels where the network is sensitive, "
-        f"{before[ALLOCATED]:.1f} %. The best of {len(others)} variants of other methods keeps {others.max():.1f} %. No labels are used.\n"
-        f"- **After {tuned.epochs.max()} epochs of fine-tuning, the choice hardly matters; the refit helps a little.** At half (a quarter) "
-        f"of the MACs, random channels have {tuned_to(drawn)}, the best of {len(chosen)} other choices {best_choice}, "
-        f"refitted ones {tuned_to(drawn_fitted)} if random and {tuned_to(FITTED)} after elimination. More channels where the network is "
-        f"sensitive, and more parameters: {tuned_to(ALLOCATED)}. The best method of others has {ranked.max():.1f} % at half, the unpruned "
-        f"network, fine-tuned alike, {control:.1f} %.\n"
-        f"- **Fine-tuned for longer, a pruned network {comparison} a small one that is trained from the start.** With narrower stages and "
-        f"half of the MACs, the small one has {small.accuracy:.1f} % after {small.epochs:.0f} epochs. Pruned networks with as many MACs, "
-        f"but more parameters, have {pruned.accuracy:.1f} % after as many in all, and "
-        f"{longest.accuracy:.1f} % after {longest.epochs:.0f}. A network of twice the width, pruned to the MACs of this one, has "
-        f"{narrowed.accuracy:.1f} % after {narrowed.epochs:.0f} epochs in all; this one, trained for as many, {as_long.accuracy:.1f} %."
+        "- **Filters hardly repeat, and merging them is not worth it.** By their weights, half as many clusters as filters leave "
+        f"{layers.inertia.mean():.0f} % of a layer's variance, {layers.shuffled.mean():.0f} % if the weights of each filter are shuffled. "
+        f"At half of the MACs, before fine-tuning, random channels keep {kept(untrained, DRAWN)} accuracy; clusters of weights, merged, "
+        f"{before[[*CLUSTERED]].max():.1f} %, Model Folding {before[FOLDED].max():.1f} %, and filters merged because their outputs "
+        f"correlate {kept(untrained, 'k-means of correlation, centroids')}. Channels that are removed, not merged, keep more if they are "
+        f"chosen by what they do on images: {before['elimination']:.1f} % if always the one goes that the next layer can best do "
+        "without (*elimination*).\n"
+        "- **Reconstruction decides, not the choice of channels.** Each block is trained for 400 steps, on 2,048 images without labels, to "
+        f"compute what it did before. Then elimination keeps {before[RECONSTRUCTED]:.1f} %, channels of large norm "
+        f"{before['smallest L2 norm, reconstruction']:.1f} %, and random ones {kept(untrained, f'{DRAWN}, reconstruction')}. More channels "
+        f"where the network is sensitive: {before[ALLOCATED]:.1f} %. The best of {len(others)} variants of other methods has "
+        f"{others.max():.1f} %.\n"
+        f"- **After {tuned.epochs.max()} epochs of fine-tuning, little of this is left at half of the MACs.** Random channels have "
+        f"{kept(tuned, DRAWN)}, {len(choices)} ways to choose or merge {choices.min():.1f} to {choices.max():.1f} %; reconstructed ones "
+        f"{kept(tuned, f'{DRAWN}, reconstruction')} if random and {kept(tuned, ALLOCATED)} with more of them where the network is "
+        f"sensitive. The unpruned network, fine-tuned alike, has {_control(tuned):.1f} %. At a quarter of the MACs, methods still "
+        f"differ: {kept(tuned, 'smallest L2 norm', 0.25)} by the smallest norm, {kept(tuned, DRAWN, 0.25)} at random, "
+        f"{kept(tuned, ALLOCATED, 0.25)} reconstructed with channels by sensitivity.\n"
+        "- **A small network that is trained from the start is not clearly worse.** With narrower stages, half of the MACs and "
+        f"{100 * small.parameters_share:.0f} % of the parameters, it has {with_seeds(small)}) after {small.epochs:.0f} epochs; with fewer "
+        f"blocks instead, {with_seeds(shallower)}). A pruned "
+        f"network has {with_seeds(pruned)}, {100 * pruned.parameters_share:.0f} % of the parameters) after as many in all; another one, "
+        f"fine-tuned for longer, {with_seeds(longest)}, {100 * longest.parameters_share:.0f} %) after {longest.epochs:.0f}."
     )
+
+
+def _control(tuned: pd.DataFrame) -> float:
+    """The mean accuracy of the unpruned network after the same fine-tuning."""
+    return float(tuned[tuned.method == "not pruned"].accuracy.mean())
 
 
 def _clustered_by_half(figures: Path) -> pd.Series:
@@ -104,21 +116,20 @@ def _ends(figures: Path) -> str:
 def _fine_tuning(figures: Path) -> str:
     untrained, tuned = newest(figures / "untrained.csv"), equally_tuned(figures)
     before, after = at_level(untrained), at_level(tuned)
-    control = tuned[tuned.method == "not pruned"].accuracy.mean()
     best = after[after.index.str.startswith(("tied", "projected"))].idxmax()
     return (
         "Fine-tuning while filters stay clustered, tied or projected, next to networks that are made smaller first. "
         f"**Half of the MACs, “{best}”: {before[best]:.1f} % before fine-tuning and {after[best]:.2f} % after {tuned.epochs.max()} epochs, "
-        f"next to {after[FITTED]:.2f} % if the same share of each block's channels is removed and the rest fitted, "
-        f"and {control:.2f} % for the unpruned network, fine-tuned for as many epochs.**"
+        f"next to {after[RECONSTRUCTED]:.2f} % if the same share of each block's channels is removed and the blocks are reconstructed, "
+        f"and {_control(tuned):.2f} % for the unpruned network, fine-tuned for as many epochs.**"
     )
 
 
 def _analysis(figures: Path) -> str:
-    worth = pd.read_csv(figures / "analysis_ladder.csv").set_index("step").worth.nlargest(3)
+    worth = pd.read_csv(figures / "analysis_ladder.csv").set_index("step").worth.nlargest(2)
     return (
-        "What all of it says: a question, a figure and an answer at a time, and a list of ideas. **At half of the MACs, the steps that "
-        f"recover most are: {'; '.join(f'{step} ({value:+.1f} pp)' for step, value in worth.items())}.**"
+        "What all of it says: a question, a figure and an answer at a time, and a list of ideas. **At half of the MACs, two steps recover "
+        f"most: {' and '.join(f'{step} ({value:+.1f} pp)' for step, value in worth.items())}.**"
     )
 
 
@@ -147,7 +158,7 @@ def _baselines(figures: Path) -> str:
         )
     return (
         "Removal, folding, Torch-Pruning and clustering at the same MACs, some of them fine-tuned by one protocol; published results. "
-        "**Fitting leads by far before fine-tuning; after it, the best methods are close.** "
+        "**Reconstruction leads by far before fine-tuning; after it, the best methods are close.** "
         f"Half of the MACs, “{ALLOCATED}”: {'; '.join(parts)}."
     )
 

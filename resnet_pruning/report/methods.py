@@ -126,16 +126,16 @@ def among_published(published: pd.DataFrame, runs: pd.DataFrame, base_accuracy: 
     ----------
     published : ``figures/published.csv``. Among its columns are option (of the shortcuts, A or B), epoch_read (last or best), epochs
         (in all) and looked_up (whether the numbers were read at the source, or in a table that quotes it)
-    runs : with the columns method, epochs, accuracy, change and macs_share
+    runs : with the columns method, epochs (of fine-tuning), epochs_before, accuracy, change and macs_share
     base_accuracy : accuracy of the network that the runs were pruned from
     network : name of that network
 
     Returns
     -------
-    DataFrame with the columns of `published`; change (pp); MACs (%); and group, by which rows are drawn. Epochs of the runs are those of
-    fine-tuning
+    DataFrame with the columns of `published`; change (pp); MACs (%); and group, by which rows are drawn
     """
-    names = [f"{method}, {epochs} epochs" for method, epochs in zip(runs.method, runs.epochs, strict=True)]
+    names = [f"{method}, +{epochs} epochs" for method, epochs in zip(runs.method, runs.epochs, strict=True)]
+    runs = runs.assign(epochs=runs.epochs_before + runs.epochs)
     own = runs.assign(network=network, method=names, year=2026, option="A", epoch_read="last", looked_up="yes", source="this notebook")
     own = own.assign(base_accuracy=round(base_accuracy, 2)).rename(columns={"accuracy": "pruned_accuracy"})
     theirs = published.assign(change=(published.pruned_accuracy - published.base_accuracy).round(2))
