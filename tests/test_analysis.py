@@ -103,7 +103,11 @@ def test_allocations():
         ]
     )
     budgets = pd.DataFrame(
-        {"plan": ["uniform", "by sensitivity", "uniform"], "repair": ["reconstruction", "reconstruction", "none"], "macs_share": 0.5012}
+        {
+            "plan": ["uniform fraction", "by sensitivity", "uniform fraction"],
+            "repair": ["reconstruction", "reconstruction", "none"],
+            "macs_share": 0.5012,
+        }
     )
     replaced, compressed = analysis.allocations(uniform, budgets).values()
     assert set(replaced.what) == {"equal numbers", "equal shares"} and len(replaced) == 5

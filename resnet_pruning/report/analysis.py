@@ -111,7 +111,7 @@ def allocations(uniform: pd.DataFrame, budgets: pd.DataFrame) -> dict[str, pd.Da
     replaced = replaced_rows(uniform)
     replaced = replaced.assign(what=replaced.plan.replace({"uniform": "equal numbers", "uniform fraction": "equal shares"}))
     compressed = budgets[budgets.repair == "reconstruction"]
-    compressed = compressed.assign(what=compressed.plan.replace({"uniform": "equal shares, inside blocks"}))
+    compressed = compressed.assign(what=compressed.plan.replace({"uniform fraction": "equal shares, inside blocks"}))
     panels = {"replaced by centroids, new batch-norm statistics": replaced, "removed and reconstructed": compressed}
     return {name: rows.assign(**{"MACs (%)": _percent_of_macs}) for name, rows in panels.items()}
 

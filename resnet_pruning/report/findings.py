@@ -180,7 +180,7 @@ def _compact_networks(figures: Path) -> str:
     return (
         "Networks that are really smaller: repair, allocation among channels, blocks and streams, plans for time, four runtimes. "
         f"**Half of the MACs before fine-tuning: {change['by sensitivity, inside blocks']:+.2f} pp with channels allocated by sensitivity, "
-        f"{change['uniform']:+.2f} pp with the same share in every block.** The fastest of the networks that were planned for time and "
+        f"{change['uniform fraction']:+.2f} pp with the same share in every block.** The fastest of the networks planned for time and "
         f"fine-tuned for {planned.epochs:.0f} epochs keeps {planned.macs:.0f} % of the MACs. In OpenVINO with 8-bit integers, it is "
         f"{planned['batch 256']:.1f} times as fast as the unpruned one there, and {planned['overall 256']:.1f} times as fast as that in "
         f"PyTorch's compiled float32 (batches of 256 images), at {loss:+.2f} pp."
