@@ -30,7 +30,8 @@ from .sweeps import expanded, run_sweep
 EPOCHS, LONGER = 5, 30  # of the networks that are compared, and of those that are kept
 STREAM = 8  # bits of the residual stream, where it is not as coarse as the inputs of convolutions
 RENEWALS = 50  # of assignments in each epoch, of the numbers in `trial_points` the best one
-# Learning rates, see `trial_points`: with learned steps by bits of the weights, with codebooks by renewals in each epoch.
+# Learning rates, see `trial_points`: with learned steps by bits of the weights, with codebooks by renewals in each epoch. None was better
+# in the trials by more than chance.
 RATES = {"learned steps": {2: 0.003, 3: 0.001, 4: 0.0003}, "codebook": {0: 0.03, RENEWALS: 0.003}}
 METHODS = ("rounded to nearest", "rounding learned", "learned steps", "codebook")
 
