@@ -70,12 +70,11 @@ class Muon:
                 )
         settings = {"lr": lr, "weight_decay": weight_decay}
         others = _groups([p for p in parameters if p.ndim != 4], weight_decay)
-        self.parts: dict[str, torch.optim.Optimizer] = {
-            "adamw": torch.optim.AdamW(others, lr=lr, foreach=True, capturable=on_gpu(parameters))
-        }
+        adamw = torch.optim.AdamW(others, lr=lr, foreach=True, capturable=on_gpu(parameters))
+        self.parts: dict[str, torch.optim.Optimizer] = {"adamw": adamw}
         if self.matrices:
-            scaling = {"momentum": momentum, "nesterov": nesterov, "adjust_lr_fn": "match_rms_adamw"}
-            self.parts = {"muon": torch.optim.Muon(self.matrices, **settings, **scaling), **self.parts}
+            settings |= {"momentum": momentum, "nesterov": nesterov, "adjust_lr_fn": "match_rms_adamw"}
+            self.parts = {"muon": torch.optim.Muon(self.matrices, **settings), "adamw": adamw}
 
     @property
     def param_groups(self) -> list[dict]:

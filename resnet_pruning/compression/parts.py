@@ -131,16 +131,16 @@ class PartFit:
 
     def selected(self, n_channels: Integer, selection: str, seed: Seed) -> Narrowed:
         """The channels that are kept between a block's convolutions, `n_channels` of them or, of k-means, fewer."""
+        if selection == "k-means":
+            variances = self.activations.transpose(0, 1).flatten(1).var(1).double().cpu()
+            return medoids(self.correlations, self.inner_importance * variances, n_channels, seed)
         if selection == "elimination":
-            return represented_by(torch.tensor(sorted(self.elimination[-n_channels:])), self.correlations)
-        if selection == "random":  # the same indices in all blocks of a width, whose channels have nothing in common
-            order = torch.randperm(len(self.correlations), generator=torch.Generator().manual_seed(int(seed)))
-            return represented_by(order[:n_channels].sort().values, self.correlations)
-        if selection == "L2 norm":
-            norms = self.part.conv1.weight.detach().flatten(1).norm(dim=1).cpu()
-            return represented_by(norms.topk(n_channels).indices.sort().values, self.correlations)
-        variances = self.activations.transpose(0, 1).flatten(1).var(1).double().cpu()
-        return medoids(self.correlations, self.inner_importance * variances, n_channels, seed)
+            kept = torch.tensor(self.elimination[-n_channels:])
+        elif selection == "random":  # the same indices in all blocks of a width, whose channels have nothing in common
+            kept = torch.randperm(len(self.correlations), generator=torch.Generator().manual_seed(int(seed)))[:n_channels]
+        else:
+            kept = self.part.conv1.weight.detach().flatten(1).norm(dim=1).cpu().topk(n_channels).indices
+        return represented_by(kept.sort().values, self.correlations)
 
     def solve(self, plan: Plan, repair: str, *, selection: str = "elimination", seed: Seed = 0, with_statistics: bool = True) -> nn.Module:
         """The smaller part for a plan, by one of `REPAIRS`. For "reconstruction", it is the starting point, from least squares.

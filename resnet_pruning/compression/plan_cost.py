@@ -23,7 +23,8 @@ def cost_of_plan(
     streams narrower. For many plans of one model, pass its `cost.macs_by_layer`, counted once, as `macs`. Raises a ValueError for
     layers that do not exist.
     """
-    if unknown := [name for name in plan if name not in (*STAGES, *convolutions(model))]:
+    known = {*STAGES, *convolutions(model)}
+    if unknown := [name for name in plan if name not in known]:
         raise ValueError(f"the plan names {unknown[0]!r}, expected convolutions of the model, or {', '.join(STAGES)}")
     if merged:
         return _cost(json.dumps(_config(model, plan)))

@@ -320,8 +320,7 @@ def activations(model: QuantizedResNet) -> dict[str, ActivationQuantizer]:
 
 def normalised_batches(images: Images) -> Iterator[Tensor]:
     """The images as they are, without augmentation: float32 tensors (B, 3, 32, 32)."""
-    for pixels in images.pixels.split(BATCH):
-        yield images.normalised(pixels)
+    return (inputs for inputs, _ in images.batches(BATCH))
 
 
 def _name(name: str) -> str:

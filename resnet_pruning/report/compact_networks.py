@@ -73,8 +73,7 @@ def kept(table: pd.DataFrame) -> pd.DataFrame:
     DataFrame by the name of the checkpoint, with the columns macs_share, parameters_share, epochs, accuracy_before (fine-tuning), seeds,
     accuracy, lowest, highest and change (pp)
     """
-    first = {name: (name, "first") for name in ("macs_share", "parameters_share", "epochs")} | {
-        "accuracy_before": ("accuracy_before", "mean")
-    }
+    first = {name: (name, "first") for name in ("macs_share", "parameters_share", "epochs")}
+    before = {"accuracy_before": ("accuracy_before", "mean")}
     named = table.assign(network=table.groupby(["plan", "measure", "level"]).checkpoint.transform("first"))
-    return named.groupby("network", sort=False).agg(**first, **OVER_SEEDS).round(4)
+    return named.groupby("network", sort=False).agg(**first, **before, **OVER_SEEDS).round(4)

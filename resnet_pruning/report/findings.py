@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..arguments import Real
-from .analysis import CLUSTERED, REPAIRED
+from .analysis import CLUSTERED, CORRELATED, REPAIRED
 from .tables import at_level, equally_tuned, gains_of_ends, is_own, networks, newest, small_and_pruned
 
 RECONSTRUCTED, ALLOCATED = REPAIRED
@@ -14,7 +14,7 @@ DRAWN, FOLDED = "random units", ["Model Folding", "Model Folding, repaired"]
 # Ways to choose channels or to merge them, with the same share in every block, and nothing else.
 CHOICES = (
     *("smallest L1 norm", "smallest L2 norm", "geometric median", "elimination", "k-means of activations, medoids", "Neuron Merging"),
-    *(*FOLDED, *CLUSTERED, "k-means of correlation, centroids"),
+    *(*FOLDED, *CLUSTERED, CORRELATED),
 )
 
 
@@ -47,7 +47,7 @@ def finding(figures: Path) -> str:
         f"{layers.inertia.mean():.0f} % of a layer's variance, {layers.shuffled.mean():.0f} % if the weights of each filter are shuffled. "
         f"At half of the MACs, before fine-tuning, random channels keep {kept(untrained, DRAWN)} accuracy; clusters of weights, merged, "
         f"{before[[*CLUSTERED]].max():.1f} %, Model Folding {before[FOLDED].max():.1f} %, and filters merged because their outputs "
-        f"correlate {kept(untrained, 'k-means of correlation, centroids')}. Channels that are removed, not merged, keep more if they are "
+        f"correlate {kept(untrained, CORRELATED)}. Channels that are removed, not merged, keep more if they are "
         f"chosen by what they do on images: {before['elimination']:.1f} % if always the one goes that the next layer can best do "
         "without (*elimination*).\n"
         "- **Reconstruction decides, not the choice of channels.** Each block is trained for 400 steps, on 2,048 images without labels, to "
