@@ -19,7 +19,7 @@ def test_all_rows_have_equal_epochs_but_those_that_ask_for_more(runs):
     assert len(points) == len(set(points)) and all(point.stage == "fine-tuned" and point.n_images == 0 for point in points)
     assert {point.epochs for point in points} == {protocol.EPOCHS, currencies.LONGER, currencies.LONGEST}
     longer = {point.method for point in points if point.epochs == currencies.LONGER}
-    assert longer == set(currencies.LONGER_METHODS)
+    assert longer == {*currencies.LONGER_METHODS, currencies.ANEW}
     assert all(point.learning_rate == protocol.rate_of(point.method, point.level) for point in points)
     for method in currencies.SEEDED:
         assert {point.seed for point in points if point.method == method and point.level in (0.5, 1)} == {0, 1, 2}

@@ -62,4 +62,7 @@ def test_each_family_has_three_tries_or_more(runs):
         tried = {point.recipe.learning_rate for point in points if (point.method, point.level) == (method, level)}
         assert tried == set(rates) and len(tried) >= 3
     assert list(protocol.RATES) == list(method_runs.FAMILIES)
-    assert {point.trial for point in points if point.method == protocol.FIRST} == set(protocol.TRIALS)
+    longest = [point for point in points if point.recipe.epochs == protocol.LONGEST]
+    assert {point.recipe.learning_rate for point in longest} == set(protocol.TUNED_FOR_LONGER) and len(longest) >= 3
+    others = {point.trial for point in points if point.method == protocol.FIRST} - {point.trial for point in longest}
+    assert others == set(protocol.TRIALS) and all(point.recipe.views == 10 for point in longest)

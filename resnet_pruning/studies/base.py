@@ -147,10 +147,14 @@ def choosing_checkpoint(dataset: str, profile: str) -> Path:
     return checkpoint("resnet20_choosing", dataset, profile)
 
 
+def figures_of_networks(dataset: str, profile: str) -> Path:
+    """The folder of the CSVs in which `record` keeps what `checkpoint` returns; for CIFAR-10, the committed one at any profile."""
+    return (ROOT if dataset == "cifar10" else results_folder(dataset, profile)) / "figures"
+
+
 def histories(dataset: str, profile: str) -> pd.DataFrame:
     """The trainings of all networks, epoch by epoch, from ``figures/trainings.csv``: the network, and the columns of `training.train`."""
-    folder = ROOT if dataset == "cifar10" else results_folder(dataset, profile)
-    return pd.read_csv(folder / "figures" / "trainings.csv")
+    return pd.read_csv(figures_of_networks(dataset, profile) / "trainings.csv")
 
 
 def record(path: Path, history: pd.DataFrame, figures: Path) -> None:

@@ -14,7 +14,7 @@ from ..checkpoints import load_checkpoint
 from ..files import required, results_folder
 from .base import base_checkpoint
 from .method_runs import MethodPoint, MethodRuns, available
-from .protocol import EPOCHS, TEACHER, rate_of
+from .protocol import EPOCHS, LONGEST, TEACHER, rate_of
 from .sweeps import run_sweep
 
 LEVELS = (0.5, 0.25)  # of the MACs, for the methods that are shown
@@ -44,8 +44,9 @@ SEEDED = (
     *("not pruned", *CURVES, "random units", "k-means, centroids", "elimination", "k-means of activations, medoids"),
     *("random units, reconstruction", "elimination, allocated by sensitivity"),
 )
-LONGER, LONGEST = 20, 40  # epochs: are five too few?
+LONGER = 20  # epochs, or even `LONGEST`: are five too few?
 LONGER_METHODS = ("not pruned", "smallest L2 norm", "by sensitivity, inside blocks")
+ANEW = "by sensitivity, inside blocks, drawn anew"  # with `LONGER`, too
 RIVALS = (
     "Model Folding",
     "Model Folding, repaired",
@@ -84,6 +85,7 @@ def all_points(runs: MethodRuns) -> list[MethodPoint]:
     points += trained(runs, CURVES, BETWEEN, [0], EPOCHS)
     points += trained(runs, LONGER_METHODS, LEVELS[:1], [0], LONGER)
     points += trained(runs, CURVES[:1], LEVELS[:1], [1, 2], LONGER)
+    points += trained(runs, [ANEW], LEVELS[:1], [0, 1, 2], LONGER)
     points += trained(runs, CURVES[:1], [*LEVELS, *BETWEEN[:1]], [0], LONGEST)
     return list(dict.fromkeys(points))
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -279,6 +280,19 @@ def _constrained(constraint: Callable[..., nn.Module], distance: str) -> Method:
     return pruned
 
 
+def _drawn_anew(method: str) -> Method:
+    """The network of a method with new weights. What it reaches with the same training is due to the shape, not to the kept weights (Liu et
+    al. 2019, *Rethinking the Value of Network Pruning*)."""
+
+    @torch.random.fork_rng(devices=[])
+    def pruned(runs: MethodRuns, level: Real, seed: Seed) -> ResNet:
+        shape = METHODS[method](runs, level, seed).config
+        torch.manual_seed(int(seed))
+        return ResNet(**shape)
+
+    return pruned
+
+
 def _as_it_is(runs: MethodRuns, level: Real, seed: Seed) -> nn.Module:
     return copy.deepcopy(runs.material.network)
 
@@ -334,6 +348,7 @@ FAMILIES: dict[str, dict[str, Method]] = {
         "by sensitivity": _compressed(_by_sensitivity(sharing=True)),
         "by sensitivity, without sharing": _compressed(_by_sensitivity(sharing=False)),
     },
+    "shape alone": {"by sensitivity, inside blocks, drawn anew": _drawn_anew("by sensitivity, inside blocks")},
 }
 METHODS = {name: method for family in FAMILIES.values() for name, method in family.items()}
 FAMILY_OF = {name: family for family, methods in FAMILIES.items() for name in methods}

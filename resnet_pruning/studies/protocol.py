@@ -17,6 +17,7 @@ from ..training import Recipe
 from .base import choosing_checkpoint
 from .method_runs import FAMILY_OF, METHODS, MethodRuns
 from .sweeps import run_sweep
+from .trials import LONG
 
 FIRST = "by sensitivity, inside blocks"  # what all trials are run on; learning rates are chosen for a method of each family
 EPOCHS = 5  # of every network that is compared
@@ -30,10 +31,13 @@ TUNED_AT_A_QUARTER = {
     "random units": (0.003, 0.01, 0.03),
     "tied": (0.003, 0.01, 0.03, 0.1),
 }
+# Rates tried again for the longest fine-tuning: do those of `EPOCHS` still fit?
+LONGEST, TUNED_FOR_LONGER = 40, (0.003, 0.01, 0.03)
 TEACHER = ""  # the base itself: in its trial, the network of doubled widths did not teach better, and it takes longer
 # The learning rate of each family of methods. What is merged or only clustered starts about where removal does, and has its rate.
 RATES = {
     "control": 0.0003,
+    "shape alone": LONG.learning_rate,  # trained from the start, as the base is
     **dict.fromkeys(("units removed", "units merged", "Torch-Pruning", "clustering alone", "chosen on images, removed"), 0.01),
     **dict.fromkeys(("filters stay clustered", "removed and repaired", "removed and repaired, allocated by sensitivity"), 0.003),
 }
@@ -93,12 +97,16 @@ def run_trials(runs: MethodRuns, points: list[ProtocolPoint], csv: Any, progress
 
 
 def all_points(runs: MethodRuns) -> list[ProtocolPoint]:
-    """Learning rates on a network of each family but the first, of three again at a quarter of the MACs, and all trials on the first."""
+    """Learning rates on a network of each family but the first, of three again at a quarter of the MACs, and all trials on the first, on
+    which rates are also tried for the longest fine-tuning."""
     tuned = [(method, 1.0 if method == "not pruned" else 0.5, rates) for method, rates in TUNED.items()]
     points = []
     for method, level, rates in [*tuned, *((method, 0.25, rates) for method, rates in TUNED_AT_A_QUARTER.items())]:
         recipes = [dataclasses.replace(MUON, learning_rate=rate) for rate in rates]
         points += [ProtocolPoint(runs.base, f"Muon {recipe.learning_rate:g}", method, level, recipe=recipe) for recipe in recipes]
+    for rate in TUNED_FOR_LONGER:
+        recipe = dataclasses.replace(finetuning.RECIPE, epochs=LONGEST, learning_rate=rate)
+        points.append(ProtocolPoint(runs.base, f"Muon {rate:g}, {LONGEST} epochs", recipe=recipe))
     return points + [ProtocolPoint(runs.base, name, taught_by=teacher, recipe=recipe) for name, (recipe, teacher) in TRIALS.items()]
 
 

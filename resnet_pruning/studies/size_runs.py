@@ -202,7 +202,9 @@ def all_points(runs: SizeRuns, epochs: int = EPOCHS) -> list[SizePoint]:
 
     for bits, name in ((2, "resnet20_w2a2"), (3, ""), (4, "resnet20_w4a4")):
         points += trained(bits, bits, stream_bits=[STREAM], epochs=[LONGER], checkpoint=[name])
-    points += trained(2, 2, epochs=[LONGER]) + trained(2, 2, stream_bits=[STREAM], epochs=[LONGER], seed=[1, 2])
+    points += trained(2, 2, epochs=[LONGER])
+    for bits in (2, 3, 4):
+        points += trained(bits, bits, stream_bits=[STREAM], epochs=[LONGER], seed=[1, 2])
     for bits, activation_bits in ((4, 4), (3, 3), (2, 2), (2, 8)):
         points += trained(bits, activation_bits, epochs=[epochs])
     for ways in (fixed, renewed):
