@@ -75,6 +75,12 @@ def test_a_teacher_is_trained_first_where_it_is_missing(folder, monkeypatch):
         base.training_of("resnet50", "cifar10")
 
 
+@pytest.mark.parametrize("profile", ["quick", "full"])
+def test_the_rows_of_a_network_are_where_its_checkpoint_is(profile):
+    assert base.base_checkpoint("cifar10", profile).parent.parent / "figures" == base.figures_of_networks("cifar10", profile)
+    assert "resnet20" in set(pd.read_csv(base.figures_of_networks("cifar10", profile) / "base_seeds.csv").network)
+
+
 def test_the_committed_training_is_read(monkeypatch):
     monkeypatch.setattr(base, "train", None)
     path, histories = base.checkpoint("resnet20", "cifar10", "full"), base.histories("cifar10", "full")

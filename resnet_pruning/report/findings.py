@@ -7,9 +7,10 @@ import pandas as pd
 
 from ..arguments import Real
 from .analysis import CLUSTERED, CORRELATED, REPAIRED
-from .tables import at_level, equally_tuned, gains_of_ends, is_own, networks, newest, small_and_pruned
+from .tables import at_half, equally_tuned, gains_of_ends, is_own, networks, newest, small_and_pruned
 
 RECONSTRUCTED, ALLOCATED = REPAIRED
+ANEW = f"{ALLOCATED}, drawn anew"
 DRAWN, FOLDED = "random units", ["Model Folding", "Model Folding, repaired"]
 # Ways to choose channels or to merge them, with the same share in every block, and nothing else.
 CHOICES = (
@@ -29,10 +30,13 @@ def notebooks(figures: Path) -> str:
 def finding(figures: Path) -> str:
     """What was found, in some sentences."""
     untrained, tuned = newest(figures / "untrained.csv"), equally_tuned(figures)
-    before, after, layers = at_level(untrained), at_level(tuned), pd.read_csv(figures / "analysis_redundancy.csv")
+    before, after, layers = at_half(untrained), at_half(tuned), pd.read_csv(figures / "analysis_redundancy.csv")
     others = before[~is_own(before.index)].drop(DRAWN)
     choices = after[[name for name in CHOICES if name in after]]
     small, shallower, pruned, longest = small_and_pruned(figures)
+    everything = newest(figures / "currencies.csv")
+    anew = everything[everything.method == ANEW]
+    as_short = everything[everything.epochs == anew.epochs.max()]
 
     def kept(table: pd.DataFrame, name: str, level: Real = 0.5) -> str:
         accuracy = table[(table.method == name) & (table.level == level)].accuracy
@@ -65,7 +69,9 @@ def finding(figures: Path) -> str:
         f"{100 * small.parameters_share:.0f} % of the parameters, it has {with_seeds(small)}) after {small.epochs:.0f} epochs; with fewer "
         f"blocks instead, {with_seeds(shallower)}). A pruned "
         f"network has {with_seeds(pruned)}, {100 * pruned.parameters_share:.0f} % of the parameters) after as many in all; another one, "
-        f"fine-tuned for longer, {with_seeds(longest)}, {100 * longest.parameters_share:.0f} %) after {longest.epochs:.0f}."
+        f"fine-tuned for longer, {with_seeds(longest)}, {100 * longest.parameters_share:.0f} %) after {longest.epochs:.0f}. In "
+        f"{anew.epochs.max()} epochs alone, new weights do not get there: in the shape of this last one, they have "
+        f"{kept(as_short, ANEW)}, the weights that pruning kept {kept(as_short, ALLOCATED)}."
     )
 
 
@@ -115,7 +121,7 @@ def _ends(figures: Path) -> str:
 
 def _fine_tuning(figures: Path) -> str:
     untrained, tuned = newest(figures / "untrained.csv"), equally_tuned(figures)
-    before, after = at_level(untrained), at_level(tuned)
+    before, after = at_half(untrained), at_half(tuned)
     best = after[after.index.str.startswith(("tied", "projected"))].idxmax()
     return (
         "Fine-tuning while filters stay clustered, tied or projected, next to networks that are made smaller first. "
@@ -150,7 +156,7 @@ def _baselines(figures: Path) -> str:
     stages = {"before fine-tuning": newest(figures / "untrained.csv"), f"after the same {tuned.epochs.max()} epochs": tuned}
     parts = []
     for words, table in stages.items():
-        means = at_level(table)
+        means = at_half(table)
         others = means[~is_own(means.index)].drop("random units")
         parts.append(
             f"{words} {means[ALLOCATED]:.2f} %, next to {means['random units']:.2f} % for random channels and {others.max():.2f} % for "

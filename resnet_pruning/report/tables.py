@@ -344,14 +344,15 @@ SOURCES = {
 
 
 def durations(figures: Path) -> str:
-    """How long the rows of each notebook took in all, with those that a GPU measured at the median of the others."""
+    """How long the rows of each notebook took in all, with those that a GPU measured at the median of the others for as many epochs."""
 
     def hours(name: str) -> float:
         table = pd.read_csv(figures / f"{name}.csv")
         column = next((unit for unit in ("seconds", "minutes") if unit in table), None)
         seconds = table[column] * (60 if column == "minutes" else 1) if column else table.filter(like="seconds_").sum(axis=1)
         if "device" in table:
-            seconds = seconds.where(table.device == "cpu", seconds[table.device == "cpu"].median())
+            on_cpu, epochs = table.device == "cpu", table.epochs.clip(lower=1)  # 0: without fine-tuning
+            seconds = seconds.where(on_cpu, epochs * (seconds / epochs)[on_cpu].median())
         return seconds.sum() / 3600
 
     tuned, coded = pd.read_csv(figures / "currencies.csv").query("device == 'cpu'"), pd.read_csv(figures / "bytes.csv")
@@ -412,9 +413,9 @@ def of_last_machine(table: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
     return table[table.machine == table.groupby(settings).machine.transform("last")].reset_index(drop=True)
 
 
-def at_level(table: pd.DataFrame, level: Real = 0.5) -> pd.Series:
-    """The mean accuracy over seeds at a share of the MACs, by method."""
-    return table[table.level == level].groupby("method").accuracy.mean()
+def at_half(table: pd.DataFrame) -> pd.Series:
+    """The mean accuracy over seeds at half of the MACs, by method."""
+    return table[table.level == 0.5].groupby("method").accuracy.mean()
 
 
 def equally_tuned(figures: Path) -> pd.DataFrame:

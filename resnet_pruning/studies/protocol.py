@@ -81,7 +81,8 @@ TRIALS: dict[str, tuple[Recipe, str]] = {
 
 
 def run_trials(runs: MethodRuns, points: list[ProtocolPoint], csv: Any, progress: bool = True) -> pd.DataFrame:
-    """The trials' rows, the best first: the point, held-out accuracy (%), training accuracy of the last epoch, and seconds."""
+    """The trials' rows, the best first: the point, held-out accuracy (%), the kind of device, training
+    accuracy of the last epoch, and seconds."""
 
     def run(point: ProtocolPoint) -> dict[str, Any]:
         material = runs.material
@@ -90,7 +91,7 @@ def run_trials(runs: MethodRuns, points: list[ProtocolPoint], csv: Any, progress
         history = taught.fine_tune(network, material.trained_on("training"), point.recipe, point)
         accuracy = evaluation.accuracy(network, material.images("training"))
         change = accuracy - evaluation.accuracy(material.network, material.images("training"))
-        row = {"held_out_accuracy": round(accuracy, 2), "change": round(change, 2)}
+        row = {"held_out_accuracy": round(accuracy, 2), "change": round(change, 2), "device": material.images("training").device.type}
         return row | {"train_accuracy": round(history.train_accuracy.iloc[-1], 2), "seconds": round(history.seconds.sum(), 1)}
 
     return run_sweep(run, points, csv, progress).sort_values("held_out_accuracy", ascending=False, ignore_index=True)
