@@ -116,9 +116,15 @@ def test_a_machines_bounds_are_counted_by_layer():
     assert least["compute"] == pytest.approx(2 * macs / 1e3) and least["memory"] == bounds.traffic(network, 2, "bfloat16") / 1e3
     with pytest.raises(ValueError, match="precision is 'int4', expected one of float32, bfloat16, int8"):
         bounds.traffic(network, 1, "int4")
+    assert pd.isna(bounds.least_milliseconds(network, 2, "int8", {"float32": 1e6}, 1e6)["compute"])
     peaks = bounds.peaks(rounds=1)
     assert set(peaks) <= set(bounds.BYTES) and all(1e8 < peak < 1e16 for peak in peaks.values())
     assert 1e8 < bounds.bandwidth(rounds=1) < 1e14
+
+
+def test_a_precision_without_instructions_has_no_peak(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    assert set(bounds.peaks(rounds=1)) == {"float32"}
 
 
 def test_a_new_timing_replaces_only_that_of_the_same_machine_and_batch_size(tmp_path):

@@ -28,12 +28,19 @@ def peaks(rounds: Count = 10) -> dict[str, float]:
     if has_fast_bfloat16("cpu"):
         operands["bfloat16"] = images.bfloat16(), weight.bfloat16()
     runs = {name: functools.partial(F.conv2d, *pair, padding=1) for name, pair in operands.items()}
-    integers = torch.randint(-127, 128, (2, SIZE, SIZE), generator=random, dtype=torch.int8)
-    runs["int8"] = functools.partial(torch._int_mm, *integers)  # as torchao does; there is no public function
+    if _has_integer_products():
+        integers = torch.randint(-127, 128, (2, SIZE, SIZE), generator=random, dtype=torch.int8)
+        runs["int8"] = functools.partial(torch._int_mm, *integers)  # as torchao does; there is no public function
     with torch.inference_mode():
         seconds = interleaved(runs, rounds, progress=False, least=0.2).min()
     macs = images.numel() * weight.numel() // weight.shape[1]
     return {name: (SIZE**3 if name == "int8" else macs) / value for name, value in seconds.items()}
+
+
+def _has_integer_products() -> bool:
+    """Whether the CPU multiplies and adds bytes in one instruction. Without it, torch does so one by one, a hundred times as slowly."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
 def bandwidth(rounds: Count = 10) -> float:
@@ -64,7 +71,7 @@ def traffic(model: ResNet, batch_size: Count, precision: str = "float32") -> int
 
 
 def least_milliseconds(model: ResNet, batch_size: Count, precision: str, peaks: dict[str, float], bandwidth: float) -> dict[str, float]:
-    """Lower bounds on the time of a batch, in ms: `compute`, the model's MACs at the peak rate in `peaks`; and `memory`, its `traffic` at
-    `bandwidth`, which only caches can beat."""
+    """Lower bounds on the time of a batch, in ms: `compute`, the model's MACs at the peak rate in `peaks`, NaN for a precision that is not
+    there; and `memory`, its `traffic` at `bandwidth`, which only caches can beat."""
     macs = batch_size * cost.macs(model)
-    return {"compute": 1000 * macs / peaks[precision], "memory": 1000 * traffic(model, batch_size, precision) / bandwidth}
+    return {"compute": 1000 * macs / peaks.get(precision, math.nan), "memory": 1000 * traffic(model, batch_size, precision) / bandwidth}

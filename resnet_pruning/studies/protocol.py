@@ -37,9 +37,9 @@ TEACHER = ""  # the base itself: in its trial, the network of doubled widths did
 # The learning rate of each family of methods. What is merged or only clustered starts about where removal does, and has its rate.
 RATES = {
     "control": 0.0003,
-    "shape alone": LONG.learning_rate,  # trained from the start, as the base is
     **dict.fromkeys(("units removed", "units merged", "Torch-Pruning", "clustering alone", "chosen on images, removed"), 0.01),
     **dict.fromkeys(("filters stay clustered", "removed and repaired", "removed and repaired, allocated by sensitivity"), 0.003),
+    "shape alone": LONG.learning_rate,  # trained from the start, as the base is
 }
 RATES_AT_A_QUARTER = RATES | {"filters stay clustered": 0.03}
 RATES_AT_A_QUARTER |= dict.fromkeys(("removed and repaired", "removed and repaired, allocated by sensitivity"), 0.01)
