@@ -42,7 +42,7 @@ CURVES = ("by sensitivity, inside blocks", "elimination, reconstruction", "small
 # With three seeds at half of the MACs.
 SEEDED = (
     *("not pruned", *CURVES, "random units", "k-means, centroids", "elimination", "k-means of activations, medoids"),
-    *("random units, reconstruction", "elimination, allocated by sensitivity", "k-means of correlation, centroids"),
+    *("random units, reconstruction", "elimination, allocated by sensitivity"),
 )
 LONGER = 20  # epochs, or even `LONGEST`: are five too few?
 LONGER_METHODS = ("not pruned", "smallest L2 norm", "by sensitivity, inside blocks")
