@@ -51,6 +51,16 @@ def test_the_control_is_the_network_itself(runs):
     assert row["change"] == 0 and row["macs_share"] == row["parameters_share"] == row["bytes_share"] == 1
 
 
+def test_the_shape_alone_is_that_of_the_pruned_network_with_weights_that_only_the_seed_decides(runs):
+    name, random = "by sensitivity, inside blocks", torch.get_rng_state()
+    pruned = METHODS[name](runs, 0.6, 0)
+    first, again, other = (METHODS[f"{name}, drawn anew"](runs, 0.6, seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert first.config == pruned.config and not first.training and first.fc.weight.device == pruned.fc.weight.device
+    assert torch.equal(first.conv1.weight, again.conv1.weight)
+    assert not any(torch.equal(first.conv1.weight, network.conv1.weight) for network in (pruned, other))
+
+
 def test_weights_are_pruned_and_fine_tuned_with_their_zeros(runs, tmp_path):
     points = runs.weight_points([0.0, 0.9], ["global", "per layer"], epochs=[0, 1], learning_rate=[0.03])
     table = sweeps.run_sweep(runs.measure_weights, points, tmp_path / "weights.csv", progress=False)

@@ -286,9 +286,9 @@ def _drawn_anew(method: str) -> Method:
 
     @torch.random.fork_rng(devices=[])
     def pruned(runs: MethodRuns, level: Real, seed: Seed) -> ResNet:
-        shape = METHODS[method](runs, level, seed).config
+        network = METHODS[method](runs, level, seed)
         torch.manual_seed(int(seed))
-        return ResNet(**shape)
+        return ResNet(**network.config).to(network.fc.weight.device).eval()
 
     return pruned
 
