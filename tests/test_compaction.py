@@ -123,7 +123,8 @@ def test_a_compact_model_is_saved_loaded_and_trained_like_any_other(tmp_path):
 
 def test_a_compact_model_is_not_clustered_again():
     small = compaction.compact(replaced({"conv1": 3}))
-    with pytest.raises(ValueError, match="conv1 computes 3 filters for 6 channels already: cluster or constrain the model before"):
+    expected = "cluster or constrain the model before it is made compact"
+    with pytest.raises(ValueError, match=f"conv1 computes 3 filters for 6 channels already: {expected}"):
         pruning.replace_filters(small, {"conv1": 2})
 
 

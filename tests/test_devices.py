@@ -122,12 +122,11 @@ def on_device(path, device):
 
 
 def assert_same(found, expected, device):
-    """A pretended device computes as the CPU does; a real one in another order, after which a choice may be another, too. Choices between
-    two that are equal, such as the medoid of two filters, then differ by up to a tenth of the logits (weights changed by 3e-7 on a CPU)."""
+    """A pretended device computes as the CPU does; a real one in another order, after which a choice may be another, too."""
     found = found.cpu().double()
     assert found.shape == expected.shape
     if device.type == "cuda":
-        assert (found - expected).norm() <= 0.2 * expected.norm()
+        assert (found - expected).norm() <= 0.05 * expected.norm()
     else:
         assert torch.equal(found, expected.double())
 

@@ -280,13 +280,13 @@ def _constrained(constraint: Callable[..., nn.Module], distance: str) -> Method:
     return pruned
 
 
-def _drawn_anew(method: str) -> Method:
-    """The network of a method with new weights. What it reaches with the same training is due to the shape, not to the kept weights (Liu et
+def _drawn_anew(plan_of: PlanOf) -> Method:
+    """The network of a plan with new weights. What it reaches with the same training is due to the shape, not to the kept weights (Liu et
     al. 2019, *Rethinking the Value of Network Pruning*)."""
 
     @torch.random.fork_rng(devices=[])
     def pruned(runs: MethodRuns, level: Real, seed: Seed) -> ResNet:
-        network = METHODS[method](runs, level, seed)
+        network = runs.compressed(plan_of(runs, level), selection="L2 norm", repair="none")  # of its shape, made in no time
         torch.manual_seed(int(seed))
         return ResNet(**network.config).to(network.fc.weight.device).eval()
 
@@ -348,7 +348,7 @@ FAMILIES: dict[str, dict[str, Method]] = {
         "by sensitivity": _compressed(_by_sensitivity(sharing=True)),
         "by sensitivity, without sharing": _compressed(_by_sensitivity(sharing=False)),
     },
-    "shape alone": {"by sensitivity, inside blocks, drawn anew": _drawn_anew("by sensitivity, inside blocks")},
+    "shape alone": {"by sensitivity, inside blocks, drawn anew": _drawn_anew(_by_sensitivity(sharing=False, others=False))},
 }
 METHODS = {name: method for family in FAMILIES.values() for name, method in family.items()}
 FAMILY_OF = {name: family for family, methods in FAMILIES.items() for name in methods}

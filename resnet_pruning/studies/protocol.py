@@ -81,8 +81,8 @@ TRIALS: dict[str, tuple[Recipe, str]] = {
 
 
 def run_trials(runs: MethodRuns, points: list[ProtocolPoint], csv: Any, progress: bool = True) -> pd.DataFrame:
-    """The trials' rows, the best first: the point, held-out accuracy (%), the kind of device, training
-    accuracy of the last epoch, and seconds."""
+    """The trials' rows, the best first: the point, held-out accuracy (%), the kind of device, training accuracy of the last
+    epoch, and seconds."""
 
     def run(point: ProtocolPoint) -> dict[str, Any]:
         material = runs.material
