@@ -38,7 +38,7 @@ def peaks(rounds: Count = 10) -> dict[str, float]:
 
 
 def _has_integer_products() -> bool:
-    """Whether the CPU multiplies and adds bytes in one instruction. Without it, torch does so one by one, a hundred times as slowly."""
+    """Whether the CPU multiplies and adds bytes in one instruction. Without it, torch does so one by one, more slowly than floats."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
