@@ -46,7 +46,7 @@ class Clusters:
     ----------
     labels : int64 tensor (N,), the cluster of each filter, from 0 to k - 1; every cluster has a member
     centroids : float64 tensor (k, C_in, k_h, k_w), the weighted mean of each cluster's filters, brought to the medoid's scale
-    medoids : int64 tensor (k,), the member of each cluster nearest to its centroid; of two that are as near, rounding decides
+    medoids : int64 tensor (k,), the member of each cluster nearest to its centroid, the first of those that are equally near
     gains : float64 tensor (N,), the factor that brings a filter to the scale of its medoid, whose own gain is 1; 0 for a filter
         whose output is zero or unused
     inertia : sum over filters of weight (1 on average) times squared distance to the centroid, in the distance's own unit
@@ -121,7 +121,9 @@ def cluster_filters(
     k = len(members)
     # A filter without a gain is ignored in its cluster, unless no member has one.
     known = (members > 0) & ((gains != 0) | ~((members > 0) & (gains != 0)).any(1, keepdim=True))
-    medoids = torch.where(known, squared, torch.inf).argmin(1)
+    nearness = torch.where(known, squared, torch.inf)
+    # Both members of a pair are equally near to their mean: the first is taken, whatever rounding says on this machine.
+    medoids = (nearness <= nearness.min(1, keepdim=True).values * (1 + 1e-9)).int().argmax(1)
     if distance == "correlation":
         outputs = _centred_outputs(weight, statistics)
         gains = gains * torch.where((outputs * outputs[medoids[labels]]).sum(1) < 0, -1.0, 1.0)

@@ -38,12 +38,12 @@ def pairs(answers: Mapping[str, Tensor], chosen: Sequence[tuple[str, str]] | Non
 
     Returns
     -------
-    DataFrame with the columns first, second, difference (second minus first, pp), lowest, highest, p_value; and tie: whether the interval
-    contains zero
+    DataFrame with the columns first, second, difference (second minus first, pp), lowest, highest, p_value; and tie: whether p_value is
+    above 0.05
     """
     rows = [
         {"first": first, "second": second, **compared(answers[first], answers[second])}
         for first, second in chosen or itertools.combinations(answers, 2)
     ]
     table = pd.DataFrame(rows)
-    return table.assign(tie=(table.lowest <= 0) & (table.highest >= 0))
+    return table.assign(tie=table.p_value > 0.05)
