@@ -50,7 +50,7 @@ def test_curves_have_the_median_and_the_range_over_seeds(seeds):
         ["b", "theirs", 50, 61.0, 61.0, 61.0, 1],
     ]
     pd.testing.assert_frame_equal(table, pd.DataFrame(expected, columns=["panel", "way", "level", "median", "min", "max", "count"]))
-    assert legend(figure) == ["ours", "theirs", "not pruned"]
+    assert legend(figure) == ["ours", "theirs", "not pruned", "band: lowest to highest"]
     left, right = figure.axes
     line = left.get_lines()[0]
     assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([25, 50], [70, 84])
@@ -64,6 +64,8 @@ def test_curves_keep_the_look_of_a_line_in_every_panel(seeds):
     theirs = [figure.axes[0].get_lines()[1], figure.axes[1].get_lines()[0]]
     assert theirs[0].get_color() == theirs[1].get_color() == style.COLORS[1]
     assert theirs[0].get_marker() == theirs[1].get_marker()
+    figure, _ = plots.curves({"b": seeds[seeds.way == "theirs"]}, "level", "way", "MACs")
+    assert legend(figure) == ["theirs"], "where nothing has seeds, no band is explained"
 
 
 def test_more_curves_than_colours_have_a_legend_for_each_panel():
@@ -93,7 +95,7 @@ def test_curves_of_a_panel_without_rows(seeds, order):
     tables = {"full": seeds, "empty": seeds[:0]}
     figure, table = plots.curves({name: tables[name] for name in order}, "level", "way", "MACs")
     assert set(table.panel) == {"full"}
-    assert legend(figure) == ["ours", "theirs"]
+    assert legend(figure) == ["ours", "theirs", "band: lowest to highest"]
 
 
 def test_heat_map_is_darker_further_from_zero():

@@ -107,7 +107,7 @@ def kinds_of_pruning() -> tuple[Figure, pd.DataFrame]:
             np.where(some, "gone", "kept"),
         ],
         ("Filter pruning", "rows become zero where\nthe channel must stay"): [np.where(some, "zero", "kept")[:, None], "kept"],
-        ("Filter clustering", "equal rows become one,\ntheir columns are added"): [cluster[:, None], cluster],
+        ("Filter clustering", "equal rows become one,\ntheir columns are summed"): [cluster[:, None], cluster],
     }
     fills = {"kept": "#dce9f5", "zero": "#f2f2f2", "gone": "white", "cluster 0": "#7fb8d8", "cluster 1": "#eaae7f", "cluster 2": "#7fceb9"}
     signs = {"kept": "", "zero": "0", "gone": "", "cluster 0": "A", "cluster 1": "B", "cluster 2": "C"}
@@ -150,8 +150,8 @@ def idea() -> tuple[Figure, pd.DataFrame]:
         ("1 · Trained", "6 filters, a row each,\nread by the next layer"): (filters, readers, np.full(6, -1)),
         ("2 · Clustered", "k-means finds filters\nthat are alike (sorted here)"): (filters[order], readers[:, order], grouped),
         ("3 · Replaced", "each filter becomes its\ncluster's representative"): (centroids[grouped], readers[:, order], grouped),
-        ("4 · Merged", "equal filters become one,\nwhat reads them is added"): (centroids, added, np.arange(3)),
-        ("5 · Repaired", "the next layer is solved\nanew, then fine-tuned"): (centroids, solved, np.arange(3)),
+        ("4 · Merged", "equal filters become one,\ntheir readers are summed"): (centroids, added, np.arange(3)),
+        ("5 · Repaired", "the next layer is refitted,\nthen all is fine-tuned"): (centroids, solved, np.arange(3)),
     }
     look = {"cmap": "Greys", "vmin": -2.0, "vmax": 2.6, "linewidths": 2, "cbar": False, "square": True}
     cells = []

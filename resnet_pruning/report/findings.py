@@ -74,9 +74,9 @@ def finding(figures: Path) -> str:
         f"{100 * small.parameters_share:.0f} % of the parameters, it has {with_seeds(small)}) after {small.epochs:.0f} epochs; with fewer "
         f"blocks instead, {with_seeds(shallower)}). A pruned "
         f"network has {with_seeds(pruned)}, {100 * pruned.parameters_share:.0f} % of the parameters) after as many in all; another one, "
-        f"fine-tuned for longer, {with_seeds(longest)}, {100 * longest.parameters_share:.0f} %) after {longest.epochs:.0f}. "
-        f"The weights that pruning keeps save epochs: with {anew.epochs.max()} of fine-tuning, this last one has {kept(as_short, ALLOCATED)}, "
-        f"new weights in its shape, with {anew.epochs.max()} in all, {kept(as_short, ANEW)}."
+        f"fine-tuned for longer, {with_seeds(longest)}, {100 * longest.parameters_share:.0f} %) after {longest.epochs:.0f}. The "
+        f"weights that pruning keeps save epochs: with {anew.epochs.max()} of fine-tuning, this last one has "
+        f"{kept(as_short, ALLOCATED)}, new weights in its shape, with {anew.epochs.max()} in all, {kept(as_short, ANEW)}."
     )
 
 
@@ -207,8 +207,8 @@ def _few_bytes(figures: Path) -> str:
     coded, smallest = table.loc["resnet20_32kB"], table.loc["resnet20_16kB"]
     return (
         "Codebooks of pieces smaller than a filter, and training with the quantizer in the loop. "
-        f"**Change of accuracy, with an 8-bit residual stream: {changes}; weights from 96 kernels, in {coded.kB:.0f} kB, {coded.change:+.2f} pp "
-        f"({coded.epochs:.0f} epochs); with a quarter of the MACs, in {smallest.kB:.0f} kB, {smallest.change:+.2f} pp.**"
+        f"**Change of accuracy, with an 8-bit residual stream: {changes}; weights from 96 kernels, in {coded.kB:.0f} kB, "
+        f"{coded.change:+.2f} pp ({coded.epochs:.0f} epochs); with a quarter of the MACs, in {smallest.kB:.0f} kB, {smallest.change:+.2f} pp.**"
     )
 
 

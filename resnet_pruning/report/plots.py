@@ -23,7 +23,7 @@ from ..files import write_table, written_whole
 from .drawings import filters_by_cluster, idea, kinds_of_pruning, mistakes, sample_grid  # noqa: F401 notebooks find all figures here
 from .style import BLUE, COLORS, GREY, LETTERS_PER_INCH, MARKERS, ORANGE, SHADES, as_array, legend_below, subplots, wrapped
 
-UNDERLAY = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}  # of text over lines
+UNDERLAY = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5}  # of text over lines
 
 
 def save_figure(figure: Figure, table: pd.DataFrame, path: str | Path) -> None:
@@ -34,11 +34,13 @@ def save_figure(figure: Figure, table: pd.DataFrame, path: str | Path) -> None:
     write_table(table, path.with_suffix(".csv"))
 
 
-def learning_curves(history: pd.DataFrame, recipe: Any, test_accuracy: Real) -> tuple[Figure, pd.DataFrame]:
+def learning_curves(
+    history: pd.DataFrame, recipe: Any, test_accuracy: Real, held_out: str = "held-out images, averaged weights"
+) -> tuple[Figure, pd.DataFrame]:
     """Loss and accuracy per epoch of one training, with its final test accuracy in %.
 
-    `history` and `recipe` are those of `training.train`; the end of the recipe's small crops is marked. The table is the
-    history, rounded, with the test accuracy in its last row.
+    `history` and `recipe` are those of `training.train`; the end of the recipe's small crops is marked. `held_out` names the curve of
+    held-out images. The table is the history, rounded, with the test accuracy in its last row.
     """
     digits = {"learning_rate": 5, "loss": 4, "train_accuracy": 2, "held_out_accuracy": 2, "seconds": 1, "images_per_second": 0}
     table = history.round(digits)
@@ -52,7 +54,7 @@ def learning_curves(history: pd.DataFrame, recipe: Any, test_accuracy: Real) -> 
         rate.grid(visible=False)
         right.plot(table.epoch, table.train_accuracy, color=BLUE, label="training images, augmented")
         if table.held_out_accuracy.notna().any():
-            right.plot(table.epoch, table.held_out_accuracy, color=ORANGE, linestyle="--", label="held-out images, averaged weights")
+            right.plot(table.epoch, table.held_out_accuracy, color=ORANGE, linestyle="--", label=held_out)
         right.axhline(test_accuracy, color=GREY, linewidth=1, linestyle="-.", label="test images, at the end")
         right.set(title="Accuracy", ylabel="accuracy (%)", ylim=(None, 100))
         right.legend(loc="lower right")
@@ -81,7 +83,7 @@ def dots(
         axes.plot(table[value], range(len(table)), "o", color=BLUE)
         axes.set_yticks(range(len(table)), table[label])
         for row, number in enumerate(table[value]):
-            axes.text(1.08, row, fmt.format(number), transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=9)
+            axes.text(1.01, row, fmt.format(number), transform=axes.get_yaxis_transform(), va="center", fontsize=9)
         axes.set(xlabel=unit, ylim=(len(table) - 0.5, -0.5))
     return figure
 
@@ -97,7 +99,8 @@ def before_and_after(
     reference: tuple[Real, str] | None = None,
 ) -> tuple[Figure, pd.DataFrame]:
     """For each value of column `label`, the mean of `value` at the first of two stages (an open dot) and at the second (a filled one), with
-    a line between them: a panel for each table, one row for each label, in the order of the first table.
+    a line between them, and a thick one from the lowest to the highest value of each: a panel for each table, one row for each label, in
+    the order of the first table.
 
     Parameters
     ----------
@@ -117,6 +120,8 @@ def before_and_after(
             both = points.pivot_table(index=label, columns=stage, values="mean").reindex(index=labels, columns=list(stages))
             axes.hlines(range(len(labels)), both.min(axis=1), both.max(axis=1), color=GREY, linewidth=1)
             for (column, text), face, side in zip(stages.items(), ("white", BLUE), (-1, 1), strict=True):
+                ends = points[points[stage] == column].set_index(label).reindex(labels)
+                axes.hlines(range(len(labels)), ends["min"], ends["max"], color=BLUE, linewidth=5, alpha=0.35)
                 axes.plot(both[column], range(len(labels)), "o", color=BLUE, markerfacecolor=face, label=text)
                 for i, number in enumerate(both[column]):
                     if np.isfinite(number):
@@ -188,6 +193,7 @@ def curves(
     xlabels = [xlabel] * len(panels) if isinstance(xlabel, str) else xlabel
     width = 6.4 if len(panels) == 1 else 5.2  # of a panel, inches
     size = (width * len(panels), 4.4 if shared else 5.6)
+    banded = any(table.groupby([by, x])[y].nunique().max() > 1 for table in panels.values())
     summary = []
     with subplots(title, 1, len(panels), figsize=size, sharey=sharey, squeeze=False) as (figure, (row,)):
         for axes, (name, table), label, values in zip(row, panels.items(), xlabels, ticks or [None] * len(panels), strict=True):
@@ -208,6 +214,8 @@ def curves(
             axes.get_legend().remove()
             if reference is not None:
                 axes.axhline(reference[0], color=GREY, linestyle="-.", linewidth=1, label=reference[1])
+            if banded:
+                axes.fill_between([], [], color=GREY, alpha=0.2, linewidth=0, label="band: lowest to highest")
             axes.set(title=wrapped(name, int(LETTERS_PER_INCH * width)), xlabel=label, ylabel=ylabel if axes is row[0] else "")
             if not shared:
                 legend_below(axes, axes, width, loc="upper left", bbox_to_anchor=(0, -0.16))
@@ -239,6 +247,7 @@ def histograms(
             centres = ((edges[1:] + edges[:-1]) / 2).round(5)
             table.append(pd.DataFrame({"panel": name, "low": low, "high": high, "value": centres, "count": counts}))
         figure.supxlabel(xlabel, fontsize=10)
+        figure.supylabel("count (logarithmic scale)", fontsize=10)
     return figure, pd.concat(table, ignore_index=True)
 
 
