@@ -208,7 +208,8 @@ def _few_bytes(figures: Path) -> str:
     return (
         "Codebooks of pieces smaller than a filter, and training with the quantizer in the loop. "
         f"**Change of accuracy, with an 8-bit residual stream: {changes}; weights from 96 kernels, in {coded.kB:.0f} kB, "
-        f"{coded.change:+.2f} pp ({coded.epochs:.0f} epochs); with a quarter of the MACs, in {smallest.kB:.0f} kB, {smallest.change:+.2f} pp.**"
+        f"{coded.change:+.2f} pp ({coded.epochs:.0f} epochs); with a quarter of the MACs, in {smallest.kB:.0f} kB, "
+        f"{smallest.change:+.2f} pp.**"
     )
 
 
