@@ -55,24 +55,18 @@ def layer_statistics(model: TrainableNetwork, images: Images, *, seed: Seed = 0,
     for module in model.modules():
         if getattr(module, "inplace", False):  # a ReLU that would overwrite the outputs that gradients are taken of
             module.inplace = False
-    for name in norms:
-        if convs[name].groups != 1:
-            raise ValueError(f"{name} has {convs[name].groups} groups, expected 1")
-    sums: dict[str, list[Tensor]] = {}
-    n_patches = dict.fromkeys(norms, 0)
+    if grouped := [name for name in norms if convs[name].groups != 1]:
+        raise ValueError(f"{grouped[0]} has {convs[grouped[0]].groups} groups, expected 1")
+    totals: dict[str, list] = {name: [0, 0, 0] for name in norms}  # the number of patches, their sum and that of their products
 
-    def see_inputs(name: str):
-        def hook(conv: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
-            seen = patches(conv, inputs[0].detach())
-            parts = [seen.sum(1), seen @ seen.T]
-            sums[name] = [a + b.double().cpu() for a, b in zip(sums.get(name, [0, 0]), parts, strict=True)]
-            n_patches[name] += seen.shape[1]
-
-        return hook
+    def see(name: str, conv: nn.Conv2d, inputs: Tensor) -> None:
+        seen = patches(conv, inputs.detach())
+        parts = [seen.shape[1], seen.sum(1).double().cpu(), (seen @ seen.T).double().cpu()]
+        totals[name] = [total + part for total, part in zip(totals[name], parts, strict=True)]
 
     outputs: dict[str, Tensor] = {}
     for name, norm in norms.items():
-        convs[name].register_forward_hook(see_inputs(name))
+        convs[name].register_forward_hook(lambda conv, inputs, output, name=name: see(name, conv, inputs[0]))
         norm.register_forward_hook(lambda module, inputs, output, name=name: outputs.__setitem__(name, output))
     generator = torch.Generator().manual_seed(int(seed))
     importance = {name: torch.zeros(norm.num_features, dtype=torch.double) for name, norm in norms.items()}
@@ -82,7 +76,7 @@ def layer_statistics(model: TrainableNetwork, images: Images, *, seed: Seed = 0,
         gradients = torch.autograd.grad((logits * mixture).sum(), list(outputs.values()))
         for name, gradient in zip(outputs, gradients, strict=True):
             importance[name] += gradient.double().square().sum((0, 2, 3)).cpu() / len(images)
-    return {name: LayerStatistics(sums[name][0] / n_patches[name], sums[name][1] / n_patches[name], importance[name]) for name in norms}
+    return {name: LayerStatistics(total / n, products / n, importance[name]) for name, (n, total, products) in totals.items()}
 
 
 def patches(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
@@ -112,12 +106,8 @@ def reestimate_batch_norm(
     """
     if len(images) < 2:
         raise ValueError(f"{len(images)} images, expected at least 2, preferably a thousand")
-    model = copy.deepcopy(model)
-    training = {module: module.training for module in model.modules()}
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
+    model, measured = copy.deepcopy(model), copy.deepcopy(model).eval()
+    for norm in (module for module in measured.modules() if isinstance(module, nn.BatchNorm2d)):
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
         norm.train()
@@ -126,9 +116,6 @@ def reestimate_batch_norm(
     batches = Batches(images.beside(model), min(batch_size, len(images)), padding=4 if augmented else 0, seed=seed)
     with torch.inference_mode():
         for inputs, *_ in batches.epoch(0):
-            model(inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    for module, mode in training.items():
-        module.training = mode
+            measured(inputs)
+    model.load_state_dict(measured.state_dict())
     return model

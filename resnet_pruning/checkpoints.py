@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .files import sealed, unsealed, written_whole
-from .model import OwnNetwork, ResNet, with_tensors
+from .model import OwnNetwork, ResNet, check_described, with_tensors
 
 
 def save_checkpoint(path: str | Path, model: OwnNetwork, facts: Mapping[str, Any], *, dtype: torch.dtype = torch.float32) -> None:
@@ -27,12 +27,10 @@ def save_checkpoint(path: str | Path, model: OwnNetwork, facts: Mapping[str, Any
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype is {dtype}, expected torch.float32, torch.bfloat16 or torch.float16")
-    dtypes = {name: dtype if tensor.is_floating_point() else tensor.dtype for name, tensor in model.state_dict().items()}
-    state = {name: tensor.detach().cpu().contiguous().to(dtypes[name]) for name, tensor in model.state_dict().items()}
+    state = {name: (t.to(dtype) if t.is_floating_point() else t).detach().cpu().contiguous() for name, t in model.state_dict().items()}
     content = {"config": model.config, "state_dict": state, "facts": dict(facts)}
-    expected = repr(_rebuilt(content)[0]).splitlines()
-    if odd := [line.strip() for line in repr(model).splitlines() if line not in expected]:
-        raise ValueError(f"the network has {odd[0]}, expected what a ResNet of its configuration has, {model.config}")
+    check_described(model)
+    _rebuilt(content)  # raises an error, before writing, if this could not be read again
     write_tensors(content, path)
 
 

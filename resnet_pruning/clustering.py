@@ -125,11 +125,12 @@ def cluster_filters(
     # Both members of a pair are equally near to their mean: the first is taken, whatever rounding says on this machine.
     medoids = (nearness <= nearness.min(1, keepdim=True).values * (1 + 1e-9)).int().argmax(1)
     if distance == "correlation":
-        outputs = _centred_outputs(weight, statistics)
-        gains = gains * torch.where((outputs * outputs[medoids[labels]]).sum(1) < 0, -1.0, 1.0)
+        covariances = (weight @ statistics.covariance * weight[medoids[labels]]).sum(1)
+        gains = gains * torch.where(covariances < 0, -1.0, 1.0)
     scale = torch.where(gains[medoids] == 0, 1.0, gains[medoids])
     gains = gains / scale[labels]
-    centroids = _shares(members * known) @ (weight * gains.unsqueeze(1))
+    averaged = members * known
+    centroids = averaged / averaged.sum(1, keepdim=True) @ (weight * gains.unsqueeze(1))
     return Clusters(labels, centroids.view(k, *conv.weight.shape[1:]), medoids, gains, float((sample_weights * squared).sum()))
 
 
@@ -156,7 +157,8 @@ def usable_weights(weights: Tensor) -> Tensor:
 def distances_to_centroids(points: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """The weight of each point in each cluster (k, N), and the squared distance of each point to its cluster's weighted mean (N,)."""
     members = nn.functional.one_hot(labels).T * weights
-    return members, (points - (_shares(members) @ points)[labels]).square().sum(1)
+    centroids = members / members.sum(1, keepdim=True) @ points
+    return members, (points - centroids[labels]).square().sum(1)
 
 
 def cluster_layers(
@@ -201,11 +203,6 @@ def distinct_filters(weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tensor([numbered.index(number) for number in numbers.values()]), torch.tensor(numbered)
 
 
-def _shares(members: Tensor) -> Tensor:
-    """Each row (a cluster's weight for each filter) divided by its sum: its product with the filters is their mean."""
-    return members / members.sum(1, keepdim=True)
-
-
 def _points(
     weight: Tensor, distance: str, batch_norm: nn.BatchNorm2d | None, statistics: LayerStatistics | None, layer: str, weighted: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -233,12 +230,11 @@ def _points(
     elif distance == "output":
         points, gains = weight * factor.unsqueeze(1) @ _root(statistics.second_moment), factor
     else:
-        outputs = _centred_outputs(weight, statistics)
+        outputs = weight @ _root(statistics.covariance)  # centred: inner products of its rows are the covariances of outputs
         gains = _inverse(outputs.norm(dim=1))
         correlations = (outputs @ outputs.T) * torch.outer(gains, gains)
         # Points whose inner products are the squared correlations: their squared distance is 2 - 2 times that.
-        values, vectors = torch.linalg.eigh(correlations.square())
-        points = vectors * values.clamp(min=0).sqrt()
+        points = _root(correlations.square())
     importance = ones
     if weighted:
         importance = statistics.importance * (factor * _inverse(gains)).square()
@@ -251,11 +247,6 @@ def _inverse(values: Tensor) -> Tensor:
 
 
 def _root(moment: Tensor) -> Tensor:
-    """R with R Rᵀ = moment. The moment may be singular: some inputs are always zero."""
+    """R with R Rᵀ = moment, which may be singular: some inputs are always zero."""
     values, vectors = torch.linalg.eigh(moment)
     return vectors * values.clamp(min=0).sqrt()
-
-
-def _centred_outputs(weight: Tensor, statistics: LayerStatistics) -> Tensor:
-    """(N, D): the inner products of its rows are the covariances of the filters' outputs."""
-    return weight @ _root(statistics.covariance)

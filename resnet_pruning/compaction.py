@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .arguments import PositiveReal, Real
 from .clustering import distinct_filters
-from .model import OwnNetwork, ResNet, SharedConv2d, blocks, convolutions, with_tensors
+from .model import OwnNetwork, ResNet, SharedConv2d, blocks, check_described, convolutions, with_tensors
 
 
 def compact(model: OwnNetwork, tolerance: PositiveReal = 1e-6) -> ResNet:
@@ -52,6 +52,7 @@ def compact(model: OwnNetwork, tolerance: PositiveReal = 1e-6) -> ResNet:
 
 def expanded(model: OwnNetwork) -> ResNet:
     """A copy of `model` in which each channel has its own filter: filters that `compact` shared are copied out, bit for bit."""
+    check_described(model)
     state = dict(model.state_dict())
     for name, conv in convolutions(model).items():
         if isinstance(conv, SharedConv2d):
@@ -71,27 +72,15 @@ def _multiples(weight: Tensor, norm: nn.BatchNorm2d, tolerance: Real) -> tuple[l
     constant = slope == 0
     shift = norm.bias.detach().double() - slope * norm.running_mean.double()
     threshold = torch.where(constant, 0.0, -shift / torch.where(constant, 1.0, slope))
-    same_filter = distinct_filters(weight)[1]
-    kept: list[int] = []
-    factors = []
-    for i in range(len(weight)):
-        row = torch.zeros(len(weight), dtype=torch.double)
-        if constant[i] and shift[i] <= 0:
-            factors.append(row)  # zero on any input
-            continue
-        for j in kept:
-            if constant[i] and constant[j]:
-                row[j] = shift[i] / shift[j]
-            elif not (constant[i] or constant[j]):
-                close = (threshold[i] - threshold[j]).abs() <= tolerance * (deviation[i] + (shift[i] / slope[i]).abs())
-                if same_filter[i] == same_filter[j] and slope[i].sign() == slope[j].sign() and close:
-                    row[j] = slope[i] / slope[j]
-            if row[j]:
-                break
-        else:
-            kept.append(i)
-            row[i] = 1.0
-        factors.append(row)
-    if not kept:  # a layer that is zero throughout keeps one channel
-        kept = [0]
-    return kept, torch.stack(factors)[:, kept].T
+    # A channel with slope 0 is a constant: all constants are multiples of each other, whatever their filters.
+    kinds = torch.stack([torch.where(constant, -1, distinct_filters(weight)[1]), slope.sign().long()], 1)
+    close = (threshold.unsqueeze(1) - threshold).abs() <= tolerance * (deviation + threshold.abs()).unsqueeze(1)
+    alike = (kinds.unsqueeze(1) == kinds).all(2) & close
+    size, kept = torch.where(constant, shift, slope), []
+    factors = torch.zeros(len(weight), len(weight), dtype=torch.double)
+    for i in torch.nonzero(~constant | (shift > 0)).flatten().tolist():  # the others are zero on any input
+        j = next((j for j in kept if alike[i, j]), i)
+        kept += [i] if i == j else []
+        factors[i, j] = size[i] / size[j]
+    kept = kept or [0]  # a layer that is zero throughout keeps one channel
+    return kept, factors[:, kept].T

@@ -1,7 +1,6 @@
 """Predictions of a network on images, and their accuracy."""
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
 from .data import Images
@@ -48,16 +47,3 @@ def per_class_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Accuracy in % of each class, shape (n_classes,); NaN for a class without images."""
     right, counts = labels[logits.argmax(1) == labels], torch.bincount(labels, minlength=logits.shape[1])
     return 100 * torch.bincount(right, minlength=logits.shape[1]) / counts
-
-
-def compared(first: Tensor, second: Tensor) -> dict[str, float]:
-    """Compare the accuracy of two networks, from bool (N,) for each: the images that it gets right.
-
-    Returns the difference (second minus first) and the ends of its 95 % interval, in pp, and the p-value of McNemar's exact test.
-    All are computed from the images that only one of the two gets right.
-    """
-    lost, won = int((first & ~second).sum()), int((second & ~first).sum())
-    difference = (won - lost) / len(first)
-    half = 1.96 * (((won + lost) / len(first) - difference**2) / len(first)) ** 0.5
-    p_value = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
-    return {"difference": 100 * difference, "lowest": 100 * (difference - half), "highest": 100 * (difference + half), "p_value": p_value}

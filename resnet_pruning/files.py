@@ -62,15 +62,12 @@ def locked(path: str | Path) -> Iterator[None]:
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=PATIENCE)
     try:
-        lock.acquire()
+        lock = FileLock(path.with_name(f".{path.name}.lock")).acquire(timeout=PATIENCE)
     except Timeout as error:
         raise RuntimeError(f"another process is writing to {path}, expected one at a time: wait until it finishes") from error
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:

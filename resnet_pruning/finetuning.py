@@ -117,7 +117,7 @@ def projected(model: Network, clusters: Mapping[str, Clusters], renew_every: Nat
     return constrained(model, clusters, lambda labels: Projected(labels, int(renew_every)))
 
 
-@torch.random.fork_rng(devices=[])  # new modules draw random weights, which must not change the caller's generator
+@torch.no_grad()
 def released(model: AnyNetwork) -> nn.Module:
     """A copy without constraints, in which the filters of a cluster are equal tensors.
 
@@ -126,22 +126,18 @@ def released(model: AnyNetwork) -> nn.Module:
     ValueError : a model without constraints
     """
     model = copy.deepcopy(model)
-    for name, (layer, constraint) in constrained_layers(model, nn.Module).items():
-        # Not remove_parametrizations: it removes the weight from the class, which the copy shares with the caller's model.
-        original = layer.parametrizations.weight.original  # `layer.weight` would compute the constraint, which may change its clusters
-        settings = {"bias": layer.bias is not None, "dtype": original.dtype}
-        if isinstance(layer, nn.Linear):
-            plain = nn.Linear(layer.in_features, layer.out_features, **settings)
-        else:
-            shape = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
-            plain = nn.Conv2d(*shape, padding_mode=layer.padding_mode, **settings).to(memory_format=torch.channels_last)
-        imposed = constraint.clustered if isinstance(constraint, Constraint) else constraint
-        with torch.no_grad():
-            plain.weight.copy_(imposed(original))
-            if layer.bias is not None:
-                plain.bias.copy_(layer.bias)
-        model.set_submodule(name, plain.to(original.device).train(layer.training))
-    return model
+    layers = [layer for layer in model.modules() if parametrize.is_parametrized(layer, "weight")]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no constraint on its weights, expected one from finetuning.tied or projected")
+    for layer in layers:
+        weight = layer.parametrizations.weight.original
+        for constraint in layer.parametrizations.weight:  # `layer.weight` may change the clusters
+            weight = (constraint.clustered if isinstance(constraint, Constraint) else constraint)(weight)
+        # As remove_parametrizations, which also removes the weight from the class: the copy shares it with the caller's model.
+        layer.__class__ = type(layer).__bases__[0]
+        del layer.parametrizations
+        layer.weight = nn.Parameter(weight)
+    return model.to(memory_format=torch.channels_last)
 
 
 def constrained(model: Network, clusters: Mapping[str, Clusters], constraint: Callable[[Tensor], Constraint]) -> nn.Module:
@@ -157,15 +153,3 @@ def constrained(model: Network, clusters: Mapping[str, Clusters], constraint: Ca
             labels = clusters[name].labels.to(conv.weight.device, copy=True)
             parametrize.register_parametrization(conv, "weight", constraint(labels), unsafe=True)
     return model
-
-
-def constrained_layers(model: nn.Module, kind: type[nn.Module] = Constraint) -> dict[str, tuple[nn.Module, nn.Module]]:
-    """The layers whose weight is computed by a constraint of `kind`, each with its constraint. Raises a ValueError if there is none."""
-    layers = {
-        name: (layer, layer.parametrizations.weight[0])
-        for name, layer in model.named_modules()
-        if parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations.weight[0], kind)
-    }
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no constraint on its weights, expected one from finetuning.tied or projected")
-    return layers

@@ -230,6 +230,14 @@ def with_tensors(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> ResN
     return model.eval()
 
 
+def check_described(model: ResNet) -> None:
+    """Raise a ValueError for a network that was changed, so that its configuration no longer describes it."""
+    with torch.device("meta"):
+        expected = repr(ResNet(**model.config)).splitlines()
+    if odd := [line.strip() for line in repr(model).splitlines() if line not in expected]:
+        raise ValueError(f"the network has {odd[0]}, expected what a ResNet of its configuration has, {model.config}")
+
+
 def _is_sound(model: nn.Module) -> bool:
     """Raise a ValueError for a network with values that are not finite, or on more than one device."""
     tensors = {name: tensor for name, tensor in model.state_dict().items() if type(tensor) is Tensor}  # torchao's integers are others

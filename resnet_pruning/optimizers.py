@@ -1,7 +1,6 @@
 """The optimizers that `training.train` knows, by name."""
 
 import warnings
-from collections.abc import Iterable
 from typing import Annotated, Any
 
 import torch
@@ -59,8 +58,7 @@ class Muon:
     to the size of AdamW's (Liu et al. 2025, *Muon is Scalable for LLM Training*), so that one learning rate suits both.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], lr: Real, weight_decay: Real, momentum: Real = 0.95, nesterov: bool = True):
-        parameters = list(parameters)
+    def __init__(self, parameters: list[Tensor], lr: Real, weight_decay: Real, momentum: Real = 0.95, nesterov: bool = True):
         self.filters = [p for p in parameters if p.ndim == 4]
         self.matrices = [nn.Parameter(_rows(p.detach(), p)) for p in self.filters]
         for p, matrix in zip(self.filters, self.matrices, strict=True):
@@ -68,13 +66,12 @@ class Muon:
                 raise ValueError(
                     f"a weight of shape {tuple(p.shape)} is stored with the strides {p.stride()}, expected one of torch's memory formats"
                 )
-        settings = {"lr": lr, "weight_decay": weight_decay}
-        others = _groups([p for p in parameters if p.ndim != 4], weight_decay)
-        adamw = torch.optim.AdamW(others, lr=lr, foreach=True, capturable=on_gpu(parameters))
-        self.parts: dict[str, torch.optim.Optimizer] = {"adamw": adamw}
+        self.parts: dict[str, torch.optim.Optimizer] = {}
         if self.matrices:
-            settings |= {"momentum": momentum, "nesterov": nesterov, "adjust_lr_fn": "match_rms_adamw"}
-            self.parts = {"muon": torch.optim.Muon(self.matrices, **settings), "adamw": adamw}
+            settings = {"momentum": momentum, "nesterov": nesterov, "adjust_lr_fn": "match_rms_adamw"}
+            self.parts["muon"] = torch.optim.Muon(self.matrices, lr=lr, weight_decay=weight_decay, **settings)
+        others = _groups([p for p in parameters if p.ndim != 4], weight_decay)
+        self.parts["adamw"] = torch.optim.AdamW(others, lr=lr, foreach=True, capturable=on_gpu(parameters))
 
     @property
     def param_groups(self) -> list[dict]:

@@ -10,7 +10,7 @@ from .arguments import Count, Real, Seed
 from .calibration import LayerStatistics, reestimate_batch_norm
 from .clustering import REPRESENTATIVES, Clusters, check_unshared, cluster_layers
 from .data import Images
-from .model import Network, batch_norms, blocks, convolutions
+from .model import Network, SharedConv2d, batch_norms, blocks, convolutions
 from .plans import Plan
 
 
@@ -117,11 +117,10 @@ def check_clusters(model: nn.Module, clusters: Mapping[str, Clusters]) -> None:
 
 
 @torch.no_grad()
-def rescale_filters(conv: nn.Conv2d, norm: nn.BatchNorm2d, gains: Tensor, gains_of_channels: Tensor | None = None) -> None:
-    """Multiply the filters of a convolution by `gains` (N,), which the batch norm after it absorbs: for each of its channels (C,), if
-    these share filters, by `gains_of_channels`."""
+def rescale_filters(conv: nn.Conv2d, norm: nn.BatchNorm2d, gains: Tensor) -> None:
+    """Multiply the filters of a convolution by `gains` (N,), which the batch norm after it absorbs, also where channels share filters."""
     conv.weight.copy_(conv.weight.double() * gains.to(conv.weight.device).view(-1, 1, 1, 1))
-    _take_up(norm, gains if gains_of_channels is None else gains_of_channels, conv.bias)
+    _take_up(norm, gains[conv.labels.to(gains.device)] if isinstance(conv, SharedConv2d) else gains, conv.bias)
 
 
 def _take_up(norm: nn.BatchNorm2d, gains: Tensor, bias: Tensor | None) -> None:

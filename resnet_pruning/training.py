@@ -200,14 +200,16 @@ def train(
         model.to(memory_format=torch.channels_last)
     predict(model, images[:1])  # refuses a model without the images' classes
     if teacher is not None:
+        if teacher is model:
+            raise ValueError("the teacher is the model itself, expected another network, or a copy: copy.deepcopy(model)")
         teacher = teacher.to(device).eval()
-        predict(teacher, images[:1], role="teacher")
+        answer = predict(teacher, images[:1], role="teacher").numpy().tobytes()
 
     run, path = _Run(model, recipe), None if folder is None else Path(folder) / "state.pt"
     identity = {"recipe": dataclasses.asdict(recipe), "seed": operator.index(seed)}
     if path is not None or (teacher is not None and recipe.views):
-        identity |= {"images": _digest_of_images(images), "teacher": _digest_of(teacher)}
-        identity |= {"held-out images": _digest_of_images(held_out), "network": _digest_of(model)}
+        identity |= {"images": _digest_of(images), "teacher": _digest_of(teacher)}
+        identity |= {"held-out images": _digest_of(held_out), "network": _digest_of(model)}
     with contextlib.nullcontext() if folder is None else locked(folder):
         if path is not None and path.exists():
             run.load(_state_of(path, identity))
@@ -221,13 +223,13 @@ def train(
         if recorded:
             step, imitate = Recorded(step), Recorded(imitate)
         taught = identity.get("teacher"), identity.get("images"), identity["seed"], recipe.padding, recipe.alternating, amp, device
-        teaching = None if teacher is None else _Teacher(imitate, batches, taught)
+        teaching = None if teacher is None else _Teacher(imitate, batches, (*taught, answer))  # `answer` tells apart what tensors do not
         with tqdm(total=n_steps, initial=n_done, unit="step", disable=not progress, mininterval=1) as bar:
             try:
                 for epoch in range(len(run.history), recipe.epochs):
                     row = _epoch(run, batches, epoch, step, teaching, bar)
-                    row["held_out_accuracy"] = math.nan if held_out is None else accuracy(run.averaged(), held_out, amp=amp)
-                    seen = {} if watch is None else watch(run.averaged().eval())
+                    row["held_out_accuracy"] = math.nan if held_out is None else accuracy(run.averaged, held_out, amp=amp)
+                    seen = {} if watch is None else watch(run.averaged.eval())
                     if taken := [name for name in seen if name in row]:
                         raise ValueError(f"watch returned {taken[0]!r}, expected other names than the history's own columns")
                     row |= {name: value if isinstance(value, str | list) else float(value) for name, value in seen.items()}
@@ -235,7 +237,7 @@ def train(
             except (Exception, KeyboardInterrupt):
                 run.load(run.last_complete)
                 raise
-    run.finish()
+    model.eval().load_state_dict(run.averaged.state_dict())
     return pd.DataFrame(run.history)
 
 
@@ -273,25 +275,18 @@ def _epoch(
     }
 
 
-def _digest_of(network: nn.Module | None) -> str:
-    """Digest of what a network computes and which tensors are trained. Constraints are among its modules, with their settings."""
-    if network is None:
+def _digest_of(what: nn.Module | Images | None) -> str:
+    """Digest of images, or of what a network computes and which tensors are trained. Constraints are modules, with their settings."""
+    if what is None:
         return ""
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    return digest(f"{network} {[(name, tensor.requires_grad) for name, tensor in tensors.items()]}", tensors.values())
-
-
-def _digest_of_images(images: Images | None) -> str:
-    return "" if images is None else digest(f"{images.dataset} {images.mean} {images.std} {images.flips}", (images.pixels, images.labels))
+    if isinstance(what, Images):
+        return digest(f"{what.dataset} {what.mean} {what.std} {what.flips}", (what.pixels, what.labels))
+    tensors = {**dict(what.named_parameters()), **dict(what.named_buffers())}
+    return digest(f"{what} {[(name, tensor.requires_grad) for name, tensor in tensors.items()]}", tensors.values())
 
 
 def _state_of(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The state that a training left in a file.
-
-    Raises
-    ------
-    ValueError : it is not the state of this training
-    """
+    """The state that a training left in a file. Raises a ValueError if that is not the state of this training."""
     state = read_tensors(path)
     if not isinstance(state, dict) or not {"model", "optimizer", "ema", "history", "identity", "networks"} <= set(state):
         raise ValueError(f"{path} is not the state of a training, expected one written by training.train")
@@ -335,7 +330,7 @@ class _Run:
         self.optimizer = optimizer_for(model, recipe.optimizer, recipe.learning_rate, recipe.weight_decay, **settings)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.before = [p.detach().clone() for p in self.trained]
-        self.ema = copy.deepcopy(model) if recipe.ema else None
+        self.averaged = copy.deepcopy(model)  # equal to the model if `recipe.ema` is 0
         self.history: list[dict[str, float]] = []
         self.last_complete = self._state()
 
@@ -363,38 +358,26 @@ class _Run:
             torch._foreach_sub_(self.trained, self.before)
             torch._foreach_mul_(self.trained, ratio)
             torch._foreach_add_(self.trained, self.before)
-            if self.ema is not None:
-                _average(self.ema, self.model, self.recipe.ema)
+            _average(self.averaged, self.model, self.recipe.ema)
             return torch.stack([loss, (logits.argmax(1) == labels).float().mean()])
-
-    def averaged(self) -> nn.Module:
-        return self.model if self.ema is None else self.ema
 
     def complete_epoch(self, row: dict[str, Real], path: Path | None, identity: dict) -> None:
         self.history.append(row)
         self.last_complete = self._state()
         if path is not None:
-            networks = [_digest_of(self.model), _digest_of(self.averaged())]
+            networks = [_digest_of(self.model), _digest_of(self.averaged)]
             write_tensors({**self.last_complete, "identity": identity, "networks": networks}, path)
 
     def load(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(continued(state["optimizer"], on_gpu(self.trained)))
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
+        self.averaged.load_state_dict(state["ema"])
         self.history = list(state["history"])
         self.last_complete = self._state()
 
-    def finish(self) -> None:
-        """Put the averaged weights and statistics into the model itself."""
-        if self.ema is not None:
-            self.model.load_state_dict(self.ema.state_dict())
-        self.model.eval()
-
     def _state(self) -> dict:
-        ema = None if self.ema is None else dict(self.ema.state_dict())
-        state = {"model": dict(self.model.state_dict()), "optimizer": self.optimizer.state_dict(), "ema": ema, "history": self.history}
-        return copy.deepcopy(state)
+        networks = {"model": dict(self.model.state_dict()), "ema": dict(self.averaged.state_dict())}
+        return copy.deepcopy(networks | {"optimizer": self.optimizer.state_dict(), "history": self.history})
 
 
 def _logits(network: nn.Module, amp: bool, inputs: Tensor) -> Tensor:

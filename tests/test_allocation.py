@@ -123,6 +123,18 @@ def all_errors():
     )
 
 
+def test_errors_of_narrower_streams_are_measured_on_images_that_were_not_fitted_to(monkeypatch):
+    drawn, fitted, in_order, by_plan = [], [], allocation.augmented_in_order, allocation.compress_by_plan
+    monkeypatch.setattr(allocation, "augmented_in_order", lambda *given: drawn.append(in_order(*given)) or drawn[-1])
+    monkeypatch.setattr(allocation, "compress_by_plan", lambda *given, **choices: fitted.append(given[2]) or by_plan(*given, **choices))
+    allocation.layer_errors(NETWORK, MANY, shares=(1.0,), stream_shares=(0.5,), statistics=STATISTICS, progress=False)
+    n_fitted = {len(images) for images in fitted}
+    judged = MANY.pixels[drawn[0][1][n_fitted.pop() :]]
+    assert not n_fitted and 0 < len(judged) < len(MANY)
+    for images in fitted:
+        assert not (images.pixels.flatten(1).unsqueeze(1) == judged.flatten(1)).all(2).any()
+
+
 def test_errors_of_dropped_blocks_and_narrower_streams(all_errors):
     table = {layer: rows.set_index("n_clusters").error.sort_index() for layer, rows in all_errors.groupby("layer")}
     for name in model.blocks(NETWORK):

@@ -1,3 +1,6 @@
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
 import pandas as pd
 import pytest
 import torch
@@ -43,9 +46,8 @@ def test_the_choosing_checkpoint_has_not_seen_a_tenth(folder, digits):
 
 
 def test_each_seed_has_its_row(folder):
-    trained = {seed: base.train_network("resnet20", "digits", folder, seed) for seed in (1, 0)}
     for seed in (1, 0, 1):  # a row that is replaced keeps its place, and the first is always seed 0
-        base.record(*trained[seed], folder / "figures")
+        assert base.train_network("resnet20", "digits", folder, seed).stem == f"resnet20{'_seed1' if seed else ''}"
     seeds = pd.read_csv(folder / "figures" / "base_seeds.csv")
     assert seeds.network.tolist() == ["resnet20", "resnet20_seed1"] and seeds.seed.tolist() == [0, 1]
     for row in seeds.itertuples():
@@ -55,21 +57,41 @@ def test_each_seed_has_its_row(folder):
     assert history.network.tolist() == ["resnet20_seed1"] * 2 + ["resnet20"] * 2 and history.epoch.tolist() == [1, 2, 1, 2]
 
 
+def test_trainings_that_end_at_once_all_have_their_rows(folder):
+    path = base.train_network("resnet20", "digits", folder)
+    history = base.histories("digits", "quick").drop(columns="network")
+    names = [f"resnet20_{letter}" for letter in "abcdef"]
+    for name in names:
+        shutil.copy(path, path.with_name(f"{name}.pt"))
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: base.record(path.with_name(f"{name}.pt"), history, folder / "figures"), names))
+    assert sorted(pd.read_csv(folder / "figures" / "other_networks.csv").network) == names
+    assert len(base.histories("digits", "quick")) == 2 * (1 + len(names))
+
+
+def test_a_training_that_cannot_be_recorded_is_not_lost(folder):
+    (folder / "figures").mkdir()
+    (folder / "figures" / "trainings.csv").write_text("epoch\n1\n")
+    with pytest.raises(AttributeError, match="network"):
+        base.train_network("resnet20", "digits", folder)
+    assert (folder / "build" / "training" / "resnet20" / "state.pt").exists()
+    (folder / "figures" / "trainings.csv").unlink()
+    base.train_network("resnet20", "digits", folder)
+    assert base.histories("digits", "quick").epoch.tolist() == [1, 2]
+
+
 def test_a_teacher_is_trained_first_where_it_is_missing(folder, monkeypatch):
     teacher = base.Training(SHORT, stage_widths=(4, 8, 8), dtype=torch.float16, holds_out=True)
     student = base.Training(SHORT, stage_widths=(4, 8, 8), teacher="wide")
     monkeypatch.setattr(base, "training_of", lambda name, dataset: {"wide": teacher, "taught": student}[name])
-    taught, _ = base.train_network("taught", "digits", folder)
+    taught = base.train_network("taught", "digits", folder)
     network, facts = checkpoints.load_checkpoint(folder / "checkpoints" / "wide.pt")
     weights = network.conv1.weight
     assert weights.dtype == torch.float32 and torch.equal(weights, weights.half().float()) and facts["n_train_images"] == 87
     assert checkpoints.load_checkpoint(taught)[1]["teacher"] == "wide"
-    row = pd.read_csv(folder / "figures" / "other_networks.csv").iloc[0]
-    assert (
-        row.network == "wide"
-        and row.accuracy == facts["test_accuracy"]
-        and base.histories("digits", "quick").network.tolist() == ["wide"] * 2
-    )
+    rows = pd.read_csv(folder / "figures" / "other_networks.csv")
+    assert rows.network.tolist() == ["wide", "taught"] and rows.accuracy[0] == facts["test_accuracy"]
+    assert base.histories("digits", "quick").network.tolist() == ["wide"] * 2 + ["taught"] * 2
     monkeypatch.undo()
     with pytest.raises(ValueError, match="network is 'resnet50', expected one of resnet20_wide, resnet20, resnet20_choosing"):
         base.training_of("resnet50", "cifar10")

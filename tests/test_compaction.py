@@ -121,6 +121,13 @@ def test_a_compact_model_is_saved_loaded_and_trained_like_any_other(tmp_path):
     assert loaded.conv1.weight.shape == before.shape and not torch.equal(loaded.conv1.weight, before)
 
 
+def test_a_network_that_its_configuration_no_longer_describes_is_refused():
+    changed = replaced({"conv1": 3})
+    changed.layer1[0].bn1.eps = 0.1
+    with pytest.raises(ValueError, match="the network has \\(bn1\\): BatchNorm2d.* eps=0.1"):
+        compaction.compact(changed)
+
+
 def test_a_compact_model_is_not_clustered_again():
     small = compaction.compact(replaced({"conv1": 3}))
     expected = "cluster or constrain the model before it is made compact"

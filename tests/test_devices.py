@@ -35,9 +35,9 @@ QUIET = {"progress": False, "n_steps": 3}
 
 
 def trained(network, images, **settings):
-    network = copy.deepcopy(network)
-    train(network, images[:64], dataclasses.replace(RECIPE, **settings), teacher=network, held_out=FEW, **EAGER)
-    return network
+    student = copy.deepcopy(network)
+    train(student, images[:64], dataclasses.replace(RECIPE, **settings), teacher=network, held_out=FEW, **EAGER)
+    return student
 
 
 def quantized(network, images, *bits, **settings):

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -41,17 +39,3 @@ def test_a_model_that_fails_keeps_its_mode(small_images):
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         evaluation.predict(network, small_images)
     assert network.training
-
-
-def test_two_networks_are_compared_image_by_image():
-    """McNemar's own kind of table: 30 images only the second gets right, 10 only the first, of 200."""
-    first, second = torch.ones(200, dtype=torch.bool), torch.ones(200, dtype=torch.bool)
-    first[10:40], second[:10] = False, False
-    found = evaluation.compared(first, second)
-    exact = 2 * sum(math.comb(40, k) for k in range(11)) / 2**40
-    assert found["difference"] == pytest.approx(10) and found["p_value"] == pytest.approx(exact)
-    assert found["highest"] - 10 == pytest.approx(10 - found["lowest"]) and 3.9 < found["lowest"] < 4.1
-    mirrored = evaluation.compared(second, first)
-    assert mirrored["difference"] == -found["difference"] and mirrored["p_value"] == found["p_value"]
-    same = evaluation.compared(first, first)
-    assert same == {"difference": 0, "lowest": 0, "highest": 0, "p_value": 1}

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pruning import IMAGES, NETWORK, STATISTICS, any_plan, assert_same_function, choices, distinct
+from torch.nn.utils import parametrize
 
 from resnet_pruning import clustering, compaction, compression, cost, evaluation, finetuning, model, plans, pruning
 from resnet_pruning.training import Execution, Recipe, train
@@ -33,7 +34,8 @@ def constrained(way, **settings):
 
 def assignments(network):
     """The cluster of each filter, by layer."""
-    return {name: constraint.labels.tolist() for name, (_, constraint) in finetuning.constrained_layers(network).items()}
+    layers = {name: conv for name, conv in model.convolutions(network).items() if hasattr(conv, "parametrizations")}
+    return {name: conv.parametrizations.weight[0].labels.tolist() for name, conv in layers.items()}
 
 
 def gradients(network):
@@ -57,6 +59,17 @@ def test_after_training_each_layer_has_the_planned_filters_and_compact_agrees(wa
     assert (cost.parameters(small), cost.macs(small)) == compression.cost_of_plan(NETWORK, PLAN)
     assert not any("original" in name for name in plain.state_dict()) and plain.conv1.weight.requires_grad
     assert_same_function(network, plain)
+
+
+def test_each_of_several_constraints_of_a_weight_is_released():
+    class Half(torch.nn.Module):
+        def forward(self, weight):
+            return weight / 2
+
+    network = constrained("tied")
+    for conv in model.convolutions(network).values():
+        parametrize.register_parametrization(conv, "weight", Half(), unsafe=True)
+    assert_same_function(network, finetuning.released(network))
 
 
 @given(any_plan.filter(len), st.fixed_dictionaries({key: choices[key] for key in ("distance", "weighting")}))

@@ -30,6 +30,15 @@ def test_merged_networks_are_trained(runs, tmp_path):
         assert (row.parameters, row.macs) == compression.cost_of_plan(network, plan, merged=True) and row.seconds > 0
 
 
+def test_nothing_of_an_old_network_is_kept_for_the_one_that_replaces_it(runs):
+    (plan,) = PLANS.values()
+    before = runs.compressed(plan)
+    assert runs.compressed(plan) is before
+    torch.manual_seed(7)
+    checkpoints.save_checkpoint(runs.path(""), ResNet(8, (4, 8, 8)), {"dataset": "digits"})
+    assert not torch.equal(runs.compressed(plan).fc.weight, before.fc.weight)
+
+
 def test_a_choice_is_judged_on_images_that_were_not_trained_on(runs):
     material = runs.material
     trained, judged = material.trained_on("training"), material.images("training")

@@ -38,7 +38,7 @@ def imported_places(module: Path) -> set[str]:
 def test_the_core_is_small():
     core = [module for module in MODULES if place(module) == ""]
     assert len(core) <= 17, "16 modules and __init__"
-    assert sum(len(module.read_text(encoding="utf-8").splitlines()) for module in core) <= 2580
+    assert sum(len(module.read_text(encoding="utf-8").splitlines()) for module in core) <= 2500
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(PACKAGE)))

@@ -32,6 +32,22 @@ def test_a_kept_network_is_the_one_that_the_row_describes(runs, tmp_path):
     assert path.stat().st_size == row["file_bytes"] and facts["end_bits"] == 0 and network.bits["ends"] == 6
 
 
+def test_changes_are_from_the_network_that_the_file_holds_now(runs):
+    (point,) = runs.quantizing_points([(16, 16)], "training", n_images=[32], weight_range=["min-max"])
+    judged = runs.material.images("training")
+    first = runs.measure_quantized(point)
+    before = first["accuracy"] - first["change"]
+    network, facts = checkpoints.load_checkpoint(runs.path(""))
+    shares = 100 * torch.bincount(judged.labels, minlength=10) / len(judged)
+    only = int((shares - before).abs().argmax())
+    with torch.no_grad():
+        network.fc.bias[only] += 1e4  # the only class that it names
+    checkpoints.save_checkpoint(runs.path(""), network, facts)
+    now = runs.measure_quantized(point)
+    assert now["accuracy"] - now["change"] == pytest.approx(float(shares[only]), abs=0.02)
+    assert float(shares[only]) != pytest.approx(before, abs=0.02)
+
+
 def test_bits_by_sensitivity_take_no_more_bytes(runs):
     points = runs.quantizing_points([(3, 8)], n_images=[64], allocation=["equal", "by sensitivity"])
     equal, mixed = (runs.measure_quantized(point) for point in points)

@@ -1,9 +1,10 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_pruning import evaluation
 from resnet_pruning.studies import right_answers
 
 
@@ -27,4 +28,18 @@ def test_pairs_are_all_or_those_chosen():
     assert list(zip(table["first"], table["second"], strict=True)) == [("a", "b"), ("a", "c"), ("b", "c")]
     assert table.tie.tolist() == [True, False, False] and table.difference.tolist() == pytest.approx([-2.5, -100, -97.5])
     (row,) = right_answers.pairs(answers, [("c", "a")]).itertuples()
-    assert row.difference == 100 and row.p_value == evaluation.compared(none, ones)["p_value"]
+    assert row.difference == 100 and row.p_value == right_answers.compared(none, ones)["p_value"]
+
+
+def test_two_networks_are_compared_image_by_image():
+    """McNemar's own kind of table: 30 images only the second gets right, 10 only the first, of 200."""
+    first, second = torch.ones(200, dtype=torch.bool), torch.ones(200, dtype=torch.bool)
+    first[10:40], second[:10] = False, False
+    found = right_answers.compared(first, second)
+    exact = 2 * sum(math.comb(40, k) for k in range(11)) / 2**40
+    assert found["difference"] == pytest.approx(10) and found["p_value"] == pytest.approx(exact)
+    assert found["highest"] - 10 == pytest.approx(10 - found["lowest"]) and 3.9 < found["lowest"] < 4.1
+    mirrored = right_answers.compared(second, first)
+    assert mirrored["difference"] == -found["difference"] and mirrored["p_value"] == found["p_value"]
+    same = right_answers.compared(first, first)
+    assert same == {"difference": 0, "lowest": 0, "highest": 0, "p_value": 1}

@@ -288,6 +288,20 @@ def test_a_teacher_is_asked_once_about_each_view_and_says_the_same(small_images,
     torch.testing.assert_close(weights(kept), weights(anew), atol=1e-5, rtol=1e-5)
 
 
+def test_teachers_that_differ_in_no_tensor_are_told_apart(small_images):
+    class Scaled(torch.nn.Module):
+        def __init__(self, network, factor):
+            super().__init__()
+            self.network, self.factor = network, factor
+
+        def forward(self, x):
+            return self.factor * self.network(x)
+
+    recipe, network = dataclasses.replace(QUICK, views=2), ResNet(8, (4, 8, 8))
+    mild, sharp = (trained(small_images, recipe, teacher=Scaled(network, factor))[1].loss for factor in (1.0, 50.0))
+    assert sharp.iloc[0] > 2 * mild.iloc[0]
+
+
 def test_two_trainings_at_once_have_their_own_teachers(small_images):
     class Constant(torch.nn.Module):
         def __init__(self, value):
@@ -355,6 +369,9 @@ def test_graphs_without_a_gpu_are_refused(small_images):
 def test_models_of_other_classes_are_refused(small_images):
     with pytest.raises(ValueError, match="the teacher has 7 outputs, expected one for each of the 10 classes of digits"):
         train(ResNet(8), small_images, QUICK, teacher=ResNet(8, n_classes=7), **EAGER)
+    network = ResNet(8)
+    with pytest.raises(ValueError, match="the teacher is the model itself, expected another network, or a copy"):
+        train(network, small_images, QUICK, teacher=network, **EAGER)
     with pytest.raises(ValueError, match="the model has 12 outputs"):
         train(ResNet(8, n_classes=12), small_images, QUICK, **EAGER)
 

@@ -26,7 +26,7 @@ from ..hardware import full_float32
 from ..model import OwnNetwork, ResNet, convolutions
 from .by_plan import compress_by_plan
 from .knapsack import cheapest
-from .parts import N_FITTED, N_STATISTICS, PartFit, apply, augmented, check_images, parts_of
+from .parts import N_FITTED, N_STATISTICS, PartFit, apply, augmented_in_order, check_images, parts_of
 from .plan_cost import cost_of_plan
 from .streams import STAGES, read_by, stage_of
 from .timings import SHARES, numbers, part_timings
@@ -76,7 +76,9 @@ def layer_errors(
     model, images = expanded(model).eval(), images.beside(model)
     statistics = statistics or layer_statistics(model, images[:N_STATISTICS], seed=seed)
     n_fitted = min(N_FITTED, len(images) // 2)
-    start = inputs = augmented(images[: n_fitted + N_JUDGED], seed)
+    images = images[: n_fitted + N_JUDGED]
+    start, order = augmented_in_order(images, seed)
+    inputs, fitted_to = start, images[order[:n_fitted]]  # the others are judged
     parts = parts_of(model)
     names = list(parts)
     logits = _logits(model, parts.values(), inputs[n_fitted:])
@@ -114,7 +116,7 @@ def layer_errors(
                 if n_channels < before and stage != STAGES[0]:
                     continue  # no plan may narrow the stream from one stage to the next
                 plan, quiet = {stage: n_channels}, {"statistics": statistics, "seed": seed, "progress": False}
-                small = compress_by_plan(model, plan, images[:n_fitted], "least squares", **quiet)
+                small = compress_by_plan(model, plan, fitted_to, "least squares", **quiet)
                 error = change_of_logits(_logits(small, parts_of(small).values(), start[n_fitted:]), logits)
             rows.append({"layer": stage, "n_clusters": n_channels, "error": error})
     return pd.DataFrame(rows)

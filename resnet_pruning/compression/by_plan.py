@@ -187,7 +187,7 @@ def rescale_like(model: Network, other: AnyNetwork) -> nn.Module:
         own = conv.weight.detach().double().cpu().flatten(1).norm(dim=1)
         usual = others[name].weight.detach().double().cpu().flatten(1).norm(dim=1).square().mean().sqrt()
         gains = torch.where((own == 0) | (usual == 0), 1.0, usual / own)
-        rescale_filters(conv, norm, gains, gains[conv.labels.cpu()] if isinstance(conv, SharedConv2d) else gains)
+        rescale_filters(conv, norm, gains)
     return model
 
 

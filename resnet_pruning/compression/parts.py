@@ -37,7 +37,13 @@ def parts_of(model: OwnNetwork) -> dict[str, nn.Module]:
 
 def augmented(images: Images, seed: Seed = 0) -> Tensor:
     """All `images`, in random order, shifted and mirrored as in training, as one float32 tensor (N, 3, 32, 32)."""
-    return next(Batches(images, len(images), seed=seed).epoch(0))[0]
+    return augmented_in_order(images, seed)[0]
+
+
+def augmented_in_order(images: Images, seed: Seed = 0) -> tuple[Tensor, Tensor]:
+    """`augmented`, and for each of its rows the index of the image."""
+    inputs, _, order = next(Batches(images, len(images), seed=seed).epoch(0))
+    return inputs, order
 
 
 @torch.no_grad()

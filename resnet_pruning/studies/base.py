@@ -19,7 +19,7 @@ from ..arguments import Seed
 from ..checkpoints import load_checkpoint, save_checkpoint
 from ..data import hold_out, load_images
 from ..evaluation import accuracy
-from ..files import ROOT, results_folder, write_table
+from ..files import ROOT, locked, results_folder, write_table
 from ..hardware import default_device, machine
 from ..model import ResNet
 from ..training import Recipe, train
@@ -71,11 +71,11 @@ def training_of(name: str, dataset: str) -> Training:
     return chosen if dataset == "cifar10" else dataclasses.replace(chosen, recipe=QUICK, teacher="")
 
 
-def train_network(name: str, dataset: str, folder: Path, seed: Seed = 0, progress: bool = True) -> tuple[Path, pd.DataFrame]:
-    """Train one of `TRAININGS`, after its teacher if that is missing. Return the path of its checkpoint in `folder`, and the history.
+def train_network(name: str, dataset: str, folder: Path, seed: Seed = 0, progress: bool = True) -> Path:
+    """Train one of `TRAININGS`, after its teacher if that is missing. Return the path of its checkpoint in `folder`.
 
-    An interrupted training resumes where it stopped. Seeds other than 0 are part of the name: ``resnet20_seed1``. The teacher is recorded
-    in the folder's ``figures``; the network itself is left to `record`.
+    An interrupted training resumes where it stopped. Seeds other than 0 are part of the name: ``resnet20_seed1``. Its rows are in the
+    folder's ``figures``, see `record`.
     """
     training = training_of(name, dataset)
     images, test_images = load_images(dataset, device=default_device())
@@ -84,7 +84,7 @@ def train_network(name: str, dataset: str, folder: Path, seed: Seed = 0, progres
     if training.teacher:
         path = folder / "checkpoints" / f"{training.teacher}.pt"
         if not path.exists():
-            record(*train_network(training.teacher, dataset, folder, progress=progress), folder / "figures")
+            train_network(training.teacher, dataset, folder, progress=progress)
         teacher, _ = load_checkpoint(path)
     torch.manual_seed(int(seed))
     network = ResNet(training.depth, training.stage_widths, n_classes=len(images.classes))
@@ -115,8 +115,9 @@ def train_network(name: str, dataset: str, folder: Path, seed: Seed = 0, progres
         "torch": str(torch.__version__),
     }
     save_checkpoint(path, network, facts, dtype=training.dtype)
+    record(path, history, folder / "figures")
     shutil.rmtree(state)  # otherwise, the next training would return the result of this one
-    return path, history
+    return path
 
 
 def checkpoint(name: str, dataset: str, profile: str, anew: bool = False) -> Path:
@@ -130,7 +131,7 @@ def checkpoint(name: str, dataset: str, profile: str, anew: bool = False) -> Pat
     folder = ROOT if dataset == "cifar10" and not anew else results_folder(dataset, profile)
     path = folder / "checkpoints" / f"{name}.pt"
     if anew or not path.exists():
-        record(*train_network(name, dataset, folder), folder / "figures")
+        train_network(name, dataset, folder)
     return path
 
 
@@ -177,12 +178,13 @@ def record(path: Path, history: pd.DataFrame, figures: Path) -> None:
     digits = {"learning_rate": 5, "loss": 4, "train_accuracy": 2, "held_out_accuracy": 2, "seconds": 1, "images_per_second": 0}
     for csv, table in {rows: pd.DataFrame([row]), "trainings.csv": history.round(digits)}.items():
         table = table.assign(network=path.stem)[["network", *table]]
-        if (figures / csv).exists():
-            old = pd.read_csv(figures / csv)
-            places = {name: place for place, name in enumerate(dict.fromkeys([*old.network, path.stem]))}
-            table = pd.concat([old[old.network != path.stem], table])
-            table = table.sort_values("network", key=lambda names, places=places: names.map(places), kind="stable")
-        write_table(table.sort_values("seed", kind="stable") if "seed" in table else table, figures / csv)
+        with locked(figures / csv):  # two trainings may end at once
+            if (figures / csv).exists():
+                old = pd.read_csv(figures / csv)
+                places = {name: place for place, name in enumerate(dict.fromkeys([*old.network, path.stem]))}
+                table = pd.concat([old[old.network != path.stem], table])
+                table = table.sort_values("network", key=lambda names, places=places: names.map(places), kind="stable")
+            write_table(table.sort_values("seed", kind="stable") if "seed" in table else table, figures / csv)
 
 
 def recipe_of(facts: Mapping[str, Any]) -> Recipe:
@@ -198,8 +200,7 @@ def main() -> None:
     parser.add_argument("name", choices=list(TRAININGS), help="which network to train")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights and batches")
     arguments = parser.parse_args()
-    path, history = train_network(arguments.name, "cifar10", ROOT, arguments.seed)
-    record(path, history, ROOT / "figures")
+    path = train_network(arguments.name, "cifar10", ROOT, arguments.seed)
     print(f"{path}: {load_checkpoint(path)[1]}")
 
 

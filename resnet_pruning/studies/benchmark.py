@@ -44,7 +44,7 @@ from ..checkpoints import load_checkpoint
 from ..data import Images, load_images
 from ..deployment import bounds, runtimes, timing
 from ..deployment.runtimes import prepared
-from ..files import DATASETS, ROOT, fingerprint, results_folder, write_table
+from ..files import DATASETS, ROOT, fingerprint, locked, results_folder, write_table
 from ..hardware import can_compile, default_device, has_fast_bfloat16, machine
 from ..model import ResNet
 from ..quantization import pytorch
@@ -430,11 +430,12 @@ def benchmark_numbers(
 
 def record(table: pd.DataFrame, csv: Path) -> None:
     """Write `table` to `csv`, in place of earlier rows of the same machine, batch size and (if any) runtime and precision; others stay."""
-    if csv.exists():
-        old = pd.read_csv(csv)
-        key = [name for name in ("machine", "batch_size", "runtime", "precision") if name in table]
-        table = pd.concat([old[~old[key].apply(tuple, axis=1).isin(table[key].apply(tuple, axis=1))], table])
-    write_table(table, csv)
+    with locked(csv):
+        if csv.exists():
+            old = pd.read_csv(csv)
+            key = [name for name in ("machine", "batch_size", "runtime", "precision") if name in table]
+            table = pd.concat([old[~old[key].apply(tuple, axis=1).isin(table[key].apply(tuple, axis=1))], table])
+        write_table(table, csv)
 
 
 def recorded(csv: Path, networks: Sequence[str]) -> pd.DataFrame:

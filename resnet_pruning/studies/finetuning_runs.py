@@ -85,7 +85,7 @@ class FineTuningRuns(PruningRuns):
 
     def compressed(self, plan: Plan, seed: Seed = 0, *, selection: str = "elimination", repair: str = "reconstruction") -> ResNet:
         """The network that `compression.compress_by_plan` returns for a plan, cached for runs that share it. It must not be modified."""
-        return _compressed(self, tuple(plan.items()), seed, selection, repair)
+        return _compressed(self, self.base, tuple(plan.items()), seed, selection, repair)
 
     def fine_tune(self, network: nn.Module, images: Images, recipe: Recipe, point: Any, execution: Execution | None = None) -> pd.DataFrame:
         """Train the network of a point in place, with its seed and the teacher. An interrupted training resumes where it stopped."""
@@ -113,7 +113,7 @@ class FineTuningRuns(PruningRuns):
 
 
 @functools.lru_cache(maxsize=4)
-def _compressed(runs: FineTuningRuns, plan: tuple[tuple[str, Integer], ...], seed: Seed, selection: str, repair: str) -> ResNet:
+def _compressed(runs: FineTuningRuns, base: str, plan: tuple[tuple[str, Integer], ...], seed: Seed, selection: str, repair: str) -> ResNet:
     material = runs.material
     settings = {"selection": selection, "statistics": material.statistics, "seed": seed, "progress": False}
     n_steps = 400 if runs.profile == "full" else 5

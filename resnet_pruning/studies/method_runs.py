@@ -259,7 +259,7 @@ def _grail(selection: str) -> Method:
 
 
 @functools.lru_cache(maxsize=4)
-def _first_clusters(runs: MethodRuns, plan: tuple[tuple[str, Integer], ...], distance: str, seed: Seed) -> dict[str, Clusters]:
+def _first_clusters(runs: MethodRuns, base: str, plan: tuple[tuple[str, Integer], ...], distance: str, seed: Seed) -> dict[str, Clusters]:
     """The clusters that constrained networks start from. They must not be modified."""
     material, weighting = runs.material, 0.5 if distance == "correlation" else 0.0
     return cluster_layers(material.network, dict(plan), distance, statistics=material.statistics, weighting=weighting, seed=seed)
@@ -275,7 +275,7 @@ def _constrained(constraint: Callable[..., nn.Module], distance: str) -> Method:
             lambda plan: cost_of_plan(network, plan)[1],
             level * cost.macs(network),
         )
-        return constraint(network, _first_clusters(runs, tuple(plan.items()), distance, seed))
+        return constraint(network, _first_clusters(runs, runs.base, tuple(plan.items()), distance, seed))
 
     return pruned
 

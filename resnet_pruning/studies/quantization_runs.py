@@ -99,7 +99,7 @@ class QuantizationRuns(PruningRuns):
         if point.layer:
             bits = dict.fromkeys([*model.convolutions(whole), "fc"], 16) | {point.layer: point.weight_bits}
         elif point.allocation == "by sensitivity":
-            bits = bits_by_sensitivity(_bit_errors(self, point.network), point.weight_bits, end_bits)
+            bits = bits_by_sensitivity(_bit_errors(self, fingerprint(self.path(point.network)), point.network), point.weight_bits, end_bits)
         calibration = self.images_to_calibrate(point.n_images, point.seed)
         settings = {name: getattr(point, name) for name in SETTINGS}
         small = quantization.quantize(whole, calibration, bits, point.activation_bits, end_bits=end_bits, **settings, progress=False)
@@ -147,7 +147,7 @@ class QuantizationRuns(PruningRuns):
 
     def _judged(self, small: nn.Module, network: str, images: str) -> dict[str, float]:
         accuracy = evaluation.accuracy(small, self.material.images(images))
-        whole, base = (_accuracy(self, name, images) for name in (network, ""))
+        whole, base = (_accuracy(self, fingerprint(self.path(name)), name, images) for name in (network, ""))
         return {"accuracy": round(accuracy, 2), "change": round(accuracy - whole, 2), "change_from_base": round(accuracy - base, 2)}
 
 
@@ -183,11 +183,11 @@ def ranges_in_bits(
 
 
 @functools.cache
-def _accuracy(runs: QuantizationRuns, network: str, images: str) -> float:
+def _accuracy(runs: QuantizationRuns, base: str, network: str, images: str) -> float:
     return evaluation.accuracy(runs.network(network), runs.material.images(images))
 
 
 @functools.cache
-def _bit_errors(runs: QuantizationRuns, network: str) -> pd.DataFrame:
+def _bit_errors(runs: QuantizationRuns, base: str, network: str) -> pd.DataFrame:
     n_images = 512 if runs.profile == "full" else 16
     return bit_errors(runs.network(network), runs.images_to_calibrate(n_images, 0))

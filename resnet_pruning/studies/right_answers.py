@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from ..arguments import Count
 from ..data import Images
-from ..evaluation import compared, predict
+from ..evaluation import predict
 from ..model import AnyNetwork
 
 
@@ -33,8 +34,21 @@ def unpacked(text: str, n_images: Count) -> Tensor:
     return torch.from_numpy(np.unpackbits(data, count=n_images).astype(bool))
 
 
+def compared(first: Tensor, second: Tensor) -> dict[str, float]:
+    """Compare the accuracy of two networks, from bool (N,) for each: the images that it gets right.
+
+    Returns the difference (second minus first) and the ends of its 95 % interval, in pp, and the p-value of McNemar's exact test.
+    All are computed from the images that only one of the two gets right.
+    """
+    lost, won = int((first & ~second).sum()), int((second & ~first).sum())
+    difference = (won - lost) / len(first)
+    half = 1.96 * (((won + lost) / len(first) - difference**2) / len(first)) ** 0.5
+    p_value = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    return {"difference": 100 * difference, "lowest": 100 * (difference - half), "highest": 100 * (difference + half), "p_value": p_value}
+
+
 def pairs(answers: Mapping[str, Tensor], chosen: Sequence[tuple[str, str]] | None = None) -> pd.DataFrame:
-    """`evaluation.compared` for pairs of networks, by default all pairs.
+    """`compared` for pairs of networks, by default all pairs.
 
     Returns
     -------
