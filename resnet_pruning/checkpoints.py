@@ -29,8 +29,8 @@ def save_checkpoint(path: str | Path, model: OwnNetwork, facts: Mapping[str, Any
         raise ValueError(f"dtype is {dtype}, expected torch.float32, torch.bfloat16 or torch.float16")
     state = {name: (t.to(dtype) if t.is_floating_point() else t).detach().cpu().contiguous() for name, t in model.state_dict().items()}
     content = {"config": model.config, "state_dict": state, "facts": dict(facts)}
-    check_described(model)
     _rebuilt(content)  # raises an error, before writing, if this could not be read again
+    check_described(model)
     write_tensors(content, path)
 
 
