@@ -31,6 +31,15 @@ def test_pairs_are_all_or_those_chosen():
     assert row.difference == 100 and row.p_value == right_answers.compared(none, ones)["p_value"]
 
 
+def test_a_tie_is_what_mcnemars_test_calls_one():
+    """Five images against none have p = 0.0625, although the interval leaves out zero; six have p = 0.03."""
+    none = torch.zeros(100, dtype=torch.bool)
+    more = {n: torch.arange(100) < n for n in (5, 6)}
+    table = right_answers.pairs({"none": none, "five": more[5], "six": more[6]}, [("none", "five"), ("none", "six")])
+    assert table.p_value.tolist() == pytest.approx([2 * 0.5**5, 2 * 0.5**6]) and (table.lowest > 0).all()
+    assert table.tie.tolist() == [True, False]
+
+
 def test_two_networks_are_compared_image_by_image():
     """McNemar's own kind of table: 30 images only the second gets right, 10 only the first, of 200."""
     first, second = torch.ones(200, dtype=torch.bool), torch.ones(200, dtype=torch.bool)
