@@ -12,8 +12,6 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
-from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import calculate_md5
 
 from .arguments import Count, Integer, Natural, Seed
 from .files import DATASETS, ROOT
@@ -114,6 +112,9 @@ def load_images(name: str, root: str | Path | None = None, device: torch.device 
 
 
 def _cifar10(root: Path) -> tuple[Images, Images]:
+    from torchvision.datasets import CIFAR10  # imported here because it takes as long to import as torch, and digits do not need it
+    from torchvision.datasets.utils import calculate_md5
+
     folder = root / CIFAR10.base_folder
     files = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
     # Checked before anything is read: the files are pickles, and only their MD5 makes them safe to open.

@@ -36,7 +36,7 @@ def test_every_method_has_the_same_macs_and_rows_tell_what_was_done(runs, tmp_pa
     assert accuracies == pytest.approx(table.accuracy.tolist(), abs=0.01)
 
 
-@pytest.mark.parametrize("method", ["elimination", "elimination, reconstruction", "tied", "random units"])
+@pytest.mark.parametrize("method", ["elimination", "elimination, reconstruction", "tied", "random channels"])
 def test_fine_tuning_does_not_reach_the_next_measurement(runs, method):
     (tuned,) = runs.comparison_points([method], [0.6], stage=["fine-tuned"], epochs=[1], n_images=[192])
     weights = {name: tensor.clone() for name, tensor in METHODS[method](runs, 0.6, 0).state_dict().items()}
@@ -71,14 +71,14 @@ def test_weights_are_pruned_and_fine_tuned_with_their_zeros(runs, tmp_path):
 
 
 def test_unknown_settings_are_refused(runs):
-    (point,) = runs.comparison_points(["random units"], [0.5], stage=["as pruned"])
-    with pytest.raises(ValueError, match="method is 'magic', expected one of not pruned, random units"):
+    (point,) = runs.comparison_points(["random channels"], [0.5], stage=["as pruned"])
+    with pytest.raises(ValueError, match="method is 'magic', expected one of not pruned, random channels"):
         runs.measure_method(dataclasses.replace(point, method="magic"))
     with pytest.raises(ValueError, match="stage is 'trained', expected one of as pruned"):
         runs.measure_method(dataclasses.replace(point, stage="trained"))
     with pytest.raises(ValueError, match="choices has teacher, expected some of base, images, method"):
-        runs.comparison_points(["random units"], [0.5], teacher=[True])
-    for method in ("random units", "Neuron Merging", *(["Torch-Pruning, group norm"] if peers.HAS_TORCH_PRUNING else [])):
+        runs.comparison_points(["random channels"], [0.5], teacher=[True])
+    for method in ("random channels", "Neuron Merging", *(["Torch-Pruning, group norm"] if peers.HAS_TORCH_PRUNING else [])):
         with pytest.raises(ValueError, match="expected at least|expected more"):
             runs.measure_method(dataclasses.replace(point, method=method, level=0.01))
     assert set(METHODS) >= set(method_runs.SOLVED)

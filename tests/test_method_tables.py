@@ -46,14 +46,14 @@ def test_the_fit_is_told_from_the_choice():
         (0.5, "before", "elimination", 70.0),
         (0.5, "before", "elimination, reconstruction", 80.0),
         (0.5, "before", "elimination, reconstruction", 82.0),
-        (0.5, "after", "random units", 90.0),
-        (0.75, "after", "random units, reconstruction", 92.0),
+        (0.5, "after", "random channels", 90.0),
+        (0.75, "after", "random channels, reconstruction", 92.0),
     ]
     table = methods.worth_of_the_fit(pd.DataFrame(rows, columns=["level", "stage", "method", "accuracy"]))
     assert list(table.index) == list(methods.FITTED) and [*dict.fromkeys(level for level, _, _ in table)] == [0.75, 0.5]
     assert table[0.5, "before"].loc["elimination"].tolist() == [70, 81]
-    assert table[0.5, "after"]["alone"].dropna().to_dict() == {"random units": 90}
-    assert table[0.75, "after", "fitted"]["random units"] == 92 and table[0.5, "after", "fitted"].isna().all()
+    assert table[0.5, "after"]["alone"].dropna().to_dict() == {"random channels": 90}
+    assert table[0.75, "after", "fitted"]["random channels"] == 92 and table[0.5, "after", "fitted"].isna().all()
 
 
 def test_controls_count_all_epochs_and_are_as_large_as_they_are():

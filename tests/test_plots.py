@@ -206,6 +206,22 @@ def test_scatter_labels_cover_no_dot_and_no_other_label(logarithmic):
     assert not any(Bbox.intersection(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
+def test_scatter_in_panels_shows_all_rows_in_each_and_labels_its_own():
+    table = pd.DataFrame(
+        {"kB": [1.0, 2, 30, 40], "accuracy": [80.0, 90, 85, 95], "kind": ["a", "b", "a", "c"], "half": ["l", "l", "r", "r"]}
+    )
+    table["name"] = "network " + table.index.astype(str)
+    figure, same = plots.scatter(table, "kB", "accuracy", "kind", "name", "kB", "%", "a title", panel="half")
+    pd.testing.assert_frame_equal(same, table)
+    assert legend(figure) == ["a", "b", "c", "in another panel"]
+    for axes, (half, own) in zip(figure.axes, table.groupby("half"), strict=True):
+        assert axes.get_title(loc="left") == half
+        assert {text.get_text() for text in axes.texts if text.get_text()} == set(own.name)
+        assert set(axes.lines[-1].get_xdata()) == set(table.kB) - set(own.kB)
+        low, high = axes.get_xlim()
+        assert low < own.kB.min() and own.kB.max() < high < 100 and (low > 20) == (half == "r")
+
+
 @pytest.mark.parametrize("held_out", [np.nan, 50.0])
 @pytest.mark.parametrize("small_epochs", [0, 1, None])
 def test_learning_curves(held_out, small_epochs):

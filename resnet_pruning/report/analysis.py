@@ -23,14 +23,14 @@ MEASURES = {
 MAIN = {
     "by sensitivity, inside blocks": "elimination, reconstructed, allocated by sensitivity (this project)",
     "elimination, reconstruction": "elimination, reconstructed, the same share in every block",
-    "random units, reconstruction": "removal at random, reconstructed",
-    "elimination": "elimination alone",
+    "random channels, reconstruction": "random channels, reconstructed",
+    "elimination": "elimination",
     "k-means of activations, medoids": "k-means of activations, one of each cluster kept",
     "k-means, centroids": "k-means of weights, merged (the assignment)",
-    "random units": "removal at random",
-    "smallest L2 norm": "removal by the smallest L2 norm",
+    "random channels": "random channels",
+    "smallest L2 norm": "channels of the smallest L2 norm",
 }
-REMOVED = ("random units", "smallest L2 norm", "geometric median", "Neuron Merging")
+REMOVED = ("random channels", "smallest L2 norm", "geometric median", "Neuron Merging")
 CLUSTERED = ("k-means, centroids", "k-means of unit filters, centroids")
 CORRELATED = "k-means of correlation, centroids"
 CHOSEN = ("k-means of activations, medoids", "elimination")
@@ -150,9 +150,9 @@ def ladder(methods: pd.DataFrame, steps: pd.DataFrame, tuned: pd.DataFrame) -> p
     found = {
         "k-means, centroids, merged": half["k-means, centroids", "as pruned"],
         "new batch-norm statistics": half["k-means, centroids", NEW_STATISTICS],
-        "channels removed at random instead of merged": half["random units", NEW_STATISTICS],
-        "next layer by least squares": half["random units, least squares", NEW_STATISTICS],
-        "each block reconstructed": half["random units, reconstruction", NEW_STATISTICS],
+        "channels removed at random instead of merged": half["random channels", NEW_STATISTICS],
+        "next layer by least squares": half["random channels, least squares", NEW_STATISTICS],
+        "each block reconstructed": half["random channels, reconstruction", NEW_STATISTICS],
         "channels chosen by elimination instead": half["elimination, reconstruction", NEW_STATISTICS],
         "channels allocated by sensitivity": half["by sensitivity, inside blocks", NEW_STATISTICS],
     }

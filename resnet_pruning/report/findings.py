@@ -12,7 +12,7 @@ from .tables import at_half, equally_tuned, gains_of_ends, is_own, networks, new
 RECONSTRUCTED, ALLOCATED = REPAIRED
 ANEW = f"{ALLOCATED}, drawn anew"
 UNREPAIRED = "elimination, allocated by sensitivity"  # as `ALLOCATED`, without its reconstruction
-DRAWN, FOLDED = "random units", ["Model Folding", "Model Folding, repaired"]
+DRAWN, FOLDED = "random channels", ["Model Folding", "Model Folding, repaired"]
 # Ways to choose channels or to merge them, with the same share in every block, and nothing else.
 CHOICES = (
     *("smallest L1 norm", "smallest L2 norm", "geometric median", "elimination", "k-means of activations, medoids", "Neuron Merging"),
@@ -66,7 +66,7 @@ def finding(figures: Path) -> str:
         f"{kept(tuned, DRAWN)}; {len(choices)} ways to choose or merge them, with the same share in every block, "
         f"{choices.min():.1f} to {choices.max():.1f} %. Reconstruction and more channels where the network is sensitive add some tenths "
         f"each: random channels, reconstructed, have {kept(tuned, f'{DRAWN}, reconstruction')}, channels by sensitivity "
-        f"{kept(tuned, UNREPAIRED)}, and both together {kept(tuned, ALLOCATED)}, next to {rivals.max():.1f} % for the best variant of "
+        f"{kept(tuned, UNREPAIRED)}, and both together {kept(tuned, ALLOCATED)}, next to {kept(tuned, rivals.idxmax())} for the best variant of "
         f"other methods and {_control(tuned):.1f} % for the unpruned network. At a quarter of the MACs, methods still differ: "
         f"{kept(tuned, 'smallest L2 norm', 0.25)} by the smallest norm, {kept(tuned, DRAWN, 0.25)} at random, "
         f"{kept(tuned, UNREPAIRED, 0.25)} by sensitivity, {kept(tuned, ALLOCATED, 0.25)} by sensitivity and reconstructed.\n"
@@ -162,9 +162,9 @@ def _baselines(figures: Path) -> str:
     parts = []
     for words, table in stages.items():
         means = at_half(table)
-        others = means[~is_own(means.index)].drop("random units")
+        others = means[~is_own(means.index)].drop("random channels")
         parts.append(
-            f"{words} {means[ALLOCATED]:.2f} %, next to {means['random units']:.2f} % for random channels and {others.max():.2f} % for "
+            f"{words} {means[ALLOCATED]:.2f} %, next to {means['random channels']:.2f} % for random channels and {others.max():.2f} % for "
             f"the best of {len(others)} methods of others ({others.idxmax()})"
         )
     return (

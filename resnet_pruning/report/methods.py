@@ -9,7 +9,7 @@ from ..arguments import Real
 
 # By the choice of channels: the method that also fits what remains.
 FITTED = {
-    "random units": "random units, reconstruction",
+    "random channels": "random channels, reconstruction",
     "smallest L2 norm": "smallest L2 norm, reconstruction",
     "elimination": "elimination, reconstruction",
     "elimination, allocated by sensitivity": "by sensitivity, inside blocks",

@@ -262,26 +262,39 @@ def scatter(
     title: str,
     reference: tuple[Real, str] | None = None,
     logarithmic: bool = False,
+    panel: str | None = None,
 ) -> tuple[Figure, pd.DataFrame]:
     """A dot for each row at columns `x` and `y`, with the text of column `label`; a colour and a marker for each value of `by`.
 
-    `reference` is a value of `y` to mark with a line, and its label; with `logarithmic`, x has a logarithmic axis.
+    Parameters
+    ----------
+    reference : a value of `y` to mark with a line, and its label
+    logarithmic : whether x has a logarithmic axis
+    panel : a column, for each of whose values there is a panel of its own, with its own x axis, where the other rows are small grey dots
     """
-    with subplots(title, figsize=(9, 5.8)) as (figure, axes):
-        seaborn.scatterplot(table, x=x, y=y, hue=by, style=by, s=50, ax=axes, **_looks(list(dict.fromkeys(table[by]))))
-        if reference is not None:
-            axes.axhline(reference[0], color=GREY, linestyle="-.", linewidth=1, label=reference[1])
-        if logarithmic:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.xaxis.set_major_formatter("{x:g}")
-        axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.margins(x=0.12)
-        axes.get_legend().remove()
-        legend_below(figure, axes, 9, loc="outside lower center")
+    groups = {"": table} if panel is None else dict(list(table.groupby(panel, sort=False)))
+    width = 9 if panel is None else 6.2  # of a panel, inches
+    size, looks = (width * len(groups), 5.8), _looks(list(dict.fromkeys(table[by])))
+    with subplots(title, 1, len(groups), figsize=size, sharey=True, squeeze=False) as (figure, (row,)):
+        for axes, (name, shown) in zip(row, groups.items(), strict=True):
+            seaborn.scatterplot(shown, x=x, y=y, hue=by, style=by, s=50, ax=axes, **looks)
+            if reference is not None:
+                axes.axhline(reference[0], color=GREY, linestyle="-.", linewidth=1, label=reference[1])
+            if logarithmic:
+                axes.set_xscale("log")
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.xaxis.set_minor_locator(NullLocator())
+                axes.xaxis.set_major_formatter("{x:g}")
+            axes.set(title=name, xlabel=xlabel, ylabel=ylabel)
+            axes.margins(x=0.12)
+            if len(others := table.drop(shown.index)):
+                axes.set_xlim(axes.get_xlim())  # whatever the others have
+                axes.plot(others[x], others[y], "o", color=GREY, alpha=0.35, markersize=3, label="in another panel")
+            axes.get_legend().remove()
+        legend_below(figure, row[0], size[0], loc="outside lower center")
         figure.draw_without_rendering()  # the layout fixes all positions
-        _label_points(axes, table[[x, y]].to_numpy(), table[label])
+        for axes, shown in zip(row, groups.values(), strict=True):
+            _label_points(axes, shown[[x, y]].to_numpy(), shown[label])
     return figure, table
 
 

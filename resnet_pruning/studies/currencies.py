@@ -22,12 +22,12 @@ SHOWN = (
     "by sensitivity",
     "by sensitivity, inside blocks",
     "elimination, reconstruction",
-    "random units, reconstruction",
+    "random channels, reconstruction",
     "elimination, allocated by sensitivity",
     "elimination",
     "k-means of activations, medoids",
     "smallest L2 norm",
-    "random units",
+    "random channels",
     "k-means, centroids",
     "k-means of unit filters, centroids",
     "k-means of correlation, centroids",
@@ -36,13 +36,16 @@ SHOWN = (
     "projected",
     "projected, new clusters each step",
 )
-SEEDED_AT_A_QUARTER = ("by sensitivity, inside blocks", "elimination, reconstruction", "random units")
+SEEDED_AT_A_QUARTER = (
+    *("by sensitivity, inside blocks", "elimination, reconstruction", "random channels"),
+    *("elimination, allocated by sensitivity", "smallest L2 norm"),
+)
 BETWEEN = (0.36, 0.75)  # for the four methods of the curves
 CURVES = ("by sensitivity, inside blocks", "elimination, reconstruction", "smallest L2 norm", "tied")
 # With three seeds at half of the MACs.
 SEEDED = (
-    *("not pruned", *CURVES, "random units", "k-means, centroids", "elimination", "k-means of activations, medoids"),
-    *("random units, reconstruction", "elimination, allocated by sensitivity"),
+    *("not pruned", *CURVES, "random channels", "k-means, centroids", "elimination", "k-means of activations, medoids"),
+    *("random channels, reconstruction", "elimination, allocated by sensitivity"),
 )
 LONGER = 20  # epochs, or even `LONGEST`: are five too few?
 LONGER_METHODS = ("not pruned", "smallest L2 norm", "by sensitivity, inside blocks")
@@ -58,7 +61,7 @@ RIVALS = (
     "geometric median",
     "smallest L1 norm",
 )
-FITS = ("random units, least squares", "elimination, least squares", "smallest L2 norm, reconstruction")  # before fine-tuning only
+FITS = ("random channels, least squares", "elimination, least squares", "smallest L2 norm, reconstruction")  # before fine-tuning only
 FROM_WIDE = ("by sensitivity, inside blocks", "by sensitivity", "Model Folding, repaired", "smallest L2 norm")
 
 

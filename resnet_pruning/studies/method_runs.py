@@ -300,13 +300,13 @@ def _as_it_is(runs: MethodRuns, level: Real, seed: Seed) -> nn.Module:
 TOGETHER = "all layers ranked together"
 FAMILIES: dict[str, dict[str, Method]] = {
     "control": {"not pruned": _as_it_is},
-    "units removed": {
-        "random units": _unit_pruning("random"),
+    "channels removed": {
+        "random channels": _unit_pruning("random"),
         "smallest L1 norm": _unit_pruning("L1 norm"),
         "smallest L2 norm": _unit_pruning("L2 norm"),
         "geometric median": _unit_pruning("geometric median"),
     },
-    "units merged": {
+    "channels merged": {
         "Neuron Merging": _neuron_merging(0.1),  # the paper's threshold
         "Neuron Merging, similarity from 0.45": _neuron_merging(0.45),
         "Model Folding": _folded(repaired=False),
@@ -337,8 +337,8 @@ FAMILIES: dict[str, dict[str, Method]] = {
         "projected, new clusters each step": _constrained(finetuning.projected, "correlation"),
     },
     "removed and repaired": {
-        "random units, least squares": _compressed(_same_share, "random", "least squares"),
-        "random units, reconstruction": _compressed(_same_share, "random"),
+        "random channels, least squares": _compressed(_same_share, "random", "least squares"),
+        "random channels, reconstruction": _compressed(_same_share, "random"),
         "smallest L2 norm, reconstruction": _compressed(_same_share, "L2 norm"),
         "elimination, least squares": _compressed(_same_share, repair="least squares"),
         "elimination, reconstruction": _compressed(_same_share),

@@ -28,7 +28,7 @@ TUNED = {"smallest L2 norm": (0.003, 0.001, 0.01, 0.03), "tied": (0.001, 0.003, 
 # Rates tried again where half as much is left: do those of half of the MACs still fit?
 TUNED_AT_A_QUARTER = {
     "elimination, reconstruction": (0.003, 0.01, 0.03),
-    "random units": (0.003, 0.01, 0.03),
+    "random channels": (0.003, 0.01, 0.03),
     "tied": (0.003, 0.01, 0.03, 0.1),
 }
 # Rates tried again for the longest fine-tuning: do those of `EPOCHS` still fit?
@@ -37,7 +37,7 @@ TEACHER = ""  # the base itself: in its trial, the network of doubled widths did
 # The learning rate of each family of methods. What is merged or only clustered starts about where removal does, and has its rate.
 RATES = {
     "control": 0.0003,
-    **dict.fromkeys(("units removed", "units merged", "Torch-Pruning", "clustering alone", "chosen on images, removed"), 0.01),
+    **dict.fromkeys(("channels removed", "channels merged", "Torch-Pruning", "clustering alone", "chosen on images, removed"), 0.01),
     **dict.fromkeys(("filters stay clustered", "removed and repaired", "removed and repaired, allocated by sensitivity"), 0.003),
     "shape alone": LONG.learning_rate,  # trained from the start, as the base is
 }
