@@ -50,6 +50,7 @@ SEEDED = (
 LONGER = 20  # epochs, or even `LONGEST`: are five too few?
 LONGER_METHODS = ("not pruned", "smallest L2 norm", "by sensitivity, inside blocks")
 ANEW = "by sensitivity, inside blocks, drawn anew"  # with `LONGER`, too
+BEST_RIVAL = "Torch-Pruning, geometric median, all layers ranked together"  # with three seeds, too
 RIVALS = (
     "Model Folding",
     "Model Folding, repaired",
@@ -57,7 +58,7 @@ RIVALS = (
     "GRAIL after removal",
     "Neuron Merging",
     "Torch-Pruning, group norm, all layers ranked together",
-    "Torch-Pruning, geometric median, all layers ranked together",
+    BEST_RIVAL,
     "geometric median",
     "smallest L1 norm",
 )
@@ -85,6 +86,7 @@ def all_points(runs: MethodRuns) -> list[MethodPoint]:
     points += trained(runs, SHOWN, LEVELS[1:], [0], EPOCHS)
     points += trained(runs, SEEDED_AT_A_QUARTER, LEVELS[1:], [1, 2], EPOCHS)
     points += trained(runs, available(RIVALS)[0], LEVELS[:1], [0], EPOCHS)
+    points += trained(runs, available([BEST_RIVAL])[0], LEVELS[:1], [1, 2], EPOCHS)
     points += trained(runs, CURVES, BETWEEN, [0], EPOCHS)
     points += trained(runs, LONGER_METHODS, LEVELS[:1], [0], LONGER)
     points += trained(runs, CURVES[:1], LEVELS[:1], [1, 2], LONGER)
