@@ -12,7 +12,7 @@ from resnet_pruning.deployment import runtimes
 from resnet_pruning.files import ROOT, fingerprint, unsealed
 from resnet_pruning.report import analysis
 from resnet_pruning.report.notebooks import lasting
-from resnet_pruning.studies import base, currencies, method_runs, protocol, quantization_runs, size_runs, sweeps
+from resnet_pruning.studies import base, currencies, method_runs, protocol, quantization_runs, right_answers, size_runs, sweeps
 from resnet_pruning.studies.pruning_runs import PruningRuns
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -165,6 +165,15 @@ def test_all_that_is_compared_was_trained_alike():
     assert table.learning_rate.tolist() == [protocol.rate_of(row.method, row.level) for row in table.itertuples()]
     asked = currencies.all_points(method_runs.MethodRuns(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10"))
     assert len(sweeps.finished(asked, ROOT / "figures" / "currencies.csv")) == len(table)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_best_method_of_others_ties_with_this_projects_as_notebook_05_says(seed):
+    runs = method_runs.MethodRuns(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10")
+    points = currencies.trained(runs, (currencies.CURVES[0], currencies.BEST_RIVAL), (0.5,), [seed], protocol.EPOCHS)
+    answers = sweeps.read_details(ROOT / "figures" / "currencies.csv", "right", points).set_index("method").answers
+    (pair,) = right_answers.pairs({method: right_answers.unpacked(text, 10_000) for method, text in answers.items()}).itertuples()
+    assert {pair.first, pair.second} == {point.method for point in points} and pair.tie
 
 
 def test_the_wide_network_was_pruned_and_trained_like_the_others():
