@@ -119,6 +119,13 @@ def test_heat_map_says_whether_dark_is_good(dark, label):
     assert figure.axes[0].collections[0].get_clim() == (0, 5)
 
 
+def test_a_heat_map_of_few_rows_has_room_for_their_names(recwarn):
+    figure, _ = plots.heat_map(pd.DataFrame({"W4A4": [92.0]}, index=["the longest name of all that were tried"]), "a title", "%")
+    figure.draw_without_rendering()
+    assert not recwarn.list
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["the longest name of all that were tried"]
+
+
 def test_confusion_counts():
     counts = [[8, 2, 0], [1, 4, 0], [0, 0, 0]]
     tables = []

@@ -352,7 +352,9 @@ def heat_map(
     bar = {"label": f"{unit}\n(dark is {dark})" if dark else unit, "shrink": 0.8, "extend": "neither" if worst is None else beyond}
     numbers = {"annot": values.map(fmt.format), "fmt": "", "annot_kws": {"fontsize": 8}}
     with subplots(title, figsize=size) as (figure, axes):
-        seaborn.heatmap(values, linewidths=0.5, xticklabels=columns, yticklabels=values.index, cbar_kws=bar, ax=axes, **numbers, **shades)
+        # Seaborn would first draw the rows' labels upright, for which a figure of few rows has no room.
+        seaborn.heatmap(values, linewidths=0.5, xticklabels=columns, yticklabels=False, cbar_kws=bar, ax=axes, **numbers, **shades)
+        axes.set_yticks([row + 0.5 for row in range(len(values))], values.index)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.grid(visible=False)
         axes.tick_params(length=0, rotation=0)
