@@ -1,7 +1,7 @@
 """Accuracy for MACs, for parameters and for bytes, after the same fine-tuning: ``python -m resnet_pruning.studies.currencies``.
 
 Each network is made by one of `method_runs.METHODS` and fine-tuned by `finetuning.RECIPE`, with the epochs, the teacher and the learning
-rate of its family in `protocol`. What a sentence leans on has three seeds. A row that is in the CSV is not measured again, and an
+rate of its family in `protocol`. What is compared at `LEVELS` has three seeds. A row that is in the CSV is not measured again, and an
 interrupted training goes on.
 """
 
@@ -36,21 +36,11 @@ SHOWN = (
     "projected",
     "projected, new clusters each step",
 )
-SEEDED_AT_A_QUARTER = (
-    *("by sensitivity, inside blocks", "elimination, reconstruction", "random channels"),
-    *("elimination, allocated by sensitivity", "smallest L2 norm"),
-)
-BETWEEN = (0.36, 0.75)  # for the four methods of the curves
+BETWEEN = (0.36, 0.75)  # for the four methods of the curves, with one seed
 CURVES = ("by sensitivity, inside blocks", "elimination, reconstruction", "smallest L2 norm", "tied")
-# With three seeds at half of the MACs.
-SEEDED = (
-    *("not pruned", *CURVES, "random channels", "k-means, centroids", "elimination", "k-means of activations, medoids"),
-    *("random channels, reconstruction", "elimination, allocated by sensitivity"),
-)
 LONGER = 20  # epochs, or even `LONGEST`: are five too few?
-LONGER_METHODS = ("not pruned", "smallest L2 norm", "by sensitivity, inside blocks")
-ANEW = "by sensitivity, inside blocks, drawn anew"  # with `LONGER`, too
-BEST_RIVAL = "Torch-Pruning, geometric median, all layers ranked together"  # with three seeds, too
+LONGER_METHODS = ("smallest L2 norm", "by sensitivity, inside blocks", "by sensitivity, inside blocks, drawn anew")
+BEST_RIVAL = "Torch-Pruning, geometric median, all layers ranked together"
 RIVALS = (
     "Model Folding",
     "Model Folding, repaired",
@@ -63,6 +53,7 @@ RIVALS = (
     "smallest L1 norm",
 )
 FITS = ("random channels, least squares", "elimination, least squares", "smallest L2 norm, reconstruction")  # before fine-tuning only
+SEEDS = (0, 1, 2)
 FROM_WIDE = ("by sensitivity, inside blocks", "by sensitivity", "Model Folding, repaired", "smallest L2 norm")
 
 
@@ -81,18 +72,14 @@ def trained(runs: MethodRuns, methods: Sequence[str], levels: Sequence[float], s
 
 def all_points(runs: MethodRuns) -> list[MethodPoint]:
     """What ``figures/currencies.csv`` has, what matters most first."""
-    points = trained(runs, ["not pruned", *SHOWN], LEVELS[:1], [0], EPOCHS)
-    points += trained(runs, SEEDED, LEVELS[:1], [1, 2], EPOCHS)
-    points += trained(runs, SHOWN, LEVELS[1:], [0], EPOCHS)
-    points += trained(runs, SEEDED_AT_A_QUARTER, LEVELS[1:], [1, 2], EPOCHS)
-    points += trained(runs, available(RIVALS)[0], LEVELS[:1], [0], EPOCHS)
-    points += trained(runs, available([BEST_RIVAL])[0], LEVELS[:1], [1, 2], EPOCHS)
-    points += trained(runs, CURVES, BETWEEN, [0], EPOCHS)
-    points += trained(runs, LONGER_METHODS, LEVELS[:1], [0], LONGER)
-    points += trained(runs, CURVES[:1], LEVELS[:1], [1, 2], LONGER)
-    points += trained(runs, [ANEW], LEVELS[:1], [0, 1, 2], LONGER)
-    points += trained(runs, CURVES[:1], [*LEVELS, *BETWEEN[:1]], [0], LONGEST)
-    return list(dict.fromkeys(points))
+    points = trained(runs, ["not pruned", *SHOWN, *available(RIVALS)[0]], LEVELS[:1], SEEDS, EPOCHS)
+    points += trained(runs, SHOWN, LEVELS[1:], SEEDS, EPOCHS)
+    points += trained(runs, CURVES, BETWEEN, SEEDS[:1], EPOCHS)
+    points += trained(runs, LONGER_METHODS, LEVELS[:1], SEEDS, LONGER)
+    points += trained(runs, ["not pruned"], LEVELS[:1], SEEDS[:1], LONGER)
+    points += trained(runs, CURVES[:1], [LEVELS[0], BETWEEN[0]], SEEDS, LONGEST)
+    points += trained(runs, CURVES[:1], LEVELS[1:], SEEDS[:1], LONGEST)
+    return points
 
 
 def wide_points(runs: MethodRuns, macs: int) -> list[MethodPoint]:

@@ -28,6 +28,7 @@ from .protocol import TEACHER
 from .sweeps import expanded, run_sweep
 
 EPOCHS, LONGER = 5, 30  # of the networks that are compared, and of those that are kept
+LONGEST = 60  # for 2 bits: are the epochs of the kept ones too few?
 STREAM = 8  # bits of the residual stream, where it is not as coarse as the inputs of convolutions
 RENEWALS = 50  # of assignments in each epoch, of the numbers in `trial_points` the best one
 # Learning rates, see `trial_points`: with learned steps by bits of the weights, with codebooks by renewals in each epoch. None was better
@@ -202,7 +203,7 @@ def all_points(runs: SizeRuns, epochs: int = EPOCHS) -> list[SizePoint]:
 
     for bits, name in ((2, "resnet20_w2a2"), (3, ""), (4, "resnet20_w4a4")):
         points += trained(bits, bits, stream_bits=[STREAM], epochs=[LONGER], checkpoint=[name])
-    points += trained(2, 2, epochs=[LONGER])
+    points += trained(2, 2, epochs=[LONGER]) + trained(2, 2, stream_bits=[STREAM], epochs=[LONGEST])
     for bits in (2, 3, 4):
         points += trained(bits, bits, stream_bits=[STREAM], epochs=[LONGER], seed=[1, 2])
     for bits, activation_bits in ((4, 4), (3, 3), (2, 2), (2, 8)):
