@@ -167,6 +167,17 @@ def test_all_that_is_compared_was_trained_alike():
     assert len(sweeps.finished(asked, ROOT / "figures" / "currencies.csv")) == len(table)
 
 
+def test_gpus_and_cpus_train_equally_well_as_the_method_page_says():
+    table = pd.read_csv(ROOT / "figures" / "currencies.csv").query("epochs == @protocol.EPOCHS and level < 1")
+    means = table.pivot_table(index=["level", "method"], columns="device", values="accuracy").dropna()
+    gain = means.cuda - means.cpu
+    error = gain.std() / len(gain) ** 0.5
+    assert f"{gain.mean():.2f} points higher (mean over {len(gain)} methods and budgets, standard error {error:.2f})" in (
+        ROOT / "docs" / "method.md"
+    ).read_text(encoding="utf-8")
+    assert abs(gain.mean()) < error
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_best_method_of_others_ties_with_this_projects_as_notebook_05_says(seed):
     runs = method_runs.MethodRuns(str(ROOT / "checkpoints" / "resnet20.pt"), "cifar10")

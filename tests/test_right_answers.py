@@ -40,6 +40,25 @@ def test_a_tie_is_what_mcnemars_test_calls_one():
     assert table.tie.tolist() == [True, False]
 
 
+def test_methods_are_compared_over_their_seeds():
+    """With one seed, as two networks are, but for the test; with several, the mean of the seeds' differences, known better."""
+    generator = torch.Generator().manual_seed(0)
+    difficulty = torch.rand(2000, generator=generator)
+    first, second = ([torch.rand(2000, generator=generator) > level * difficulty for _ in range(3)] for level in (1.0, 0.95))
+    alone = [right_answers.compared(*networks) for networks in zip(first, second, strict=True)]
+    shares = right_answers.compared(first[0].double(), second[0].double())
+    assert [shares[name] for name in ("difference", "lowest", "highest")] == [
+        alone[0][name] for name in ("difference", "lowest", "highest")
+    ]
+    assert shares["p_value"] == pytest.approx(alone[0]["p_value"], rel=0.2)
+    over_seeds = right_answers.compared(right_answers.share_right(first), right_answers.share_right(second))
+    assert over_seeds["difference"] == pytest.approx(sum(seed["difference"] for seed in alone) / 3)
+    assert all(over_seeds["highest"] - over_seeds["lowest"] < 0.8 * (seed["highest"] - seed["lowest"]) for seed in alone)
+    assert (over_seeds["p_value"] > 0.05) == (over_seeds["lowest"] <= 0 <= over_seeds["highest"])
+    same, all_right = right_answers.share_right(first), torch.ones(2000)
+    assert right_answers.compared(same, same)["p_value"] == 1 and right_answers.compared(0 * all_right, all_right)["p_value"] == 0
+
+
 def test_two_networks_are_compared_image_by_image():
     """McNemar's own kind of table: 30 images only the second gets right, 10 only the first, of 200."""
     first, second = torch.ones(200, dtype=torch.bool), torch.ones(200, dtype=torch.bool)

@@ -69,6 +69,7 @@ def finding(figures: Path) -> str:
         f"{kept(tuned, UNREPAIRED)}, and both together {kept(tuned, ALLOCATED)}, next to {kept(tuned, rivals.idxmax())} for the best "
         f"variant of other methods and {_control(tuned):.1f} % for the unpruned network. At a quarter of the MACs, methods still differ: "
         f"{kept(tuned, 'smallest L2 norm', 0.25)} by the smallest norm, {kept(tuned, DRAWN, 0.25)} at random, "
+        f"{kept(tuned, 'elimination', 0.25)} by elimination, "
         f"{kept(tuned, UNREPAIRED, 0.25)} by sensitivity, {kept(tuned, ALLOCATED, 0.25)} by sensitivity and reconstructed.\n"
         "- **A small network that is trained from the start is as good after as many epochs.** With narrower stages, half of the MACs and "
         f"{100 * small.parameters_share:.0f} % of the parameters, it has {with_seeds(small)}) after {small.epochs:.0f} epochs; with fewer "

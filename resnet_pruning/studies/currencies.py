@@ -39,7 +39,8 @@ SHOWN = (
 BETWEEN = (0.36, 0.75)  # for the four methods of the curves, with one seed
 CURVES = ("by sensitivity, inside blocks", "elimination, reconstruction", "smallest L2 norm", "tied")
 LONGER = 20  # epochs, or even `LONGEST`: are five too few?
-LONGER_METHODS = ("smallest L2 norm", "by sensitivity, inside blocks", "by sensitivity, inside blocks, drawn anew")
+ANEW = "by sensitivity, inside blocks, drawn anew"
+LONGER_METHODS = ("smallest L2 norm", "by sensitivity, inside blocks", ANEW)
 BEST_RIVAL = "Torch-Pruning, geometric median, all layers ranked together"
 RIVALS = (
     "Model Folding",

@@ -2,12 +2,12 @@
 
 import base64
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from torch import Tensor
 
 from ..arguments import Count
@@ -34,21 +34,37 @@ def unpacked(text: str, n_images: Count) -> Tensor:
     return torch.from_numpy(np.unpackbits(data, count=n_images).astype(bool))
 
 
-def compared(first: Tensor, second: Tensor) -> dict[str, float]:
-    """Compare the accuracy of two networks, from bool (N,) for each: the images that it gets right.
+def share_right(answers: Iterable[Tensor]) -> Tensor:
+    """For each image, the share of networks that get it right: float64 (N,), from bool (N,) for each, such as one network for each seed."""
+    return torch.stack(list(answers)).double().mean(0)
 
-    Returns the difference (second minus first) and the ends of its 95 % interval, in pp, and the p-value of McNemar's exact test.
-    All are computed from the images that only one of the two gets right.
+
+def compared(first: Tensor, second: Tensor) -> dict[str, float]:
+    """Compare the accuracy of two networks, or of two methods with several seeds, image by image.
+
+    Parameters
+    ----------
+    first, second : whether each image is classified correctly, bool (N,), or for methods the share of seeds, from `share_right`
+
+    Returns
+    -------
+    The difference (second minus first) and the ends of its 95 % interval, in pp, and a p-value: for two networks that of McNemar's exact
+    test, else that of the mean difference, which is normally distributed over many images. Interval and p-value say how far the result
+    depends on the images, not how far on the seeds.
     """
-    lost, won = int((first & ~second).sum()), int((second & ~first).sum())
-    difference = (won - lost) / len(first)
-    half = 1.96 * (((won + lost) / len(first) - difference**2) / len(first)) ** 0.5
-    p_value = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    gains = second.double() - first.double()
+    difference, error = gains.mean().item(), gains.std(correction=0).item() / len(gains) ** 0.5
+    if first.dtype == second.dtype == torch.bool:
+        won, lost = int((gains > 0).sum()), int((gains < 0).sum())
+        p_value = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    else:
+        p_value = float(2 * norm.sf(abs(difference) / error)) if error else float(difference == 0)
+    half = 1.96 * error
     return {"difference": 100 * difference, "lowest": 100 * (difference - half), "highest": 100 * (difference + half), "p_value": p_value}
 
 
 def pairs(answers: Mapping[str, Tensor], chosen: Sequence[tuple[str, str]] | None = None) -> pd.DataFrame:
-    """`compared` for pairs of networks, by default all pairs.
+    """`compared` for pairs of networks or methods, by default all pairs.
 
     Returns
     -------
