@@ -1,4 +1,4 @@
-"""Tables that compare methods of pruning, for notebook 07, from the rows of its sweeps."""
+"""Tables that compare methods of pruning, for notebooks 05 and 07, from the rows of the latter's sweeps."""
 
 from collections.abc import Collection
 
@@ -100,7 +100,7 @@ def controls(scratch: pd.DataFrame, pruned: pd.DataFrame, whole: pd.Series, base
 
     Parameters
     ----------
-    scratch : rows of ``base_seeds.csv`` or ``other_networks.csv``
+    scratch : rows of ``base_seeds.csv`` or ``other_networks.csv``, or rows of ``currencies.csv`` whose weights are new
     pruned : with the columns method, epochs (of fine-tuning), macs, parameters and accuracy
     whole : of the network before pruning, with its epochs
     base : of the network that MACs and parameters are shares of

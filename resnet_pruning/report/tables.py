@@ -247,7 +247,7 @@ def kept_networks(figures: Path) -> str:
 
 def in_few_bytes(figures: Path) -> str:
     """Networks in few bytes, by their size on disk."""
-    table = pd.read_csv(figures / "bytes.csv").sort_values("bytes_on_disk", ascending=False)
+    table = pd.read_csv(figures / "bytes.csv").sort_values("bytes_on_disk", ascending=False, kind="stable")
     table = table.assign(kind=kinds(table), what=numbers_of(table))
     table["kind"] += (table.representatives == "random").map({True: ", drawn at random", False: ""})
     rows = []
@@ -344,15 +344,16 @@ SOURCES = {
 
 
 def durations(figures: Path) -> str:
-    """How long the rows of each notebook took in all, with those that a GPU measured at the median of the others for as many epochs."""
+    """How long the rows of each notebook took in all; those that a GPU measured as the median of the others, by epochs and MACs."""
 
     def hours(name: str) -> float:
         table = pd.read_csv(figures / f"{name}.csv")
         column = next((unit for unit in ("seconds", "minutes") if unit in table), None)
         seconds = table[column] * (60 if column == "minutes" else 1) if column else table.filter(like="seconds_").sum(axis=1)
-        if "device" in table:
-            on_cpu, epochs = table.device == "cpu", table.epochs.clip(lower=1)  # 0: without fine-tuning
-            seconds = seconds.where(on_cpu, epochs * (seconds / epochs)[on_cpu].median())
+        on_cpu = table.device == "cpu" if "device" in table else ~table.get("machine", pd.Series("", table.index)).str.contains("NVIDIA")
+        if not on_cpu.all():
+            effort = table.epochs.clip(lower=1) * table.get("macs", 1)  # 0 epochs: without fine-tuning
+            seconds = seconds.where(on_cpu, effort * (seconds / effort)[on_cpu].median())
         return seconds.sum() / 3600
 
     tuned, coded = pd.read_csv(figures / "currencies.csv").query("device == 'cpu'"), pd.read_csv(figures / "bytes.csv")

@@ -1,8 +1,8 @@
 """Accuracy for MACs, for parameters and for bytes, after the same fine-tuning: ``python -m resnet_pruning.studies.currencies``.
 
 Each network is made by one of `method_runs.METHODS` and fine-tuned by `finetuning.RECIPE`, with the epochs, the teacher and the learning
-rate of its family in `protocol`. What is compared at `LEVELS` has three seeds. A row that is in the CSV is not measured again, and an
-interrupted training goes on.
+rate of its family in `protocol`. What is compared at `LEVELS` after `EPOCHS` has three seeds. A row that is in the CSV is not measured
+again, and an interrupted training goes on.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SHOWN = (
     "projected",
     "projected, new clusters each step",
 )
-BETWEEN = (0.36, 0.75)  # for the four methods of the curves, with one seed
+BETWEEN = (0.36, 0.75)  # for the four methods of the curves, with one seed after `EPOCHS`
 CURVES = ("by sensitivity, inside blocks", "elimination, reconstruction", "smallest L2 norm", "tied")
 LONGER = 20  # epochs, or even `LONGEST`: are five too few?
 ANEW = "by sensitivity, inside blocks, drawn anew"
@@ -84,7 +84,8 @@ def all_points(runs: MethodRuns) -> list[MethodPoint]:
 
 
 def wide_points(runs: MethodRuns, macs: int) -> list[MethodPoint]:
-    """What ``figures/currencies_wide.csv`` has: the network of doubled widths with as many MACs as the base, and with half of them.
+    """The points of ``figures/currencies_wide.csv``: the network of doubled widths with as many MACs as the base, and with half of them.
+    The first are measured, with one seed.
 
     Parameters
     ----------

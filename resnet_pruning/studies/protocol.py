@@ -1,7 +1,8 @@
 """How everything that is compared is fine-tuned, and how that was chosen: ``python -m resnet_pruning.studies.protocol``.
 
-Each trial changes one thing in the recipe before it. It fine-tunes a network with half of the MACs, made of one that has never seen the
-held-out tenth of the training images, and is judged on these. A trial that has its row in the CSV is skipped, an interrupted one goes on.
+Each trial changes one thing in the recipe before it. It fine-tunes a network with half or a quarter of the MACs, or with all of them, made
+of one that has never seen the held-out tenth of the training images, and is judged on these. A trial that has its row in the CSV is
+skipped, an interrupted one goes on.
 """
 
 import argparse
