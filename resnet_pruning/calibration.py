@@ -45,18 +45,18 @@ def layer_statistics(model: TrainableNetwork, images: Images, *, seed: Seed = 0,
 
     Raises
     ------
-    ValueError : no convolution with a batch norm; a grouped convolution
+    ValueError : no convolution with a batch norm; a convolution with groups, or padded otherwise than by a number of zeros
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    norms = batch_norms(model)
+    norms, convs = batch_norms(model), convolutions(model)
     if not norms:
         raise ValueError(f"{type(model).__name__} has no convolution with a batch norm (conv1 and bn1, conv2 and bn2, …)")
-    convs = convolutions(model)
     for module in model.modules():
         if getattr(module, "inplace", False):  # a ReLU that would overwrite the outputs that gradients are taken of
             module.inplace = False
-    if grouped := [name for name in norms if convs[name].groups != 1]:
-        raise ValueError(f"{grouped[0]} has {convs[grouped[0]].groups} groups, expected 1")
+    for name, conv in ((name, convs[name]) for name in norms):
+        if conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise ValueError(f"{name} is {conv}, expected one group, and padding by a number of zeros")
     totals: dict[str, list] = {name: [0, 0, 0] for name in norms}  # the number of patches, their sum and that of their products
 
     def see(name: str, conv: nn.Conv2d, inputs: Tensor) -> None:

@@ -47,8 +47,7 @@ class Clusters:
     labels : int64 tensor (N,), the cluster of each filter, from 0 to k - 1; every cluster has a member
     centroids : float64 tensor (k, C_in, k_h, k_w), the weighted mean of each cluster's filters, brought to the medoid's scale
     medoids : int64 tensor (k,), the member of each cluster nearest to its centroid, the first of those that are equally near
-    gains : float64 tensor (N,), the factor that brings a filter to the scale of its medoid, whose own gain is 1; 0 for a filter
-        whose output is zero or unused
+    gains : float64 tensor (N,), what brings a filter to the scale of its medoid, whose own gain is 1; 0 if its output is zero or unused
     inertia : sum over filters of weight (1 on average) times squared distance to the centroid, in the distance's own unit
     """
 

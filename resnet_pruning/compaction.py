@@ -64,16 +64,14 @@ def expanded(model: OwnNetwork) -> ResNet:
 def _multiples(weight: Tensor, norm: nn.BatchNorm2d, tolerance: Real) -> tuple[list[int], Tensor]:
     """Channels to keep, and the matrix (kept, N) that expresses each channel as a multiple of a kept one, after batch norm and ReLU.
 
-    A channel's output is ReLU(s·(y - t)) for the filter's output y. Channels with equal filters, equal t, and s of the same
-    sign are multiples of each other.
+    An output is ReLU(s·(y - t)) of a filter's output y. With equal filters, equal t, and s of one sign, they are multiples of each other.
     """
     deviation = (norm.running_var.double() + norm.eps).sqrt()
     slope = norm.weight.detach().double() / deviation
-    constant = slope == 0
+    constant = (slope == 0) | ~weight.flatten(1).any(1)  # all of these are multiples of each other
     shift = norm.bias.detach().double() - slope * norm.running_mean.double()
     threshold = torch.where(constant, 0.0, -shift / torch.where(constant, 1.0, slope))
-    # A channel with slope 0 is a constant: all constants are multiples of each other, whatever their filters.
-    kinds = torch.stack([torch.where(constant, -1, distinct_filters(weight)[1]), slope.sign().long()], 1)
+    kinds = torch.stack([torch.where(constant, -1, distinct_filters(weight)[1]), torch.where(constant, 0.0, slope.sign()).long()], 1)
     close = (threshold.unsqueeze(1) - threshold).abs() <= tolerance * (deviation + threshold.abs()).unsqueeze(1)
     alike = (kinds.unsqueeze(1) == kinds).all(2) & close
     size, kept = torch.where(constant, shift, slope), []

@@ -78,9 +78,8 @@ def can_compile(device_type: str) -> bool:
 def keep_freed_memory() -> None:
     """Make glibc reuse freed buffers instead of returning them to the operating system after each operation.
 
-    Activations are a few megabytes each, above glibc's threshold for mmap. By default, each of them is mapped,
-    page-faulted in and unmapped again (the cost is in ``figures/benchmark_training.csv``). Does nothing if the
-    C library is not glibc. (man 3 mallopt: M_MMAP_THRESHOLD is -3, M_TRIM_THRESHOLD is -1.)
+    Activations are a few megabytes each, above glibc's threshold for mmap. By default, each of them is mapped, page-faulted in and unmapped
+    again (the cost is in ``figures/benchmark_training.csv``). Only for glibc. (man 3 mallopt: M_MMAP_THRESHOLD is -3, M_TRIM_THRESHOLD -1.)
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.libc_ver()[0] == "glibc" else None
     if mallopt is not None:
@@ -91,9 +90,9 @@ def keep_freed_memory() -> None:
 class Recorded:
     """A function of tensors on a GPU whose kernels are recorded as a CUDA graph after a few calls, and then launched all at once.
 
-    A small network's kernels take less time than Python takes to launch them one by one: with batches of 128 on an H200, this made
-    `training.train` about six times as fast, in one run. The function may change tensors in place, but must
-    neither read their values in Python nor replace them. There is a graph for each combination of the arguments' shapes.
+    A small network's kernels take less time than Python takes to launch them: with batches of 128 on an H200, this made `training.train`
+    about six times as fast, in one run. The function may change tensors in place, but must neither read their values in Python nor replace
+    them. There is a graph for each combination of the arguments' shapes.
     """
 
     recording = threading.Lock()  # of one graph at a time

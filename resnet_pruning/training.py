@@ -40,8 +40,7 @@ class Recipe:
     momentum, nesterov : momentum of SGD and Muon, and whether it is Nesterov's
     weight_decay : of weights; batch norm and biases have none
     label_smoothing : share of the target that is spread evenly over the classes
-    ema : decay per step of the exponential moving average of weights and batch-norm statistics that the training
-        ends with; 0 for none
+    ema : decay per step of the moving average of weights and batch-norm statistics that the training ends with; 0 for none
     padding, views, alternating : augmentation, see `data.Batches`. If `views` repeat, the teacher's outputs for them are computed
         only once, which makes the teacher almost free.
     small_share, small_size : the first `small_share` of the epochs use crops of `small_size` pixels, which cost fewer MACs
@@ -143,6 +142,7 @@ class Execution:
     reuse_memory: bool = True
 
 
+@torch.enable_grad()
 def train(
     model: TrainableNetwork,
     images: Images,
@@ -232,7 +232,7 @@ def train(
                     seen = {} if watch is None else watch(run.averaged.eval())
                     if taken := [name for name in seen if name in row]:
                         raise ValueError(f"watch returned {taken[0]!r}, expected other names than the history's own columns")
-                    row |= {name: value if isinstance(value, str | list) else float(value) for name, value in seen.items()}
+                    row |= {name: _plain(value) for name, value in seen.items()}
                     run.complete_epoch(row, path, identity)
             except (Exception, KeyboardInterrupt):
                 run.load(run.last_complete)
@@ -273,6 +273,11 @@ def _epoch(
         "seconds": time.perf_counter() - start,
         "images_per_second": speed,
     }
+
+
+def _plain(value: Any) -> Any:
+    """What `watch` returned, as a state may hold it: text, a float, or a list of them. NumPy's numbers could not be read again."""
+    return value if isinstance(value, str) else [*map(_plain, value)] if isinstance(value, list) else float(value)
 
 
 def _digest_of(what: nn.Module | Images | None) -> str:
@@ -351,8 +356,7 @@ class _Run:
         self.optimizer.zero_grad()
         loss.backward()
         with torch.no_grad():
-            # The steps of all `OPTIMIZERS` are proportional to the learning rate. A recorded step cannot have another number in it each
-            # time, but it can be scaled by a tensor.
+            # All `OPTIMIZERS` step in proportion to the learning rate. A recorded step cannot read it, but can be scaled by a tensor.
             torch._foreach_copy_(self.before, self.trained)
             self.optimizer.step()
             torch._foreach_sub_(self.trained, self.before)
@@ -363,10 +367,11 @@ class _Run:
 
     def complete_epoch(self, row: dict[str, Real], path: Path | None, identity: dict) -> None:
         self.history.append(row)
-        self.last_complete = self._state()
+        state = self._state()
         if path is not None:
             networks = [_digest_of(self.model), _digest_of(self.averaged)]
-            write_tensors({**self.last_complete, "identity": identity, "networks": networks}, path)
+            write_tensors({**state, "identity": identity, "networks": networks}, path)
+        self.last_complete = state  # now that the folder has it
 
     def load(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])

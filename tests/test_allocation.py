@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_compress_by_plan import IMAGES, NETWORK, STATISTICS, with_multiples
 
-from resnet_pruning import compression, cost, data, model
+from resnet_pruning import calibration, compression, cost, data, model
 from resnet_pruning.compression import allocation
 from resnet_pruning.compression.timings import predicted_seconds
 
@@ -197,6 +197,16 @@ def test_time_is_spent_on_the_streams_that_buy_most(all_errors):
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         allocation.by_sensitivity(NETWORK, **{"errors": ERRORS} | arguments)
+
+
+@pytest.mark.parametrize("shape", [(8, (6, 8, 12)), (14, (6, 8, 10)), (8, (6, 8, 10), {"layer2.0.conv1": 0})])
+def test_statistics_of_another_network_are_refused(shape):
+    statistics = calibration.layer_statistics(model.ResNet(*shape).eval(), MANY[:10])
+    message = r"statistics are of another model: for layer\d.\d.conv\d, the filters and the values of each are .*, expected "
+    with pytest.raises(ValueError, match=message):
+        allocation.layer_errors(NETWORK, MANY, shares=(0.5,), statistics=statistics, progress=False)
+    with pytest.raises(ValueError, match=message):
+        compression.compress_by_plan(NETWORK, {"conv1": 2}, MANY, "none", statistics=statistics, progress=False)
 
 
 def test_bad_measurements():

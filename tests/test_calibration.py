@@ -85,8 +85,12 @@ def test_what_has_no_statistics_is_refused(network, small_images):
         calibration.layer_statistics(nn.Sequential(nn.Conv2d(3, 4, 3)), small_images)
     grouped = model.ResNet(8)
     grouped.layer1[0].conv2 = nn.Conv2d(16, 16, 3, padding=1, groups=4)
-    with pytest.raises(ValueError, match="layer1.0.conv2 has 4 groups, expected 1"):
+    with pytest.raises(ValueError, match=r"layer1.0.conv2 is Conv2d\(.*groups=4.*, expected one group"):
         calibration.layer_statistics(grouped, small_images)
+    for padding in ({"padding": 1, "padding_mode": "reflect"}, {"padding": "same"}):
+        grouped.layer1[0].conv2 = nn.Conv2d(16, 16, 3, **padding)
+        with pytest.raises(ValueError, match=r"layer1.0.conv2 is Conv2d\(.*expected one group, and padding by a number of zeros"):
+            calibration.layer_statistics(grouped, small_images)
     with pytest.raises(ValueError, match="1 images, expected at least 2"):
         calibration.reestimate_batch_norm(network, small_images[:1])
 

@@ -84,6 +84,19 @@ def test_channels_that_are_always_zero_are_dropped():
     assert_same_function(network, small)
 
 
+@pytest.mark.parametrize(("n_empty", "width"), [(5, 4), (8, 1)])
+def test_empty_filters_are_constants_whatever_their_batch_norm(n_empty, width):
+    """What PyTorch's own structured pruning leaves. Of the empty filters, all but one are dropped, or all if none is above zero."""
+    network = copy.deepcopy(NETWORK)
+    with torch.no_grad():
+        network.layer2[0].conv1.weight[:n_empty] = 0
+        network.layer2[0].bn1.bias[:n_empty] = torch.linspace(-1, 1, n_empty)
+        network.layer2[0].bn1.running_mean[:n_empty] = 0
+    small = compaction.compact(network)
+    assert small.config["inner_widths"] == {"layer2.0.conv1": width}
+    assert_same_function(network, small)
+
+
 @given(any_plan, st.fixed_dictionaries(choices))
 @settings(deadline=None, max_examples=15)
 def test_compacting_again_changes_nothing(plan, chosen):

@@ -1,4 +1,6 @@
+import dataclasses
 import re
+import sys
 
 import pandas as pd
 import pytest
@@ -6,10 +8,12 @@ import torch
 from test_allocation import MANY
 from test_pruning import NETWORK
 
-from resnet_pruning import compression, cost, evaluation
+from resnet_pruning import calibration, compression, cost, evaluation
 from resnet_pruning.compression import timings
 
+compress = sys.modules["resnet_pruning.compression.compress"]  # the module; the function has its name
 SETTINGS = {"n_steps": 2, "progress": False}
+STATISTICS = calibration.layer_statistics(NETWORK, MANY[:50])
 
 
 def test_one_call_gives_a_network_within_the_budget_and_a_line(capsys):
@@ -55,6 +59,24 @@ def test_a_plan_is_made_for_the_runtime_that_is_named(precision, monkeypatch):
     monkeypatch.setattr(timings, "interleaved", lambda runs, *_: by_width(runs))
     small = compression.compress(NETWORK, MANY, time=0.8, runtime="openvino", precision=precision, batch_size=2, **SETTINGS)
     assert set(used) == {(2, "openvino", precision)} and small.config["stage_widths"] < NETWORK.config["stage_widths"]
+
+
+def test_sorted_images_are_taken_from_all_classes(monkeypatch):
+    """Each measurement takes the first of the images that it is given."""
+    ordered, seen = MANY[MANY.labels.argsort(stable=True)], []
+    monkeypatch.setattr(compress, "layer_statistics", lambda model, images, seed: seen.append(images.labels) or STATISTICS)
+    monkeypatch.setattr(compress, "N_IMAGES", 220)
+    with torch.no_grad():  # nothing here depends on the caller's gradient mode
+        compress.compress(NETWORK, ordered, macs=0.6, **SETTINGS)
+    (labels,) = seen
+    assert len(labels) == 220 and labels[:100].bincount(minlength=10).min() > 0
+
+
+def test_test_images_are_checked_before_the_work(monkeypatch):
+    monkeypatch.setattr(compress, "layer_statistics", None)
+    others = dataclasses.replace(MANY, classes=(*MANY.classes, "another"))
+    with pytest.raises(ValueError, match="the model has 10 outputs, expected one for each of the 11 classes"):
+        compress.compress(NETWORK, MANY, test_images=others, **SETTINGS)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pruning import IMAGES, NETWORK, assert_same_function
 
-from resnet_pruning import compression, cost, evaluation, finetuning, model, peers, plans
+from resnet_pruning import compaction, compression, cost, evaluation, finetuning, model, peers, plans, pruning
 from resnet_pruning.compression import allocation
 from resnet_pruning.peers import weights
 from resnet_pruning.training import Execution, Recipe, train
@@ -16,6 +16,7 @@ needs_torch_pruning = pytest.mark.skipif(not peers.HAS_TORCH_PRUNING, reason="to
 INSIDE = list(plans.uniform(NETWORK, 1, "*.conv1"))
 inside_plan = st.fixed_dictionaries({}, optional={name: st.integers(1, 9) for name in INSIDE})
 PLAN = plans.uniform_fraction(NETWORK, 0.5, "*.conv1")
+SHARED = compaction.compact(pruning.replace_filters(NETWORK, {"layer1.0.conv1": 3}))
 
 
 def zeros_by_layer(network):
@@ -121,6 +122,8 @@ def test_neuron_merging_loses_nothing_where_filters_are_multiples():
 def test_torch_pruning_gives_networks_of_the_asked_size(importance):
     small = peers.prune_by_torch_pruning(NETWORK, importance, plan=PLAN)
     assert cost.macs(small) == compression.cost_of_plan(NETWORK, PLAN, merged=True)[1]
+    fewest = dict.fromkeys(INSIDE, 1)
+    assert peers.prune_by_torch_pruning(model.ResNet(8, (16, 32, 64)).eval(), importance, plan=fewest).config["inner_widths"] == fewest
     whole = cost.macs(NETWORK)
     together = peers.prune_by_torch_pruning(NETWORK, importance, macs=0.7)
     assert 0.6 * whole < cost.macs(together) <= 0.7 * whole
@@ -169,6 +172,7 @@ def test_equal_budgets_give_equal_costs():
         (lambda: peers.prune_units(NETWORK, PLAN, "L3 norm"), "criterion is 'L3 norm', expected one of L1 norm"),
         (lambda: peers.prune_units(NETWORK, {"conv1": 2}), "the plan names conv1, expected first convolutions of blocks"),
         (lambda: peers.prune_units(NETWORK, {"layer1.0.conv1": 0}), "n_clusters is 0 for layer1.0.conv1"),
+        (lambda: peers.kept_units(SHARED, PLAN), "layer1.0.conv1 computes 3 filters for 6 channels already"),
         (lambda: peers.merge_neurons(NETWORK, PLAN, balance=2), "balance is 2"),
         (lambda: peers.prune_by_torch_pruning(NETWORK, "size", macs=0.5), "importance is 'size', expected one of group norm"),
         (lambda: peers.prune_by_torch_pruning(NETWORK), "expected exactly one of them"),

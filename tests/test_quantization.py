@@ -3,6 +3,7 @@ import dataclasses
 import math
 import zlib
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from test_pruning import IMAGES, NETWORK
 
 from resnet_pruning import checkpoints, compaction, cost, data, evaluation, model, plans, pruning, quantization
 from resnet_pruning.quantization import files, observers, post_training, quantized_model
+from resnet_pruning.quantization.bits import bit_errors
 from resnet_pruning.quantization.post_training import quantize
 from resnet_pruning.quantization.quantized_model import affine_grid, layers, quantized
 from resnet_pruning.training import Execution, Recipe, train
@@ -203,6 +205,22 @@ def test_what_is_saved_is_small_and_comes_back(settings, tmp_path):
     assert cost.size_in_bytes(small) >= n_weights * 3 / 8
     assert cost.size_in_bytes(small) == sum(tensor.nbytes for tensor in files._stored(small).values())
     assert (tmp_path / "small.pt").stat().st_size < 0.95 * cost.size_in_bytes(small) + 5000  # names and sizes of everything
+
+
+def test_numbers_of_bits_may_be_numpys(tmp_path):
+    """As they come out of tables."""
+    two, four, eight = map(np.int64, (2, 4, 8))
+    errors = bit_errors(NETWORK, IMAGES, [two, four])
+    by_layer = dict.fromkeys(layers(quantize(NETWORK, IMAGES, 8, 8, **QUIET)), four)
+    assert {type(n) for n in quantization.bits_by_sensitivity(errors, 3, eight).values()} == {int}
+    for weight_bits in (four, by_layer):
+        network = quantize(NETWORK, IMAGES, weight_bits, eight, end_bits=eight, stream_bits=eight, **QUIET)
+        quantization.save_quantized(tmp_path / "a.pt", network, {})
+        assert torch.equal(logits(quantization.load_quantized(tmp_path / "a.pt")[0]), logits(network))
+    aware = quantization.aware(NETWORK, IMAGES, four, eight, end_bits=eight, stream_bits=eight)
+    quantization.save_quantized(tmp_path / "b.pt", quantization.integers(aware), {})
+    coded = quantization.coded(NETWORK, 4, renew_every=two)
+    assert all(p.requires_grad for p in coded.parameters())
 
 
 def test_damaged_files_are_refused(tmp_path):

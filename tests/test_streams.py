@@ -194,6 +194,14 @@ def test_the_channels_that_stay_stand_for_those_that_they_go_with():
     assert torch.equal(labels[found.kept[found.labels]], labels)
 
 
+def test_a_stream_has_the_width_that_is_asked_for_even_if_channels_are_the_same():
+    base = torch.randn(50, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 1, 0, 0])
+    found = narrow([base[:, labels]], 4, torch.ones(5))
+    assert len(found.kept) == 4 == len(found.kept.unique()) and torch.equal(labels[found.kept[found.labels]], labels)
+    assert torch.equal(found.labels[found.kept], torch.arange(4))
+
+
 def test_a_bridge_brings_what_the_shortcut_brings():
     block = model.Block(4, 3, 8, stride=2).eval()
     kept = narrow([torch.randn(20, 8, 4, 4)], 5, torch.ones(8))

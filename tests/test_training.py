@@ -422,7 +422,8 @@ def test_what_is_watched_becomes_columns_that_a_resumed_training_still_has(small
     def watch(averaged):
         assert not averaged.training
         watched.append(averaged)
-        return {"norm": averaged.fc.weight.detach().norm().numpy(), "note": f"call {len(watched)}"}
+        listed = [averaged.fc.bias.detach().numpy()[0], np.float64(len(watched)), "text"]
+        return {"norm": averaged.fc.weight.detach().norm().numpy(), "note": f"call {len(watched)}", "listed": listed}
 
     watched = []
     recipe = dataclasses.replace(QUICK, learning_rate=np.float64(0.1), epochs=np.int64(3))  # as they come out of tables
@@ -432,6 +433,25 @@ def test_what_is_watched_becomes_columns_that_a_resumed_training_still_has(small
     _, again = trained(small_images, recipe, folder=tmp_path, watch=watch)
     pd.testing.assert_frame_equal(again, history)
     assert len(watched) == 3  # nothing was trained, so nothing watched
+    assert history.listed.tolist() == [[pytest.approx(listed[0]), n, "text"] for n, listed in enumerate(history.listed, start=1)]
+
+
+def test_model_and_folder_agree_if_a_state_cannot_be_written(small_images, tmp_path, monkeypatch):
+    write, n_written = training.write_tensors, itertools.count()
+
+    def fail_later(content, path):
+        if next(n_written):
+            raise OSError("the disk is full")
+        write(content, path)
+
+    monkeypatch.setattr(training, "write_tensors", fail_later)
+    torch.manual_seed(0)
+    network = ResNet(8)
+    with torch.no_grad(), pytest.raises(OSError, match="the disk is full"):  # it trains whatever the caller's gradient mode is
+        train(network, small_images, dataclasses.replace(QUICK, epochs=3), folder=tmp_path, progress=False)
+    state = read_tensors(tmp_path / "state.pt")
+    assert len(state["history"]) == 1
+    assert all(torch.equal(tensor, state["model"][name]) for name, tensor in network.state_dict().items())
 
 
 def test_integers_are_not_averaged(small_images, device):

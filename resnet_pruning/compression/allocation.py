@@ -26,7 +26,7 @@ from ..hardware import full_float32
 from ..model import OwnNetwork, ResNet, convolutions
 from .by_plan import compress_by_plan
 from .knapsack import cheapest
-from .parts import N_FITTED, N_STATISTICS, PartFit, apply, augmented_in_order, check_images, parts_of
+from .parts import N_FITTED, N_STATISTICS, PartFit, apply, augmented_in_order, check_images, check_statistics, parts_of
 from .plan_cost import cost_of_plan
 from .streams import STAGES, read_by, stage_of
 from .timings import SHARES, numbers, part_timings
@@ -68,13 +68,14 @@ def layer_errors(
 
     Raises
     ------
-    ValueError : fewer than 200 images; a share outside (0, 1]
+    ValueError : fewer than 200 images; a share outside (0, 1]; statistics of another model
     """
     check_images(images, 200)
     if bad := [share for share in (*shares, *stream_shares) if not 0 < share <= 1]:
         raise ValueError(f"shares has {bad[0]!r}, expected numbers above 0 and at most 1")
     model, images = expanded(model).eval(), images.beside(model)
     statistics = statistics or layer_statistics(model, images[:N_STATISTICS], seed=seed)
+    check_statistics(statistics, model)
     n_fitted = min(N_FITTED, len(images) // 2)
     images = images[: n_fitted + N_JUDGED]
     start, order = augmented_in_order(images, seed)

@@ -41,7 +41,7 @@ from ..model import AnyNetwork, Block, Network, OwnNetwork, ResNet, SharedConv2d
 from ..plans import Plan, check_n_clusters, check_plan
 from ..pruning import rescale_filters
 from .least_squares import Moments
-from .parts import N_FITTED, N_STATISTICS, PartFit, apply, augmented, check_images, parts_of
+from .parts import N_FITTED, N_STATISTICS, PartFit, apply, augmented, check_images, check_statistics, parts_of
 from .streams import STAGES, Narrowed, bridge, check_widths, narrow, read_by, sources_of, stage_of
 
 REPAIRS = ("none", "summed", "scaled", "least squares", "reconstruction")
@@ -87,8 +87,8 @@ def compress_by_plan(
 
     Raises
     ------
-    ValueError : an unknown repair or selection; a plan for another model, or one that narrows the stream from one stage to the next; fewer
-        than 100 images
+    ValueError : an unknown repair or selection; a plan or statistics for another model, or a plan that narrows the stream from one stage to
+        the next; fewer than 100 images
     """
     if repair not in REPAIRS:
         raise ValueError(f"repair is {repair!r}, expected one of {', '.join(REPAIRS)}")
@@ -98,6 +98,7 @@ def compress_by_plan(
     model, images = expanded(model).eval(), images.beside(model)
     check_compression_plan(model, plan)
     statistics = statistics or layer_statistics(model, images[:N_STATISTICS], seed=seed)
+    check_statistics(statistics, model)
     original = augmented(images if repair == "reconstruction" else images[:N_FITTED], seed)
     inputs = original
     streams = narrowed_streams(model, plan, original[:N_FITTED], statistics, seed)

@@ -1,10 +1,12 @@
 """The whole compression in one call: measure, allocate, compress, reconstruct."""
 
+import torch
+
 from .. import cost
 from ..arguments import Count, Real, Seed
 from ..calibration import layer_statistics
 from ..data import Images
-from ..evaluation import accuracy
+from ..evaluation import accuracy, predict
 from ..model import OwnNetwork, ResNet
 from .allocation import by_sensitivity, check_budget, layer_errors
 from .by_plan import compress_by_plan
@@ -40,7 +42,7 @@ def compress(
     Parameters
     ----------
     model : trained, of any width; it is not changed
-    images : training images; labels are not used. Of more than 2,048, that many are taken at equal intervals
+    images : training images; labels are not used. Of more than 2,048, that many are drawn at random
     macs : the budget, as a share of the model's MACs; 0.5 if no budget is given
     time : or a budget of time, as a share of the model's time on this machine
     runtime, precision, batch_size : for which a plan under a budget of time is made, see `timings.part_timings`
@@ -52,12 +54,16 @@ def compress(
 
     Raises
     ------
-    ValueError : two budgets; a budget outside (0, 1] or below the cost of the smallest plan; fewer than 200 images
+    ValueError : two budgets; a budget outside (0, 1] or below the cost of the smallest plan; fewer than 200 images; test images with other
+        classes than the model
     """
     check_images(images, 200)
     macs = 0.5 if macs is None and time is None else macs
     check_budget(macs, time)
-    images = images[:: max(1, len(images) // N_IMAGES)][:N_IMAGES]
+    if test_images is not None:
+        predict(model, test_images[:1])  # refused before the work, not after it
+    # In random order: each measurement takes the first images, which could all be of one class.
+    images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(int(seed)))[:N_IMAGES].to(images.device)]
     statistics = layer_statistics(model, images[:N_STATISTICS], seed=seed)
     # Under a budget of MACs, sharing filters on a stream always costs less than narrowing the stream.
     narrower = STREAM_SHARES if time is not None or not sharing else ()

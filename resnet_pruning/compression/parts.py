@@ -14,13 +14,23 @@ from ..calibration import LayerStatistics
 from ..clustering import cluster_filters, distinct_filters
 from ..data import Batches, Images
 from ..hardware import has_fast_bfloat16
-from ..model import Block, OwnNetwork, SharedConv2d, affine, blocks
+from ..model import Block, OwnNetwork, ResNet, SharedConv2d, affine, batch_norms, blocks, convolutions
 from ..plans import Plan
 from .least_squares import Moments, eliminate
 from .streams import Narrowed, bridge, medoids, represented_by
 
 N_FITTED = 512  # images for least squares
 N_STATISTICS = 500  # images to measure how much the logits depend on each channel
+
+
+def check_statistics(statistics: Mapping[str, LayerStatistics], model: ResNet) -> None:
+    """Raise a ValueError for statistics of a network with other layers."""
+    found = {name: (len(layer.importance), len(layer.mean)) for name, layer in statistics.items()}
+    expected = {name: (norm.num_features, convolutions(model)[name].weight[0].numel()) for name, norm in batch_norms(model).items()}
+    for name in found | expected:
+        if found.get(name) != expected.get(name):
+            numbers = f"{found.get(name)}, expected {expected.get(name)}"
+            raise ValueError(f"statistics are of another model: for {name}, the filters and the values of each are {numbers}")
 
 
 def check_images(images: Images, at_least: Integer) -> None:
@@ -190,6 +200,7 @@ class PartFit:
             _keep_statistics(small.bn1, self.part.bn1, self.written)
         return small
 
+    @torch.enable_grad()
     def reconstruct(self, small: nn.Module, *, n_steps: Count, learning_rate: PositiveReal, seed: Seed = 0, batch_size: Count = 32) -> None:
         """Train a part from `solve` to match the outputs of the original part, each channel weighted by its importance to the logits."""
         targets = apply(self.part, self.original)[:, self.written]

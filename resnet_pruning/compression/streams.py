@@ -97,7 +97,13 @@ def narrow(seen: Sequence[Tensor], n_channels: Integer, importance: Tensor, seed
     places = [tensor.transpose(0, 1).flatten(1) for tensor in seen]
     picked = [torch.randint(values.shape[1], (N_VALUES,), generator=generator).to(values.device) for values in places]
     values = torch.cat([values[:, columns] for values, columns in zip(places, picked, strict=True)], 1).double().cpu()
-    return medoids(torch.corrcoef(values).nan_to_num(0.0), importance.double().cpu() * values.var(1), n_channels, seed)
+    correlations = torch.corrcoef(values).nan_to_num(0.0)
+    narrowed = medoids(correlations, importance.double().cpu() * values.var(1), n_channels, seed)
+    kept = narrowed.kept.tolist()
+    if len(kept) < n_channels:  # some channels are the same; a stream has the width that is asked for
+        others = [channel for channel in range(len(correlations)) if channel not in kept]
+        narrowed = represented_by(torch.tensor(sorted([*kept, *others[: n_channels - len(kept)]])), correlations)
+    return narrowed
 
 
 def fold(model: OwnNetwork, labels: Mapping[str, Sequence[Integer]]) -> ResNet:

@@ -105,7 +105,7 @@ def _torch_pruned(model: ResNet, importance: str, ratios: Real | Mapping[str, Re
         pruning_ratio=0.0 if by_layer else ratios,
         pruning_ratio_dict={network.get_submodule(name): ratio for name, ratio in ratios.items()} if by_layer else None,
         global_pruning=not by_layer,
-        max_pruning_ratio=15 / 16,  # otherwise, it may remove all units of a layer
+        max_pruning_ratio=1.0 if by_layer else 15 / 16,  # ranked together, all units of a layer could be removed
         ignored_layers=[layer for layer in weighted_layers(network).values() if layer not in inside],
     )
     pruner.step()

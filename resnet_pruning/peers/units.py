@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from ..arguments import Seed
+from ..clustering import check_unshared
 from ..compaction import compact, expanded
 from ..model import Network, OwnNetwork, ResNet, batch_norms, convolutions
 from ..plans import Plan, check_plan
@@ -44,7 +45,8 @@ def mask_units(model: OwnNetwork, plan: Plan, criterion: str = "L2 norm", *, see
 
 
 def kept_units(model: Network, plan: Plan, criterion: str = "L2 norm", *, seed: Seed = 0) -> dict[str, Tensor]:
-    """The kept channels of each layer of the plan: sorted indices (n_kept,). See `prune_units`."""
+    """The kept channels of each layer of the plan: sorted indices (n_kept,). See `prune_units`. Raises a ValueError also for a layer whose
+    channels share filters."""
     if criterion not in UNIT_CRITERIA:
         raise ValueError(f"criterion is {criterion!r}, expected one of {', '.join(UNIT_CRITERIA)}")
     check_inside_blocks(model, plan)
@@ -52,6 +54,7 @@ def kept_units(model: Network, plan: Plan, criterion: str = "L2 norm", *, seed: 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(seed))  # that of a GPU stays as it is
         for name, n_kept in plan.items():
+            check_unshared(name, convs[name])
             conv = copy.deepcopy(convs[name]).cpu()
             n_pruned = max(conv.out_channels - n_kept, 0)
             if criterion == "geometric median":

@@ -51,7 +51,7 @@ def bit_errors(model: OwnNetwork, images: Images, bits: Sequence[Integer] = BITS
     rows = []
     for name, layer in layers(network).items():
         n_weights = layer.weight.numel()
-        for n_bits in bits:
+        for n_bits in map(int, bits):
             layer.bits = n_bits
             round_weights(layer, "mse", per_channel=True)
             error = change_of_logits(_logits(network, images), exact)
@@ -79,7 +79,7 @@ def bits_by_sensitivity(errors: pd.DataFrame, weight_bits: Real, end_bits: Integ
     """
     if not weight_bits >= errors.bits.min():
         raise ValueError(f"weight_bits is {weight_bits!r}, expected at least {errors.bits.min()}, the fewest in errors")
-    fixed = {} if end_bits is None else dict.fromkeys(ENDS, end_bits)
+    fixed = {} if end_bits is None else dict.fromkeys(ENDS, int(end_bits))
     parts = {layer: rows for layer, rows in errors.groupby("layer", sort=False) if layer not in fixed}
     budget = sum(_packed(rows.n_weights.iloc[0], weight_bits) for rows in parts.values())
     chosen = cheapest([rows[["bytes", "error"]].to_numpy(float) for rows in parts.values()], budget)

@@ -107,7 +107,7 @@ def coded(
         raise ValueError(f"scope is {scope!r}, expected one of {', '.join(SCOPES)}")
     if representatives not in REPRESENTATIVES:
         raise ValueError(f"representatives is {representatives!r}, expected one of {', '.join(REPRESENTATIVES)}")
-    model = copy.deepcopy(model)
+    model, renew_every = copy.deepcopy(model), int(renew_every)
     layers = convolutions(model)
     for (_, length), names in groups(model, pieces, scope).items():
         weights = {name: layers[name].weight.flatten(1).double().cpu() for name in names}
@@ -122,7 +122,7 @@ def coded(
         labels, centres = find(everything, torch.cat(costs), n_representatives, seed)
         codebook = Codebook(centres.float())
         for name, part in zip(names, labels.split([len(own) for own in points.values()]), strict=True):
-            code = Coded(codebook, part, scales[name].float(), int(renew_every)).to(layers[name].weight.device)
+            code = Coded(codebook, part, scales[name].float(), renew_every).to(layers[name].weight.device)
             parametrize.register_parametrization(layers[name], "weight", code, unsafe=True)
             layers[name].parametrizations.weight.original.requires_grad_(renew_every > 0)
     for name in ENDS:

@@ -98,6 +98,7 @@ class AwareResNet(nn.Module):
     def __init__(self, model: ResNet, weight_bits: Integer, activation_bits: Integer, end_bits: Integer, stream_bits: Integer):
         super().__init__()
         self.model = copy.deepcopy(model)
+        weight_bits, activation_bits, end_bits, stream_bits = map(int, (weight_bits, activation_bits, end_bits, stream_bits))
         self.bits = {"weights": weight_bits, "activations": activation_bits, "ends": end_bits, "stream": stream_bits}
         for name, layer in {**convolutions(self.model), "fc": self.model.fc}.items():
             steps = LearnedSteps(layer.weight, end_bits if name in ENDS else weight_bits)

@@ -254,8 +254,9 @@ class QuantizedResNet(nn.Module):
     ):
         super().__init__()
         self.config = model.config
-        stream_bits = stream_bits or activation_bits
-        self.bits = {"weights": dict(weight_bits), "activations": activation_bits, "ends": end_bits, "stream": stream_bits}
+        activation_bits, end_bits, stream_bits = int(activation_bits), int(end_bits), int(stream_bits or activation_bits)
+        weight_bits = {name: int(bits) for name, bits in weight_bits.items()}  # a file with NumPy's numbers would be refused on reading
+        self.bits = {"weights": weight_bits, "activations": activation_bits, "ends": end_bits, "stream": stream_bits}
         norms = batch_norms(model)
         self.input = ActivationQuantizer(end_bits)
         self.conv1 = QuantizedLayer(model.conv1, norms["conv1"], weight_bits["conv1"])

@@ -48,6 +48,7 @@ class SoftRounding(nn.Module):
         return (self.below + (self.up() >= 0.5)).clamp(*self.layer[0].ends)
 
 
+@torch.enable_grad()
 def reconstruct(
     network: QuantizedResNet,
     model: OwnNetwork,
