@@ -159,6 +159,13 @@ def test_all_ways_to_prune_are_compared_at_the_same_macs(name, stage):
     assert (table.macs_share / table.level).between(least, 1).all()
 
 
+@pytest.mark.parametrize("name", ["untrained", "currencies"])
+def test_all_that_is_compared_has_three_seeds(name):
+    table = pd.read_csv(ROOT / "figures" / f"{name}.csv")
+    table = table[(table.epochs <= protocol.EPOCHS) & table.level.isin([*currencies.LEVELS, 1])]
+    assert (table.groupby(["method", "level"]).seed.agg(set) == {0, 1, 2}).all()
+
+
 def test_all_that_is_compared_was_trained_alike():
     table = pd.read_csv(ROOT / "figures" / "currencies.csv")
     assert set(table.epochs) <= {protocol.EPOCHS, currencies.LONGER, currencies.LONGEST} and set(table.teacher) == {"resnet20"}
