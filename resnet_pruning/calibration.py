@@ -54,8 +54,8 @@ def layer_statistics(model: TrainableNetwork, images: Images, *, seed: Seed = 0,
     for module in model.modules():
         if getattr(module, "inplace", False):  # a ReLU that would overwrite the outputs that gradients are taken of
             module.inplace = False
-    for name, conv in ((name, convs[name]) for name in norms):
-        if conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+    for name, conv in convs.items():
+        if name in norms and (conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str)):
             raise ValueError(f"{name} is {conv}, expected one group, and padding by a number of zeros")
     totals: dict[str, list] = {name: [0, 0, 0] for name in norms}  # the number of patches, their sum and that of their products
 

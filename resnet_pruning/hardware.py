@@ -79,7 +79,7 @@ def keep_freed_memory() -> None:
     """Make glibc reuse freed buffers instead of returning them to the operating system after each operation.
 
     Activations are a few megabytes each, above glibc's threshold for mmap. By default, each of them is mapped, page-faulted in and unmapped
-    again (the cost is in ``figures/benchmark_training.csv``). Only for glibc. (man 3 mallopt: M_MMAP_THRESHOLD is -3, M_TRIM_THRESHOLD -1.)
+    again (cost: ``figures/benchmark_training.csv``). Does nothing without glibc. (man 3 mallopt: M_MMAP_THRESHOLD -3, M_TRIM_THRESHOLD -1.)
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.libc_ver()[0] == "glibc" else None
     if mallopt is not None:

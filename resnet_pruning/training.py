@@ -40,7 +40,7 @@ class Recipe:
     momentum, nesterov : momentum of SGD and Muon, and whether it is Nesterov's
     weight_decay : of weights; batch norm and biases have none
     label_smoothing : share of the target that is spread evenly over the classes
-    ema : decay per step of the moving average of weights and batch-norm statistics that the training ends with; 0 for none
+    ema : decay per step of the exponential moving average of weights and batch-norm statistics that training ends with; 0 for none
     padding, views, alternating : augmentation, see `data.Batches`. If `views` repeat, the teacher's outputs for them are computed
         only once, which makes the teacher almost free.
     small_share, small_size : the first `small_share` of the epochs use crops of `small_size` pixels, which cost fewer MACs
@@ -356,7 +356,7 @@ class _Run:
         self.optimizer.zero_grad()
         loss.backward()
         with torch.no_grad():
-            # All `OPTIMIZERS` step in proportion to the learning rate. A recorded step cannot read it, but can be scaled by a tensor.
+            # All `OPTIMIZERS` step in proportion to the learning rate. A recorded step repeats its numbers, but a tensor can scale it.
             torch._foreach_copy_(self.before, self.trained)
             self.optimizer.step()
             torch._foreach_sub_(self.trained, self.before)

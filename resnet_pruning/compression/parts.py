@@ -25,8 +25,9 @@ N_STATISTICS = 500  # images to measure how much the logits depend on each chann
 
 def check_statistics(statistics: Mapping[str, LayerStatistics], model: ResNet) -> None:
     """Raise a ValueError for statistics of a network with other layers."""
+    convs, norms = convolutions(model), batch_norms(model)
     found = {name: (len(layer.importance), len(layer.mean)) for name, layer in statistics.items()}
-    expected = {name: (norm.num_features, convolutions(model)[name].weight[0].numel()) for name, norm in batch_norms(model).items()}
+    expected = {name: (norm.num_features, convs[name].weight[0].numel()) for name, norm in norms.items()}
     for name in found | expected:
         if found.get(name) != expected.get(name):
             numbers = f"{found.get(name)}, expected {expected.get(name)}"
