@@ -13,10 +13,10 @@ RECONSTRUCTED, ALLOCATED = REPAIRED
 ANEW = f"{ALLOCATED}, drawn anew"
 UNREPAIRED = "elimination, allocated by sensitivity"  # as `ALLOCATED`, without its reconstruction
 DRAWN, FOLDED = "random channels", ["Model Folding", "Model Folding, repaired"]
-# Ways to choose channels or to merge them, with the same share in every block, and nothing else.
+# Ways to choose channels, to merge them or to make up for them, with the same share in every block, without training.
 CHOICES = (
     *("smallest L1 norm", "smallest L2 norm", "geometric median", "elimination", "k-means of activations, medoids", "Neuron Merging"),
-    *(*FOLDED, *CLUSTERED, CORRELATED),
+    *("GRAIL after folding", "GRAIL after removal", *FOLDED, *CLUSTERED, CORRELATED),
 )
 
 
@@ -28,8 +28,36 @@ def notebooks(figures: Path) -> str:
     return "\n\n".join(parts)
 
 
+def in_short(figures: Path) -> str:
+    """What was found, in three points."""
+    untrained, tuned = newest(figures / "untrained.csv"), equally_tuned(figures)
+    before, after, layers = at_half(untrained), at_half(tuned), pd.read_csv(figures / "analysis_redundancy.csv")
+    others = before[~is_own(before.index)].drop(DRAWN)
+    small, _, _, longest = small_and_pruned(figures)
+    base = pd.read_csv(figures / "base_seeds.csv").accuracy[0]
+    merged = before[[*CLUSTERED]].idxmax()
+    return (
+        f"1. **Filters hardly repeat.** Half as many clusters as filters leave {layers.inertia.mean():.0f} % of a layer's variance. With "
+        f"half of the MACs, a network whose clusters of weights are merged keeps {before[merged]:.0f} % accuracy at best, one with channels "
+        f"removed at random {before[DRAWN]:.0f} %. After the same fine-tuning, they have {after[merged]:.1f} and {after[DRAWN]:.1f} %.\n"
+        "2. **What pays is reconstruction:** each block is trained, without labels, to compute what it did before. Half of the MACs then "
+        f"keep {before[f'{DRAWN}, reconstruction']:.0f} %, even with random channels; the best of {len(others)} variants of other methods, "
+        f"none of which trains at this stage, keeps {others.max():.0f} %. After {tuned.epochs.max()} epochs of fine-tuning, "
+        f"reconstruction is still worth {_worth(figures, 'reconstruction')}.\n"
+        "3. **Half of the MACs are not free, and pruning is not the only way to save them.** The best pruned network has "
+        f"{_with_seeds(longest)}) after {longest.epochs:.0f} epochs in all, a small network that is trained from the start "
+        f"{_with_seeds(small)}) after {small.epochs:.0f}, the unpruned one {base:.2f} %."
+    )
+
+
+def _worth(figures: Path, change: str, level: Real = 0.5) -> str:
+    """What a step is worth after fine-tuning, on average over the methods that it is added to, with its interval."""
+    table = pd.read_csv(figures / "worth_of_steps.csv").set_index(["change", "level"]).loc[(change, level)]
+    return f"{table.difference:.1f} points (95 % interval {table.lowest:.1f} to {table.highest:.1f})"
+
+
 def finding(figures: Path) -> str:
-    """What was found, in some sentences."""
+    """What was found, with its numbers."""
     untrained, tuned = newest(figures / "untrained.csv"), equally_tuned(figures)
     before, after, layers = at_half(untrained), at_half(tuned), pd.read_csv(figures / "analysis_redundancy.csv")
     others = before[~is_own(before.index)].drop(DRAWN)
@@ -38,49 +66,56 @@ def finding(figures: Path) -> str:
     everything = newest(figures / "currencies.csv")
     anew = everything[everything.method == ANEW]
     as_short = everything[everything.epochs == anew.epochs.max()]
-
-    def kept(table: pd.DataFrame, name: str, level: Real = 0.5) -> str:
-        accuracy = table[(table.method == name) & (table.level == level)].accuracy
-        lowest, highest = f"{accuracy.min():.1f}", f"{accuracy.max():.1f}"
-        return f"{accuracy.mean():.1f} %" + (f" ({lowest} to {highest})" if lowest != highest else "")
-
-    def with_seeds(row: pd.Series) -> str:
-        return f"{row.accuracy:.2f} % ({'one seed' if row.seeds == 1 else f'mean of {row.seeds:.0f} seeds'}"
-
     rivals = after[~is_own(after.index)].drop(DRAWN)
+    size = 100 * tuned[tuned.level == 0.5].groupby("method").parameters_share.mean()
+    merged = [_kept(tuned, name, 0.25) for name in (*CLUSTERED, CORRELATED)]
 
     return (
         "- **Filters hardly repeat, and merging them is not worth it.** By their weights, half as many clusters as filters leave "
         f"{layers.inertia.mean():.0f} % of a layer's variance, {layers.shuffled.mean():.0f} % if the weights of each filter are shuffled. "
-        f"At half of the MACs, before fine-tuning, random channels keep {kept(untrained, DRAWN)} accuracy; clusters of weights, merged, "
-        f"{before[[*CLUSTERED]].max():.1f} %, Model Folding {before[FOLDED].max():.1f} %, and filters merged because their outputs "
-        f"correlate {kept(untrained, CORRELATED)}. Channels that are removed, not merged, keep more if they are "
-        f"chosen by what they do on images: {before['elimination']:.1f} % by *elimination*, which always removes the one that the next "
+        f"At half of the MACs, before fine-tuning, random channels keep {_kept(untrained, DRAWN)} accuracy; clusters of weights, merged, "
+        f"{_kept(untrained, before[[*CLUSTERED]].idxmax())}, Model Folding {_kept(untrained, before[FOLDED].idxmax())}, and filters merged "
+        f"because their outputs correlate {_kept(untrained, CORRELATED)}. Channels that are removed, not merged, keep more if they are "
+        f"chosen by what they do on images: {_kept(untrained, 'elimination')} by *elimination*, which always removes the one that the next "
         "layer can best do without.\n"
         "- **At half of the MACs, reconstruction decides, not the choice of channels.** Each block is trained for 400 steps, on 2,048 "
-        f"images without labels, to compute what it did before. Then elimination keeps {kept(untrained, RECONSTRUCTED)}, channels of large "
-        f"norm {kept(untrained, 'smallest L2 norm, reconstruction')}, and random ones {kept(untrained, f'{DRAWN}, reconstruction')}. More "
-        f"channels where the network is sensitive: {kept(untrained, ALLOCATED)}. The best of {len(others)} variants of other methods has "
-        f"{others.max():.1f} %. At a quarter of the MACs, the choice matters more: reconstructed, elimination keeps "
-        f"{kept(untrained, RECONSTRUCTED, 0.25)}, random channels {kept(untrained, f'{DRAWN}, reconstruction', 0.25)}.\n"
+        f"images without labels, to compute what it did before. Then elimination keeps {_kept(untrained, RECONSTRUCTED)}, channels of "
+        f"large norm {_kept(untrained, 'smallest L2 norm, reconstruction')}, and random ones "
+        f"{_kept(untrained, f'{DRAWN}, reconstruction')}. More channels where the network is sensitive: {_kept(untrained, ALLOCATED)}, "
+        f"with {size[ALLOCATED]:.0f} instead of {size[RECONSTRUCTED]:.0f} % of the parameters. These are {_kept(untrained, UNREPAIRED)} "
+        f"without reconstruction; the best of {len(others)} variants of other methods, none of which trains at this stage, has "
+        f"{others.max():.1f} % with {size[others.idxmax()]:.0f} % of the parameters. At a quarter of the MACs, reconstructed, elimination "
+        f"keeps {_kept(untrained, RECONSTRUCTED, 0.25)}, random channels {_kept(untrained, f'{DRAWN}, reconstruction', 0.25)}.\n"
         f"- **After {tuned.epochs.max()} epochs of fine-tuning, little of this is left at half of the MACs.** Random channels have "
-        f"{kept(tuned, DRAWN)}; {len(choices)} ways to choose or merge them, with the same share in every block, "
-        f"{choices.min():.1f} to {choices.max():.1f} %. Reconstruction and more channels where the network is sensitive add some tenths "
-        f"each: random channels, reconstructed, have {kept(tuned, f'{DRAWN}, reconstruction')}, channels allocated by "
-        f"sensitivity {kept(tuned, UNREPAIRED)}, and both together {kept(tuned, ALLOCATED)}, next to {kept(tuned, rivals.idxmax())} for "
-        f"the best variant of other methods (a tie by the test images) and {_control(tuned):.1f} % for the unpruned network. At a quarter "
-        "of the MACs, methods still differ: "
-        f"{kept(tuned, 'smallest L2 norm', 0.25)} by the smallest norm, {kept(tuned, DRAWN, 0.25)} at random, "
-        f"{kept(tuned, 'elimination', 0.25)} by elimination, "
-        f"{kept(tuned, UNREPAIRED, 0.25)} allocated by sensitivity, {kept(tuned, ALLOCATED, 0.25)} reconstructed as well.\n"
-        "- **At half of the MACs, a small network that is trained from the start is at least as good.** With narrower stages and "
-        f"{100 * small.parameters_share:.0f} % of the parameters, it has {with_seeds(small)}) after {small.epochs:.0f} epochs; with fewer "
-        f"blocks instead, {with_seeds(shallower)}). A pruned "
-        f"network has {with_seeds(pruned)}, {100 * pruned.parameters_share:.0f} % of the parameters) after as many in all; another one, "
-        f"fine-tuned for longer, {with_seeds(longest)}, {100 * longest.parameters_share:.0f} %) after {longest.epochs:.0f}. The "
-        f"weights that pruning keeps save epochs: with {anew.epochs.max()} of fine-tuning, this last one has "
-        f"{kept(as_short, ALLOCATED)}, new weights in its shape, with {anew.epochs.max()} in all, {kept(as_short, ANEW)}."
+        f"{_kept(tuned, DRAWN)}; {len(choices)} ways to choose them, to merge them or to make up for them, with the same share in every "
+        f"block, {choices.min():.1f} to {choices.max():.1f} %. On average over several methods, reconstruction is worth "
+        f"{_worth(figures, 'reconstruction')}, and more channels where the network is sensitive "
+        f"{_worth(figures, 'allocation by sensitivity')} at equal MACs, with more parameters; at equal parameters, they are behind. "
+        f"Both together: {_kept(tuned, ALLOCATED)}, next to {_kept(tuned, rivals.idxmax())} for the best variant of other methods (a tie) "
+        f"and {_control(tuned):.1f} % for the unpruned network. At a quarter of the MACs, methods still differ: "
+        f"{_kept(tuned, DRAWN, 0.25)} at random, {_kept(tuned, 'smallest L2 norm', 0.25)} by the smallest norm, {', '.join(merged[:-1])} "
+        f"and {merged[-1]} merged, {_kept(tuned, ALLOCATED, 0.25)} reconstructed and allocated by sensitivity. Allocation is worth "
+        f"{_worth(figures, 'allocation by sensitivity', 0.25)} there, reconstruction {_worth(figures, 'reconstruction', 0.25)}, "
+        f"elimination instead of random channels {_worth(figures, 'elimination instead of random channels', 0.25)}.\n"
+        "- **With half of the MACs, a small network that is trained from the start is at least as good.** With narrower stages and "
+        f"{100 * small.parameters_share:.0f} % of the parameters, it has {_with_seeds(small)}) after {small.epochs:.0f} epochs; with fewer "
+        f"blocks instead, {_with_seeds(shallower)}). A pruned network has {_with_seeds(pruned)}, {100 * pruned.parameters_share:.0f} % of "
+        f"the parameters) after as many in all; another one, fine-tuned for longer, {_with_seeds(longest)}, "
+        f"{100 * longest.parameters_share:.0f} %) after {longest.epochs:.0f}, and no more after 20 further epochs. The weights that "
+        f"pruning keeps save epochs: with {anew.epochs.max()} of fine-tuning, this last one has {_kept(as_short, ALLOCATED)}, new weights "
+        f"in its shape, with {anew.epochs.max()} in all, {_kept(as_short, ANEW)}."
     )
+
+
+def _kept(table: pd.DataFrame, name: str, level: Real = 0.5) -> str:
+    """The mean accuracy of a method at a share of the MACs, with the lowest and the highest of its seeds."""
+    accuracy = table[(table.method == name) & (table.level == level)].accuracy
+    lowest, highest = f"{accuracy.min():.1f}", f"{accuracy.max():.1f}"
+    return f"{accuracy.mean():.1f} %" + (f" ({lowest} to {highest})" if lowest != highest else "")
+
+
+def _with_seeds(row: pd.Series) -> str:
+    return f"{row.accuracy:.2f} % ({'one seed' if row.seeds == 1 else f'mean of {row.seeds:.0f} seeds'}"
 
 
 def _control(tuned: pd.DataFrame) -> float:

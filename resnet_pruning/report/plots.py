@@ -24,6 +24,9 @@ from .drawings import filters_by_cluster, idea, kinds_of_pruning, mistakes, samp
 from .style import BLUE, COLORS, GREY, LETTERS_PER_INCH, MARKERS, ORANGE, SHADES, as_array, legend_below, subplots, wrapped
 
 UNDERLAY = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5}  # of text over lines
+DISTANCE_COLORS = dict(
+    zip(("raw", "folded", "unit", "output", "correlation"), COLORS, strict=False)
+)  # `clustering.DISTANCES`, in every figure
 
 
 def save_figure(figure: Figure, table: pd.DataFrame, path: str | Path) -> None:
@@ -69,17 +72,29 @@ def learning_curves(
 
 
 def dots(
-    table: pd.DataFrame, label: str, value: str, title: str, unit: str, reference: tuple[Real, str] | None = None, fmt: str = "{:.2f}"
+    table: pd.DataFrame,
+    label: str,
+    value: str,
+    title: str,
+    unit: str,
+    reference: tuple[Real, str] | None = None,
+    fmt: str = "{:.2f}",
+    ends: tuple[str, str] | None = None,
 ) -> Figure:
     """One dot per row of `table`, the first row on top, its value at the right margin.
 
-    `reference` is a value to mark with a dashed line, and its label.
+    Parameters
+    ----------
+    reference : a value to mark with a dashed line, and its label
+    ends : columns of the lowest and the highest value, between which a line is drawn
     """
     with subplots(title, figsize=(8, 1 + 0.28 * len(table))) as (figure, axes):
         if reference is not None:
             axes.axvline(reference[0], color=GREY, linestyle="--", linewidth=1)
             place = {"xy": (reference[0], 1), "xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
             axes.annotate(reference[1], xytext=(0, 2), ha="right", color=GREY, fontsize=8, **place)
+        if ends is not None:
+            axes.hlines(range(len(table)), table[ends[0]], table[ends[1]], color=BLUE, linewidth=5, alpha=0.35)
         axes.plot(table[value], range(len(table)), "o", color=BLUE)
         axes.set_yticks(range(len(table)), table[label])
         for row, number in enumerate(table[value]):
@@ -169,6 +184,8 @@ def curves(
     ticks: Collection[Collection[Real] | None] | None = None,
     title: str = "",
     sharey: bool = True,
+    colors: Mapping[str, str] | None = None,
+    lowest: Real | None = None,
 ) -> tuple[Figure, pd.DataFrame]:
     """`y` against `x`, a panel for each table and a line for each value of its column `by`: the median over rows with the same
     `x` (seeds), in a band from the lowest to the highest.
@@ -180,9 +197,11 @@ def curves(
     panels : tables by title, in one row of panels
     xlabel : for all panels, or one each
     reference : a value of `y` to mark with a line, and its label
-    ticks : per panel, values of `x` to place at equal distances (for 1, 2, 4, 8, …); None for a linear axis
+    ticks : per panel, values of `x` to mark on a logarithmic axis (such as 1, 2, 4, 8); None for a linear axis
     title : of the whole figure
     sharey : whether the panels share the y axis
+    colors : by value of `by`, where it is not to be the next one; lines of one colour differ in markers and dashes
+    lowest : where the y axis ends; a median below is a number at the edge, so that one bad point does not make the others look the same
 
     Returns
     -------
@@ -204,16 +223,23 @@ def curves(
             drawn = points.melt([by, x], ["median", "min", "max"], value_name=y)
             if drawn.empty:
                 lines, drawn = every[:1], pd.DataFrame({x: [np.nan], y: [np.nan], by: every[:1]})
-            if values is not None:
-                drawn[x] = drawn[x].map(list(values).index, na_action="ignore")
-                axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-            elif (drawn[x] % 1 == 0).all():
-                axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
             looks = _looks(every if shared else lines)
+            looks["palette"] |= colors or {}
             seaborn.lineplot(drawn, x=x, y=y, hue=by, style=by, dashes=True, estimator="median", errorbar=("pi", 100), ax=axes, **looks)
             axes.get_legend().remove()
+            if values is not None:
+                axes.set_xscale("log")
+                axes.set_xticks(values, [f"{value:g}" for value in values])
+                axes.xaxis.set_minor_locator(NullLocator())
+            elif (drawn[x] % 1 == 0).all():
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
             if reference is not None:
                 axes.axhline(reference[0], color=GREY, linestyle="-.", linewidth=1, label=reference[1])
+            if lowest is not None and (points["min"] < lowest).any():
+                axes.set_ylim(bottom=lowest)
+                for at, line, median in points.loc[points["median"] < lowest, [x, by, "median"]].itertuples(index=False):
+                    place = {"xytext": (4, 4), "textcoords": "offset points", "color": looks["palette"][line]}
+                    axes.annotate(f"↓ {median:.0f}", (at, lowest), fontsize=9, bbox=UNDERLAY, **place)
             if banded:
                 axes.fill_between([], [], color=GREY, alpha=0.2, linewidth=0, label="band: lowest to highest")
             axes.set(title=wrapped(name, int(LETTERS_PER_INCH * width)), xlabel=label, ylabel=ylabel if axes is row[0] else "")
@@ -262,7 +288,8 @@ def scatter(
     title: str,
     reference: tuple[Real, str] | None = None,
     logarithmic: bool = False,
-    panel: str | None = None,
+    front: Collection | None = None,
+    order: Collection[str] | None = None,
 ) -> tuple[Figure, pd.DataFrame]:
     """A dot for each row at columns `x` and `y`, with the text of column `label`; a colour and a marker for each value of `by`.
 
@@ -270,31 +297,31 @@ def scatter(
     ----------
     reference : a value of `y` to mark with a line, and its label
     logarithmic : whether x has a logarithmic axis
-    panel : a column, for each of whose values there is a panel of its own, with its own x axis, where the other rows are small grey dots
+    front : the index of the rows to label and to join with a line, in this order; the others are small and pale. None labels all rows
+    order : the values of `by` in the order of their looks, those that the table lacks included, so that figures agree in their looks
     """
-    groups = {"": table} if panel is None else dict(list(table.groupby(panel, sort=False)))
-    width = 9 if panel is None else 6.2  # of a panel, inches
-    size, looks = (width * len(groups), 5.8), _looks(list(dict.fromkeys(table[by])))
-    with subplots(title, 1, len(groups), figsize=size, sharey=True, squeeze=False) as (figure, (row,)):
-        for axes, (name, shown) in zip(row, groups.items(), strict=True):
-            seaborn.scatterplot(shown, x=x, y=y, hue=by, style=by, s=50, ax=axes, **looks)
-            if reference is not None:
-                axes.axhline(reference[0], color=GREY, linestyle="-.", linewidth=1, label=reference[1])
-            if logarithmic:
-                axes.set_xscale("log")
-                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axes.xaxis.set_minor_locator(NullLocator())
-                axes.xaxis.set_major_formatter("{x:g}")
-            axes.set(title=name, xlabel=xlabel, ylabel=ylabel)
-            axes.margins(x=0.12)
-            if len(others := table.drop(shown.index)):
-                axes.set_xlim(axes.get_xlim())  # whatever the others have
-                axes.plot(others[x], others[y], "o", color=GREY, alpha=0.35, markersize=3, label="in another panel")
-            axes.get_legend().remove()
-        legend_below(figure, row[0], size[0], loc="outside lower center")
+    looks = _looks(list(dict.fromkeys([*(order or ()), *table[by]])))
+    strong = table if front is None else table.loc[list(front)]
+    with subplots(title, figsize=(9, 5.8)) as (figure, axes):
+        if front is not None:
+            axes.plot(strong[x], strong[y], color=GREY, linewidth=1, zorder=1)
+            weak = table.drop(strong.index)
+            seaborn.scatterplot(weak, x=x, y=y, hue=by, style=by, s=28, alpha=0.4, ax=axes, legend=False, **looks)
+        seaborn.scatterplot(strong, x=x, y=y, hue=by, style=by, s=60, ax=axes, legend=False, **looks)
+        for value in (value for value in looks["hue_order"] if (table[by] == value).any()):
+            axes.plot([], [], looks["markers"][value], color=looks["palette"][value], label=value)
+        if reference is not None:
+            axes.axhline(reference[0], color=GREY, linestyle="-.", linewidth=1, label=reference[1])
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.margins(x=0.12)
+        legend_below(figure, axes, 9, loc="outside lower center")
         figure.draw_without_rendering()  # the layout fixes all positions
-        for axes, shown in zip(row, groups.values(), strict=True):
-            _label_points(axes, shown[[x, y]].to_numpy(), shown[label])
+        _label_points(axes, strong[[x, y]].to_numpy(), strong[label], table[[x, y]].to_numpy())
     return figure, table
 
 
@@ -304,10 +331,10 @@ def _looks(labels: Collection[str]) -> dict:
     return {"hue_order": labels, "style_order": labels, "palette": colors, "markers": markers}
 
 
-def _label_points(axes: plt.Axes, points: np.ndarray, texts: Collection[str]) -> None:
-    """Write each text beside its point (N, 2), where it covers no point and no earlier text: at the same height if there is
-    room, otherwise further above or below, with a thin line to its point."""
-    taken = [Bbox.from_extents(*(centre - 5), *(centre + 5)) for centre in axes.transData.transform(points)]
+def _label_points(axes: plt.Axes, points: np.ndarray, texts: Collection[str], every: np.ndarray) -> None:
+    """Write each text beside its point (N, 2), where it covers none of the points `every` (M, 2) and no earlier text: at the same height
+    if there is room, otherwise further above or below, with a thin line to its point."""
+    taken = [Bbox.from_extents(*(centre - 5), *(centre + 5)) for centre in axes.transData.transform(every)]
     places = [(side * (7 + abs(up) / 4), up) for up in sorted(range(-90, 91, 6), key=abs) for side in (1, -1)]  # in points
     line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 5}
     for point, text in zip(points, texts, strict=True):

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from ..files import ROOT, written_whole
 from . import tables as tables
-from .findings import finding, notebooks
+from .findings import finding, in_short, notebooks
 
 FILES = ("README.md", "docs/results.md")
-BLOCKS: dict[str, Callable[[Path], str]] = {"finding": finding, "notebooks": notebooks} | {f.__name__: f for f in tables.TABLES}
+BLOCKS: dict[str, Callable[[Path], str]] = {"in_short": in_short, "finding": finding, "notebooks": notebooks} | {
+    f.__name__: f for f in tables.TABLES
+}
 
 
 def filled(text: str, figures: Path) -> str:
