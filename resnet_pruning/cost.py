@@ -6,7 +6,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .arguments import Count
 from .model import AnyNetwork
 
 
@@ -17,12 +16,12 @@ def parameters(model: AnyNetwork) -> int:
     return sum(value.numel() for value in values)
 
 
-def macs(model: AnyNetwork, image_size: Count = 32) -> int:
-    """Multiply-accumulates of the convolutions and the linear layer for one image of `image_size` × `image_size` pixels."""
-    return sum(macs_by_layer(model, image_size).values())
+def macs(model: AnyNetwork) -> int:
+    """Multiply-accumulates of the convolutions and the linear layer for one image of 32×32 pixels."""
+    return sum(macs_by_layer(model).values())
 
 
-def macs_by_layer(model: AnyNetwork, image_size: Count = 32) -> dict[str, int]:
+def macs_by_layer(model: AnyNetwork) -> dict[str, int]:
     """Multiply-accumulates of each convolution and linear layer, quantized or not, for one image, by name, front to back."""
     counts: dict[str, int] = {}
 
@@ -34,9 +33,8 @@ def macs_by_layer(model: AnyNetwork, image_size: Count = 32) -> dict[str, int]:
     names = {module: name for name, module in model.named_modules() if getattr(getattr(module, "weight", None), "ndim", 0) > 1}
     for layer in names:
         layer.register_forward_hook(count)
-    device = next(iter(model.state_dict().values())).device
     with torch.inference_mode():
-        model(torch.zeros(1, 3, image_size, image_size, device=device))
+        model(torch.zeros(1, 3, 32, 32, device=next(iter(model.state_dict().values())).device))
     return counts
 
 

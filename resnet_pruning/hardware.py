@@ -42,7 +42,7 @@ def has_fast_bfloat16(device: torch.device | str) -> bool:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Make a GPU compute in full float32. By default, cuDNN rounds the operands of convolutions to the 10 mantissa bits of TF32.
+    """Compute in full float32, without the caller's autocast. By default, cuDNN rounds operands of convolutions to the 10 bits of TF32.
 
     This is a setting of the process: where several threads are in such a block, it lasts until the last of them leaves it.
     """
@@ -52,7 +52,8 @@ def full_float32() -> Iterator[None]:
         cudnn.allow_tf32 = False  # the older setting: torch.compile and torch.export read it, and fail where it contradicts the newer ones
         cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = products.fp32_precision = "ieee"
     try:
-        yield
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
     finally:
         with _changing:
             before = _before.pop()  # of all blocks that one is in, only the first found the settings as they were

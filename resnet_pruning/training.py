@@ -369,8 +369,9 @@ class _Run:
         self.history.append(row)
         state = self._state()
         if path is not None:
-            networks = [_digest_of(self.model), _digest_of(self.averaged)]
-            write_tensors({**state, "identity": identity, "networks": networks}, path)
+            # Those of the epoch before, too: an interrupt between here and the last line sets the model back to it.
+            state["networks"] = [*self.last_complete.get("networks", [])[-2:], _digest_of(self.model), _digest_of(self.averaged)]
+            write_tensors(state | {"identity": identity}, path)
         self.last_complete = state  # now that the folder has it
 
     def load(self, state: dict) -> None:
@@ -378,7 +379,7 @@ class _Run:
         self.optimizer.load_state_dict(continued(state["optimizer"], on_gpu(self.trained)))
         self.averaged.load_state_dict(state["ema"])
         self.history = list(state["history"])
-        self.last_complete = self._state()
+        self.last_complete = self._state() | {"networks": state.get("networks", [])}
 
     def _state(self) -> dict:
         networks = {"model": dict(self.model.state_dict()), "ema": dict(self.averaged.state_dict())}

@@ -228,6 +228,20 @@ def test_parts_with_shared_filters_have_the_size_of_their_channels():
     assert (cost.parameters(small), cost.macs(small)) == compression.cost_of_plan(compact, plan, merged=True)
 
 
+def test_a_budget_of_time_goes_with_dropped_blocks_and_with_a_narrow_stem():
+    network = model.ResNet(8, (2, 6, 8), {"layer2.0.conv1": 0}).eval()
+    errors = allocation.layer_errors(network, MANY, shares=(0.5,), progress=False)
+    timings = allocation.part_timings(network, 1, shares=(0.5,), rounds=1, device="cpu", progress=False)
+    plan = allocation.by_sensitivity(network, time=1.0, errors=errors, timings=timings)
+    assert "layer2.0.conv1" not in plan and timings.layer[0] == "conv1"
+    assert compression.compress_by_plan(network, plan, IMAGES, "none", progress=False).layer2[0].dropped
+
+
+def test_errors_of_another_network_are_refused():
+    with pytest.raises(ValueError, match="errors has 6 filters of conv1, expected those of this model, which has 8"):
+        allocation.by_sensitivity(model.ResNet(8, (8, 12, 16)), macs=1.0, errors=ERRORS)
+
+
 def test_without_sharing_a_stream_has_all_filters_even_where_fewer_change_nothing():
     errors = ERRORS.assign(error=ERRORS.error.where(ERRORS.layer.str.endswith("conv1") & (ERRORS.layer != "conv1"), 0.0))
     plan = allocation.by_sensitivity(NETWORK, macs=0.6, sharing=False, errors=errors)

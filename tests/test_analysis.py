@@ -82,9 +82,9 @@ def test_ways_at_the_same_share():
     ]
     curves = analysis.share_curves(pd.DataFrame(rows))
     assert curves.groupby("way").accuracy.apply(list).to_dict() == {
-        "raw filters, as trained": [12],
-        "raw filters, new batch-norm statistics": [30, 31],
-        "by correlation, weighted, new statistics": [52],
+        "raw weights, statistics as trained": [12],
+        "raw weights, statistics re-estimated": [30, 31],
+        "correlation, weighted, statistics re-estimated": [52],
     }
     assert (curves["kept (%)"] == 50).all()
 
@@ -123,9 +123,11 @@ def test_allocations():
 def test_mean_gains():
     index = pd.MultiIndex.from_product([["raw"], ["MACs"], [0.5, 0.75], [0, 1]], names=["distance", "measure", "level", "seed"])
     gains = pd.DataFrame({"first-heavy": [-1, -2, -3, -4], "last-heavy": [1, 1, 1, 2], "chosen": 9}, index, dtype=float)
-    table = analysis.mean_gains(gains)
+    each = analysis.each_gain(gains)
+    assert each.family.drop_duplicates().tolist() == ["chosen", "last-heavy", "first-heavy"] and len(each) == 12
+    assert each.iloc[-1].tolist() == ["raw", "MACs", 0.75, 1, "first-heavy", -4]
+    table = analysis.mean_gains(each)
     assert table.family.tolist() == ["chosen", "last-heavy", "first-heavy"] and table["gain (pp)"].tolist() == [9, 1.25, -2.5]
-    assert table.plan.iloc[1] == "last-heavy · raw, equal MACs"
 
 
 def test_each_step_of_the_ladder_is_worth_the_difference(methods, tuned):
@@ -199,13 +201,13 @@ def test_removal_has_the_means_at_half_of_the_macs(methods):
 
 def test_pruned_quantized_and_both():
     rows = [
-        ("MACs: 50 %", "W4A8", 90_000, 91.3, -0.7),
-        ("not pruned", "W4A8, by layer", 148_000, 91.8, -0.2),
-        ("not pruned", "W4A8", 149_000, 91.7, -0.3),
-        ("not pruned", "W2A2", 70_000, 60.0, -32.0),
-        ("MACs: 50 %", "float32", 735_816, 91.6, -0.4),
+        ("MACs: 50 %", "W4A8", 95_000, 90_000, 91.3, -0.7),
+        ("not pruned", "W4A8, by layer", 150_000, 148_000, 91.6, -0.4),
+        ("not pruned", "W4A8", 151_000, 149_000, 91.7, -0.3),
+        ("not pruned", "W2A2", 71_000, 70_000, 60.0, -32.0),
+        ("MACs: 50 %", "float32", 735_816, None, 91.6, -0.4),
     ]
-    pareto = pd.DataFrame(rows, columns=["pruned", "what", "bytes", "accuracy", "change_from_base"])
+    pareto = pd.DataFrame(rows, columns=["pruned", "what", "bytes", "file_bytes", "accuracy", "change_from_base"])
     table = analysis.pruned_quantized_both(pareto)
     assert table.group.tolist() == ["pruned", "quantized", "both"] and table.kB.tolist() == [735.8, 148.0, 90.0]
-    assert table.text.tolist() == ["50 %, float32", "not pruned, W4A8, by layer", "50 %, W4A8"]
+    assert table.text.tolist() == ["50 %, float32", "not pruned, W4A8, by sensitivity", "50 %, W4A8"]

@@ -81,9 +81,8 @@ def is_bearable_here(value, hint):
 
 
 def test_every_public_name_was_found():
-    assert len(FUNCTIONS) > 150 and {"training.train", "model.ResNet", "compression.compress.compress", "report.plots.bars"} & set(
-        FUNCTIONS
-    )
+    some = {"training.train", "model.ResNet", "compression.compress.compress", "report.plots.curves", "studies.sweeps.run_sweep"}
+    assert len(FUNCTIONS) > 150 and some <= set(FUNCTIONS)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -69,6 +69,16 @@ def test_trainings_that_end_at_once_all_have_their_rows(folder):
     assert len(base.histories("digits", "quick")) == 2 * (1 + len(names))
 
 
+def test_a_checkpoint_without_rows_is_recorded_when_it_is_asked_for(folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(base, "record", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            base.checkpoint("resnet20", "digits", "quick")
+    assert (folder / "checkpoints" / "resnet20.pt").exists()
+    base.checkpoint("resnet20", "digits", "quick")
+    assert base.histories("digits", "quick").epoch.tolist() == [1, 2]
+
+
 def test_a_training_that_cannot_be_recorded_is_not_lost(folder):
     (folder / "figures").mkdir()
     (folder / "figures" / "trainings.csv").write_text("epoch\n1\n")

@@ -60,3 +60,5 @@ def test_what_cannot_be_is_refused():
         bit_errors(NETWORK, IMAGES, (1, 2))
     with pytest.raises(ValueError, match=r"of shape \(0, 3, 32, 32\), expected"):
         bit_errors(NETWORK, IMAGES[:0])
+    with pytest.raises(ValueError, match="images has 1 image, expected at least 2"):
+        bit_errors(NETWORK, IMAGES[:1])

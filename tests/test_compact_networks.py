@@ -78,3 +78,16 @@ def test_compact_networks_are_as_good_as_exact_on_a_gpu(runs, gpu, monkeypatch):
     monkeypatch.setattr(pruning_runs, "default_device", lambda: gpu)
     table, _ = compact_networks.exactness(runs, [0.5], compact_networks.REPLACEMENTS[:1], ["centroid"])
     assert table.difference.max() < 100
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [
+        ("resnet20", "not pruned"),
+        ("resnet20_macs50", "50 % of the MACs"),
+        ("resnet20_fast1.5_batch256", "planned 1.5×, batches of 256"),
+        ("resnet20_fast2_batch1", "planned 2×, single images"),
+    ],
+)
+def test_networks_have_names_that_need_no_table(network, name):
+    assert tables.called(network) == name

@@ -48,13 +48,13 @@ def test_gains_are_summed_up_and_put_into_words():
 @pytest.mark.parametrize(
     "at_macs, at_filters, words",
     [
-        ((-1.0, -2.0), (-3.0, -1.0), "uniform plans win at equal MACs and at equal filters"),
-        ((1.0, 2.0), (0.5, -1.0), "ends chosen on training images win at equal MACs, last-heavy plans at equal filters"),
+        ((-1.0, 2.04), (-3.0, -1.0), "1 of 2 plans gain on average at equal MACs (most: chosen, +2.0 pp), none at equal filters"),
+        ((-1.0, 0.0), (0.5, 0.1), "no plan gains on average at equal MACs, 2 of 2 at equal filters (most: last-heavy, +0.5 pp)"),
     ],
 )
-def test_the_best_plans_are_named(at_macs, at_filters, words):
-    means = pd.DataFrame([at_macs, at_filters], index=["MACs", "distinct filters"], columns=["last-heavy", "chosen"])
-    assert comparisons.best_plans(means) == words
+def test_the_plans_that_gain_are_named(at_macs, at_filters, words):
+    means = pd.DataFrame([at_macs, at_filters], index=["MACs", "filters"], columns=["last-heavy", "chosen"])
+    assert comparisons.plans_that_gain(means) == words
 
 
 def test_a_schedule_gains_over_a_constant_rate():

@@ -59,6 +59,12 @@ def test_numbers_of_numpy_are_numbers_in_a_plan_and_other_layers_are_refused():
     network = ResNet(8, (4, 6, 8))
     plan, same = {"layer1.0.conv1": 2, "layer3": 7}, {"layer1.0.conv1": np.int64(2), "layer3": np.int64(7)}
     assert cost_of_plan(network, plan, merged=True) == cost_of_plan(network, same, merged=True)
-    for merged in (False, True):
-        with pytest.raises(ValueError, match=r"the plan names 'layer4.0.conv1', expected convolutions of the model, or layer1, layer2"):
+    for merged, expected in ((False, "model$"), (True, "model, or layer1, layer2, layer3$")):
+        with pytest.raises(ValueError, match=f"the plan names 'layer4.0.conv1', expected convolutions of the {expected}"):
             cost_of_plan(network, {"layer4.0.conv1": 2}, merged=merged)
+        for plan in ({"conv1": 0}, {"layer1.0.conv1": -1}, {"layer1.0.conv2": 0}):
+            with pytest.raises(ValueError, match=f"n_clusters is {next(iter(plan.values()))} for {next(iter(plan))}, expected an integer"):
+                cost_of_plan(network, plan, merged=merged)
+    with pytest.raises(ValueError, match="the plan names 'layer3', expected convolutions"):
+        cost_of_plan(network, {"layer3": 7})
+    assert cost_of_plan(network, {"layer1.0.conv1": 0}, merged=True)[1] < cost.macs(network), "a dropped block"

@@ -47,11 +47,16 @@ def written(request, tmp_path, digits):
     return (tmp_path / "state.pt").rename(path), read_tensors
 
 
+def places(whole):
+    """About 1,400 places in a file: all of both ends, where its parts are listed and sealed, and an odd number of bytes apart between."""
+    return [*range(200), *range(200, len(whole) - 200, len(whole) // 1000 | 1), *range(len(whole) - 200, len(whole))]
+
+
 def test_a_flipped_bit_anywhere_is_found(written):
     path, load = written
     whole = path.read_bytes()
     load(path)
-    for i in range(0, len(whole), 5 if load is read_tensors else 1):  # a training's state is longer, and read by the same loader
+    for i in places(whole):
         flipped = bytearray(whole)
         flipped[i] ^= 1 << i % 8
         path.write_bytes(flipped)
@@ -62,7 +67,7 @@ def test_a_flipped_bit_anywhere_is_found(written):
 def test_a_file_that_is_cut_off_anywhere_is_refused(written):
     path, load = written
     whole = path.read_bytes()
-    for length in range(0, len(whole), 5 if load is read_tensors else 1):
+    for length in places(whole):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=path.name):
             load(path)
@@ -147,7 +152,7 @@ from resnet_pruning.checkpoints import save_checkpoint
 torch.manual_seed(int(sys.argv[2]))
 network = ResNet(8, (4, 6, 8))
 print("ready", flush=True)
-for _ in range(40):
+for _ in range(15):
     save_checkpoint(sys.argv[1], network, {"writer": int(sys.argv[2])})
 """
 
@@ -301,7 +306,7 @@ def test_a_second_writer_is_refused_until_the_first_ends_or_is_killed(tmp_path, 
 
 def test_writing_is_interrupted_at_any_moment_without_a_loss(tmp_path):
     """A process that saves without end is killed again and again: what is there is always whole."""
-    code = textwrap.dedent(WRITER).replace("range(40)", "range(10**6)")
+    code = textwrap.dedent(WRITER).replace("range(15)", "range(10**6)")
     for n in range(4):
         writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "network.pt"), str(n)], stdout=subprocess.PIPE, text=True)
         assert writer.stdout.readline() == "ready\n"

@@ -42,21 +42,40 @@ def test_side_by_side_needs_no_16_bits_of_its_own(own, ready):
     assert list(few_bits.side_by_side(own[own.weight_bits < 16], ready)) == ["W8A8", "W4A8", "W16A16"]
 
 
-def test_pruned_and_quantized_networks_are_named_and_the_better_allocation_is_kept():
+def test_pruned_and_quantized_networks_are_named_and_have_one_allocation_each():
     quantized = pd.DataFrame(
         {
-            "network": ["", "resnet20_macs50", "resnet20_macs50"],
-            "weight_bits": 4,
+            "network": ["", "resnet20_macs50", "resnet20_macs50", "resnet20_macs50"],
+            "weight_bits": [4, 4, 4, 3],
             "activation_bits": 8,
-            "allocation": ["equal", "equal", "by sensitivity"],
-            "accuracy": [91.0, 90.0, 90.5],
+            "allocation": ["equal", "by sensitivity", "equal", "equal"],
+            "accuracy": [91.0, 90.0, 90.5, 89.0],
         }
     )
     floats = pd.DataFrame({"network": ["", "resnet20_macs70"], "kind": ["float32", "bfloat16"], "accuracy": [92.0, 91.9]})
     everything = few_bits.pruned_and_quantized(quantized, floats)
-    assert everything.what.tolist() == ["W4A8", "W4A8", "W4A8, by layer", "float32", "bfloat16"]
-    assert everything.pruned.tolist() == ["not pruned", "MACs: 50 %", "MACs: 50 %", "not pruned", "MACs: 70 %"]
-    assert few_bits.better_allocation(everything).index.tolist() == [0, 2, 3, 4]
+    assert everything.what.tolist() == ["W4A8", "W4A8, by layer", "W4A8", "W3A8", "float32", "bfloat16"]
+    assert everything.pruned.tolist() == ["not pruned", *["MACs: 50 %"] * 3, "not pruned", "MACs: 70 %"]
+    kept = few_bits.one_allocation(everything)
+    assert kept.index.tolist() == [0, 1, 3, 4, 5], "by sensitivity where it was measured, although equal bits are more accurate"
+
+
+def test_the_front_has_no_row_that_another_beats():
+    table = pd.DataFrame({"kB": [30, 10, 20, 20, 40, 50], "accuracy": [85.0, 80.0, 90.0, 91.0, 91.0, 92.0]})
+    assert few_bits.front(table, "kB", "accuracy").index.tolist() == [1, 3, 5]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("own, nearest, biases", "custom, nearest, biases"),
+        ("ready, torchao int8", "PyTorch, torchao int8"),
+        ("W4A8, by layer", "W4A8, by sensitivity"),
+        ("min-max", "min-max"),
+    ],
+)
+def test_names_in_csvs_are_shown_in_readers_words(text, shown):
+    assert few_bits.shown(text) == shown
 
 
 def test_sizes_are_listed_by_numbers(own, ready):
@@ -87,6 +106,7 @@ def test_networks_in_few_bytes_are_named():
     )
     assert few_bits.kinds(table).tolist() == ["integers, trained", "integers, rounded", "codebook of kernels, renewed"]
     assert few_bits.numbers_of(table).tolist() == ["W4A4, 8-bit stream", "W2A8", "96, macs50"]
+    assert few_bits.numbers_of(table, pieces=True).tolist() == ["W4A4, 8-bit stream", "W2A8", "96 kernels, macs50"]
 
 
 def test_errors_are_compared_at_equal_bits():

@@ -3,7 +3,7 @@ import warnings
 import pytest
 import torch
 
-from resnet_pruning import calibration, evaluation, hardware
+from resnet_pruning import calibration, compression, evaluation, hardware, quantization
 from resnet_pruning.deployment import timing
 from resnet_pruning.model import ResNet
 
@@ -51,6 +51,21 @@ def test_the_machine_has_the_name_of_what_computes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "some GPU")
     assert hardware.machine() == hardware.machine("cuda") == hardware.machine(torch.device("cuda", 0)) == "some GPU"
     assert "threads" in hardware.machine("cpu")
+
+
+def test_the_callers_autocast_changes_nothing(digits):
+    torch.manual_seed(0)
+    network, images = ResNet(8, (4, 6, 8)).eval(), digits[0][:240]
+
+    def made():
+        small = compression.compress(network, images, macs=0.7, n_steps=2, progress=False)
+        return small.state_dict() | quantization.quantize(small, images, 4, 4, progress=False).state_dict()
+
+    expected = made()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = made()
+        assert torch.is_autocast_enabled("cpu"), "for the caller"
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def precisions():

@@ -145,6 +145,13 @@ def test_torch_pruning_leaves_dropped_blocks_dropped(amount):
 
 
 @needs_torch_pruning
+def test_torch_prunings_budget_is_of_the_network_with_its_shared_filters():
+    with torch.no_grad():
+        small = peers.prune_by_torch_pruning(SHARED, macs=0.9)
+    assert 0.8 * cost.macs(SHARED) < cost.macs(small) <= 0.9 * cost.macs(SHARED)
+
+
+@needs_torch_pruning
 def test_torch_prunings_network_is_the_masked_one():
     small = peers.prune_by_torch_pruning(NETWORK, "batch-norm scale", plan=PLAN)
     masked = copy.deepcopy(NETWORK)

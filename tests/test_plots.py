@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from resnet_pruning import clustering
 from resnet_pruning.report import plots, style
 
 CLASSES = ("cat", "dog", "ship")
@@ -81,13 +82,30 @@ def test_more_curves_than_colours_have_a_legend_for_each_panel():
     assert len(table) == 2 * n
 
 
-def test_curves_at_equal_distances(seeds):
-    figure, table = plots.curves({"a": seeds}, "level", "way", ["clusters"], ticks=[[25, 50]])
-    assert figure.axes[0].get_lines()[0].get_xdata().tolist() == [0, 1]
-    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["25", "50"]
-    assert table.level.tolist() == [25, 50, 25, 50]
-    with pytest.raises(ValueError, match="50"):
-        plots.curves({"a": seeds}, "level", "way", "clusters", ticks=[[25]])
+def test_curves_on_a_logarithmic_axis(seeds):
+    figure, table = plots.curves({"a": seeds, "b": seeds}, "level", "way", "clusters", ticks=[[20, 50], None])
+    left, right = figure.axes
+    assert (left.get_xscale(), right.get_xscale()) == ("log", "linear")
+    assert left.get_lines()[0].get_xdata().tolist() == [25, 50]
+    assert [tick.get_text() for tick in left.get_xticklabels(which="both")] == ["20", "50"]
+    assert table.level.tolist() == [25, 50, 25, 50] * 2
+
+
+def test_curves_in_given_colours(seeds):
+    figure, _ = plots.curves({"a": seeds}, "level", "way", "MACs", colors={"theirs": "#000000", "nobody's": "#ffffff"})
+    ours, theirs = figure.axes[0].get_lines()[:2]
+    assert (ours.get_color(), theirs.get_color()) == (style.COLORS[0], "#000000")
+    assert tuple(plots.DISTANCE_COLORS) == clustering.DISTANCES
+
+
+def test_a_curve_that_leaves_the_axis_has_its_number_at_the_edge(seeds):
+    figure, table = plots.curves({"a": seeds, "b": seeds}, "level", "way", "MACs", lowest=65)
+    for axes in figure.axes:
+        assert axes.get_ylim()[0] == 65
+        assert {(text.get_text(), text.xy) for text in axes.texts} == {("↓ 60", (25, 65)), ("↓ 61", (50, 65))}
+    assert table["median"].min() == 60.12, "the table has the number itself"
+    figure, _ = plots.curves({"a": seeds}, "level", "way", "MACs", lowest=20)
+    assert figure.axes[0].get_ylim()[0] > 50 and not figure.axes[0].texts, "nothing is below"
 
 
 @pytest.mark.parametrize("order", [["full", "empty"], ["empty", "full"]])
@@ -161,11 +179,12 @@ def test_the_accuracy_before_and_after_is_one_row_for_each_way_in_all_panels():
     figure, table = plots.before_and_after(panels, "way", "accuracy", "stage", stages, "%", "a title", reference=(93, "whole"))
     first, second = figure.axes
     assert [text.get_text() for text in first.get_yticklabels()] == ["ours", "theirs"]
-    assert [text.get_text() for text in first.texts] == ["72.0", "40.0", "90.0", "91.0"]
+    assert [text.get_text() for text in first.texts] == ["72.0", "90.0", "40.0", "91.0"]
+    assert first.texts[0].xy == (70, 0), "beside the lowest seed"
     assert [text.get_text() for text in second.texts] == ["40.0", "91.0"] and second.texts[0].xy == (40, 1), (
         "in the same row as on the left"
     )
-    assert legend(figure) == ["before training", "after it", "whole"]
+    assert legend(figure) == ["before training", "after it", "whole", "lowest to highest"]
     assert table.iloc[1].tolist() == ["half", "ours", "before", 72, 70, 74, 2] and len(table) == 6
 
 
@@ -213,20 +232,27 @@ def test_scatter_labels_cover_no_dot_and_no_other_label(logarithmic):
     assert not any(Bbox.intersection(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_scatter_in_panels_shows_all_rows_in_each_and_labels_its_own():
-    table = pd.DataFrame(
-        {"kB": [1.0, 2, 30, 40], "accuracy": [80.0, 90, 85, 95], "kind": ["a", "b", "a", "c"], "half": ["l", "l", "r", "r"]}
-    )
-    table["name"] = "network " + table.index.astype(str)
-    figure, same = plots.scatter(table, "kB", "accuracy", "kind", "name", "kB", "%", "a title", panel="half")
+def test_scatter_labels_and_joins_the_front_alone():
+    table = pd.DataFrame({"kB": [40.0, 2, 30, 1], "accuracy": [95.0, 90, 85, 80], "kind": ["c", "b", "a", "a"]})
+    table["name"] = "a network with a long name " + table.index.astype(str)
+    figure, same = plots.scatter(table, "kB", "accuracy", "kind", "name", "kB", "%", "a title", front=[3, 1, 0])
     pd.testing.assert_frame_equal(same, table)
-    assert legend(figure) == ["a", "b", "c", "in another panel"]
-    for axes, (half, own) in zip(figure.axes, table.groupby("half"), strict=True):
-        assert axes.get_title(loc="left") == half
-        assert {text.get_text() for text in axes.texts if text.get_text()} == set(own.name)
-        assert set(axes.lines[-1].get_xdata()) == set(table.kB) - set(own.kB)
-        low, high = axes.get_xlim()
-        assert low < own.kB.min() and own.kB.max() < high < 100 and (low > 20) == (half == "r")
+    (axes,) = figure.axes
+    corners = axes.transData.transform(table.loc[[3, 1, 0], ["kB", "accuracy"]].to_numpy())
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    assert not any(box.contains(*point) for box in boxes for point in np.linspace(corners[:-1], corners[1:], 20).reshape(-1, 2))
+    assert axes.get_lines()[0].get_xdata().tolist() == [1, 2, 40]
+    assert {text.get_text() for text in axes.texts if text.get_text()} == {table.name[i] for i in (0, 1, 3)}
+    pale, strong = axes.collections
+    assert (pale.get_offsets().tolist(), pale.get_alpha()) == ([[30, 85]], 0.4)
+    assert sorted(strong.get_offsets().tolist()) == [[1, 80], [2, 90], [40, 95]]
+
+
+def test_scatter_keeps_the_looks_of_an_order():
+    table = pd.DataFrame({"kB": [1.0, 2], "accuracy": [80.0, 90], "kind": ["c", "b"], "name": ["x", "y"]})
+    figure, _ = plots.scatter(table, "kB", "accuracy", "kind", "name", "kB", "%", "a title", order=["a", "b"])
+    assert legend(figure) == ["b", "c"], "the legend names what is drawn"
+    assert [handle.get_color() for handle in figure.legends[0].legend_handles] == list(style.COLORS[1:3])
 
 
 @pytest.mark.parametrize("held_out", [np.nan, 50.0])
@@ -271,7 +297,7 @@ def test_kinds_of_pruning():
 
 
 def test_the_idea_is_drawn_from_an_example_that_is_computed():
-    _, table = plots.idea()
+    figure, table = plots.idea()
     steps = dict(tuple(table.groupby("step", sort=False)))
     assert list(steps) == ["1 · Trained", "2 · Clustered", "3 · Replaced", "4 · Merged", "5 · Repaired"]
     weights = {
@@ -285,6 +311,10 @@ def test_the_idea_is_drawn_from_an_example_that_is_computed():
     outputs = [weights[step, "next layer"] @ np.maximum(weights[step, "layer"] @ inputs, 0) for step in ("3 · Replaced", "4 · Merged")]
     np.testing.assert_allclose(*outputs, atol=1e-2)
     assert steps["1 · Trained"].cluster.eq(-1).all() and set(steps["5 · Repaired"].cluster) == {0, 1, 2}
+    arrows = [text for text in figure.axes[-1].texts if getattr(text, "arrow_patch", None)]
+    lengths = [text.xyann[1] - text.xy[1] for text in arrows]
+    changes = (weights["5 · Repaired", "next layer"] - weights["4 · Merged", "next layer"]).ravel()
+    np.testing.assert_allclose(lengths, 0.9 * changes / np.abs(changes).max(), atol=1e-3)
 
 
 @pytest.fixture

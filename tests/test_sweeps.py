@@ -201,6 +201,8 @@ def test_a_function_may_not_overwrite_a_field(tmp_path):
 def test_a_grid_of_choices():
     grid = sweeps.expanded(Point(1.0), x=np.array([1.0, 2.0]), name=["a", "b"])
     assert set(grid) == {Point(x, name) for x in (1.0, 2.0) for name in "ab"} and type(grid[0].x) is float
+    with pytest.raises(ValueError, match="name is 'raw', expected a list of choices"):
+        sweeps.expanded(Point(1), name="raw")
     with pytest.raises(ValueError, match="choices has y, expected some of x, name"):
         sweeps.expanded(Point(1.0), y=[1])
 

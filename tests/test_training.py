@@ -110,6 +110,29 @@ def test_a_killed_training_resumes_and_ends_with_the_same_weights(tmp_path):
     pd.testing.assert_frame_equal(*(history.drop(columns=timing) for history in histories))
 
 
+@pytest.mark.parametrize("anew", [False, True])
+def test_ctrl_c_between_the_file_and_the_model_loses_nothing(small_images, tmp_path, monkeypatch, anew):
+    """The file has an epoch more than the model, which is set back."""
+    write = training.write_tensors
+
+    def interrupted(content, path):
+        write(content, path)
+        if len(content["history"]) == 2:
+            raise KeyboardInterrupt
+
+    torch.manual_seed(0)
+    model = ResNet(8, (4, 8, 8))
+    fresh = copy.deepcopy(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "write_tensors", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(model, small_images, QUICK, folder=tmp_path, **EAGER)
+    assert epochs_done(tmp_path) == 2
+    goes_on = fresh if anew else model
+    assert len(train(goes_on, small_images, QUICK, folder=tmp_path, **EAGER)) == 3
+    assert torch.equal(weights(goes_on), weights(trained(small_images)[0]))
+
+
 def test_ctrl_c_keeps_the_last_complete_epoch(small_images, tmp_path, monkeypatch):
     epoch = data.Batches.epoch
 

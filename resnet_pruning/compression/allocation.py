@@ -23,7 +23,7 @@ from ..calibration import LayerStatistics, layer_statistics
 from ..compaction import expanded
 from ..data import Images
 from ..hardware import full_float32
-from ..model import OwnNetwork, ResNet, convolutions
+from ..model import OwnNetwork, ResNet, batch_norms, convolutions
 from .by_plan import compress_by_plan
 from .knapsack import cheapest
 from .parts import N_FITTED, N_STATISTICS, PartFit, apply, augmented_in_order, check_images, check_statistics, parts_of
@@ -163,6 +163,10 @@ def by_sensitivity(
         errors = layer_errors(model, images, progress=progress)
     if missing := set(convolutions(model)) - set(errors.layer):
         raise ValueError(f"errors lacks {', '.join(sorted(missing))}, expected every convolution of the model")
+    largest = errors.groupby("layer").n_clusters.max()
+    for name, norm in batch_norms(model).items():  # of all channels, also where these share filters
+        if largest[name] != norm.num_features:
+            raise ValueError(f"errors has {largest[name]} filters of {name}, expected those of this model, which has {norm.num_features}")
     table = {layer: list(zip(rows.n_clusters.tolist(), rows.error.tolist(), strict=True)) for layer, rows in errors.groupby("layer")}
     costs = _Macs(model, sharing) if time is None else _Times(model, part_timings(model, progress=progress) if timings is None else timings)
     total, best, least = costs.whole(), None, math.inf
@@ -325,10 +329,10 @@ class _Times:
 
     def options(self, name: str, widths: tuple[int, ...], table: Table) -> list[Option]:
         sizes = self._sizes(name, widths)
-        if not name:
+        if not name or self.model.get_submodule(name).dropped:
             return [Option({}, next(iter(sizes.values())), 0.0)]
         layer = f"{name}.conv1"
-        return [Option({layer: n}, sizes[n], error) for n, error in table.get(layer, [(0, 0.0)]) if n in sizes]
+        return [Option({layer: n}, sizes[n], error) for n, error in table[layer] if n in sizes]
 
 
 def _logits(model: ResNet, parts: Iterable[nn.Module], inputs: Tensor) -> Tensor:

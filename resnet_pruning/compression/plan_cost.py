@@ -10,6 +10,7 @@ import torch
 from .. import cost
 from ..arguments import Integer
 from ..model import AnyNetwork, ResNet, batch_norms, convolutions
+from ..plans import check_n_clusters
 from .streams import STAGES, stage_of
 
 
@@ -21,11 +22,15 @@ def cost_of_plan(
     The next layer still sees all channels, so only the layer itself becomes cheaper. With `merged`, as in `compression.compress_by_plan`, a
     block has as many channels inside as its ``conv1`` has clusters, so that ``conv2`` becomes cheaper too; blocks may be dropped and
     streams narrower. For many plans of one model, pass its `cost.macs_by_layer`, counted once, as `macs`. Raises a ValueError for
-    layers that do not exist.
+    layers that do not exist, and for numbers of filters that make no sense.
     """
-    known = {*STAGES, *convolutions(model)}
-    if unknown := [name for name in plan if name not in known]:
-        raise ValueError(f"the plan names {unknown[0]!r}, expected convolutions of the model, or {', '.join(STAGES)}")
+    known = {*convolutions(model), *(STAGES if merged else ())}
+    for name, n in plan.items():
+        if name not in known:
+            also = f", or {', '.join(STAGES)}" if merged else ""
+            raise ValueError(f"the plan names {name!r}, expected convolutions of the model{also}")
+        if n or not merged or not name.endswith(".conv1"):  # a dropped block
+            check_n_clusters(n, name)
     if merged:
         return _cost(json.dumps(_config(model, plan)))
     macs = macs or cost.macs_by_layer(model)

@@ -64,7 +64,7 @@ def part_timings(
         stride = part.stride if name else 1
         inside = name.split(".")[-1] != "0"  # reads and writes the same stream
         for r, n, w in itertools.product(read, sizes, written):
-            if r > w or (inside and name and r != w) or (name == "layer1.0" and r != w):
+            if name and (r > w or (r != w and (inside or name == "layer1.0"))):
                 continue
             head = f"{r if name else w} channels of {size} pixels"
             shape = f"{head}, {n} inside, {w} after stride {stride}" if name else head

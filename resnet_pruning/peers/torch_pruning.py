@@ -22,6 +22,7 @@ HAS_TORCH_PRUNING = importlib.util.find_spec("torch_pruning") is not None
 
 
 @torch.random.fork_rng(devices=[])
+@torch.enable_grad()  # it finds what belongs together by gradients
 def prune_by_torch_pruning(
     model: OwnNetwork, importance: str = "group norm", *, plan: Plan | None = None, macs: Real | None = None
 ) -> ResNet:
@@ -44,23 +45,22 @@ def prune_by_torch_pruning(
     if (plan is None) == (macs is None):
         raise ValueError(f"plan is {plan!r} and macs is {macs!r}, expected exactly one of them")
     required("torch_pruning", "peers")
-    model = expanded(model)
+    whole, model = cost.macs(model), expanded(model)  # shared filters are computed once
     if plan is None:
-        plan = _plan_of_torch_pruning(model, importance, check_share(macs, "macs"))
+        plan = _plan_of_torch_pruning(model, importance, check_share(macs, "macs"), whole)
     check_inside_blocks(model, plan)
     convs = convolutions(model)
     ratios = {name: 1 - (min(n_kept, convs[name].out_channels) + 0.5) / convs[name].out_channels for name, n_kept in plan.items()}
     return _torch_pruned(model, importance, {name: max(ratio, 0.0) for name, ratio in ratios.items()})  # it rounds down the number kept
 
 
-def _plan_of_torch_pruning(model: ResNet, importance: str, share: Real) -> dict[str, int]:
-    """The number of channels to keep in each layer when the units of all layers are ranked together.
+def _plan_of_torch_pruning(model: ResNet, importance: str, share: Real, whole: Integer) -> dict[str, int]:
+    """The number of channels to keep in each layer when the units of all layers are ranked together, for a share of `whole` MACs.
 
     The fewest units are removed whose removal meets the budget. The rest of the budget is too small for the unit that was removed last. It
     is spent on single units of other layers, front to back.
     """
-    budget = share * cost.macs(model)
-    n_units = sum(conv.out_channels for conv in _inside(model).values())
+    budget, n_units = share * whole, sum(conv.out_channels for conv in _inside(model).values())
 
     def plan_without(n_pruned: Integer) -> dict[str, int]:
         pruned = _torch_pruned(model, importance, (n_pruned - 0.5) / n_units if n_pruned else 0.0)

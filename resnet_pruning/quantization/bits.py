@@ -41,9 +41,11 @@ def bit_errors(model: OwnNetwork, images: Images, bits: Sequence[Integer] = BITS
 
     Raises
     ------
-    ValueError : bits that are not an integer from 2 to 16
+    ValueError : bits that are not an integer from 2 to 16; a single image, whose logits have no variance
     """
     images = images.beside(model)
+    if len(images) < 2:
+        raise ValueError(f"images has {len(images)} image, expected at least 2")
     for n_bits in bits:
         check_bits(n_bits, "bits")
     network = QuantizedResNet(model, dict.fromkeys([*convolutions(model), "fc"], 16), 16, 16).to(images.device).eval()

@@ -120,7 +120,7 @@ def observe(network: QuantizedResNet, images: Images, observer: str = "mse", see
     """Set the ranges of all activations from their values without quantization."""
     quantizers, observers = activations(network), {}
     for i, (name, quantizer) in enumerate(quantizers.items()):
-        observers[name] = Observer(name, seed + i)
+        observers[name] = Observer(name, (seed + i) % 2**32)
         quantizer.enabled, quantizer.see = False, observers[name].see
     for inputs in normalised_batches(images):
         network(inputs)

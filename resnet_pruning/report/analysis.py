@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from ..arguments import Integer, Real
 from .comparisons import replaced_rows
-from .few_bits import better_allocation
+from .few_bits import one_allocation, shown
 from .style import as_array
 from .tables import equally_tuned, newest
 
@@ -21,7 +21,7 @@ MEASURES = {
     "neighbour": "similarity to the most similar filter",
 }
 MAIN = {
-    "by sensitivity, inside blocks": "elimination, reconstructed, allocated by sensitivity (this project)",
+    "by sensitivity, inside blocks": "elimination, reconstructed, allocated by sensitivity",
     "elimination, reconstruction": "elimination, reconstructed, the same share in every block",
     "random channels, reconstruction": "random channels, reconstructed",
     "elimination": "elimination",
@@ -79,9 +79,9 @@ def share_curves(uniform: pd.DataFrame) -> pd.DataFrame:
     """Rows of ``prune_uniform.csv`` with the same share of filters in every layer, with their `way` and the share as `kept (%)`."""
     rows = uniform[uniform.plan == "uniform fraction"]
     parts = {
-        "raw filters, as trained": replaced_rows(rows, batch_norm="as trained"),
-        "raw filters, new batch-norm statistics": replaced_rows(rows),
-        "by correlation, weighted, new statistics": replaced_rows(rows, distance="correlation", weighting=0.5),
+        "raw weights, statistics as trained": replaced_rows(rows, batch_norm="as trained"),
+        "raw weights, statistics re-estimated": replaced_rows(rows),
+        "correlation, weighted, statistics re-estimated": replaced_rows(rows, distance="correlation", weighting=0.5),
     }
     table = pd.concat([part.assign(way=way) for way, part in parts.items()])
     return table.assign(**{"kept (%)": 100 * table.level})
@@ -116,7 +116,7 @@ def allocations(uniform: pd.DataFrame, budgets: pd.DataFrame) -> dict[str, pd.Da
     replaced = replaced.assign(what=replaced.plan.replace({"uniform": "equal numbers", "uniform fraction": "equal shares"}))
     compressed = budgets[budgets.repair == "reconstruction"]
     compressed = compressed.assign(what=compressed.plan.replace({"uniform fraction": "equal shares, inside blocks"}))
-    panels = {"replaced by centroids, new batch-norm statistics": replaced, "removed and reconstructed": compressed}
+    panels = {"replaced by centroids, statistics re-estimated": replaced, "removed and reconstructed": compressed}
     return {name: rows.assign(**{"MACs (%)": _percent_of_macs}) for name, rows in panels.items()}
 
 
@@ -126,11 +126,16 @@ def accuracy_at(rows: pd.DataFrame, what: str, macs: Real) -> float:
     return float(np.interp(macs, curve.index, curve))
 
 
-def mean_gains(gains: pd.DataFrame) -> pd.DataFrame:
-    """The mean gain of each family of plans, best first, from `tables.gains_over_uniform`."""
-    means = gains.groupby(["distance", "measure"]).mean().reset_index()
-    table = means.melt(["distance", "measure"], var_name="family", value_name="gain (pp)").sort_values("gain (pp)", ascending=False)
-    return table.assign(plan=table.family + " · " + table.distance + ", equal " + table.measure)
+def each_gain(gains: pd.DataFrame) -> pd.DataFrame:
+    """The gains of `tables.gains_over_uniform` as rows: distance, measure, level, seed, family, gain (pp); the best family comes first."""
+    by_family = gains[gains.mean().sort_values(ascending=False).index]
+    return by_family.melt(var_name="family", value_name="gain (pp)", ignore_index=False).reset_index().dropna(subset="gain (pp)")
+
+
+def mean_gains(each: pd.DataFrame) -> pd.DataFrame:
+    """The mean over budgets and seeds, best first, from `each_gain`: family, distance, measure, gain (pp)."""
+    means = each.groupby(["family", "distance", "measure"])["gain (pp)"].mean()
+    return means.sort_values(ascending=False).reset_index()
 
 
 def ladder(methods: pd.DataFrame, steps: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
@@ -201,8 +206,9 @@ def grown_mistakes(before: ArrayLike, after: ArrayLike, classes: Collection[str]
 def time_by_macs(speed: pd.DataFrame) -> pd.DataFrame:
     """`time (%)` and `MACs (%)` of the networks in ``benchmark_inference.csv`` whose plan has a budget of MACs, by `how` they are run."""
     rows = speed[(speed.device == "cpu") & ~speed.network.str.startswith("resnet20_fast")]
-    how = rows.runtime + ", " + rows.precision + ", batch " + rows.batch_size.astype(str)
-    return rows.assign(how=how, **{"time (%)": 100 / rows.own_speedup, "MACs (%)": 100 * rows.macs_share})
+    named = rows.runtime + ", " + rows.precision
+    how = named + ", batch " + rows.batch_size.astype(str)
+    return rows.assign(how=how, **{"run in": named, "time (%)": 100 / rows.own_speedup, "MACs (%)": 100 * rows.macs_share})
 
 
 def saved_time(times: pd.DataFrame) -> pd.Series:
@@ -220,15 +226,16 @@ def removal(methods: pd.DataFrame) -> pd.DataFrame:
 def pruned_quantized_both(pareto: pd.DataFrame, least_change: Real = -6) -> pd.DataFrame:
     """Networks of ``quantize_pareto.csv`` with a change above `least_change` (pp), by `group`: "pruned", "quantized" or "both".
 
-    Of networks that differ only in how their bits are divided among layers, the better one is kept. Adds `kB`, `bits` and `text`.
+    Of networks that differ only in how their bits are divided among layers, that by sensitivity is kept. Adds `kB` (of the file, or of the
+    tensors of networks in floats), `bits` and `text`.
     """
     whole, plain = pareto.pruned == "not pruned", pareto.what == "float32"
     group = np.select([plain, whole], GROUPS[:2], GROUPS[2])
-    table = pareto.assign(kB=(pareto.bytes / 1000).round(1), group=group)
+    table = pareto.assign(kB=(pareto.file_bytes.fillna(pareto.bytes) / 1000).round(1), group=group)
     table = table.sort_values("group", key=lambda names: names.map(GROUPS.index), kind="stable", ignore_index=True)
-    table = better_allocation(table)
+    table = one_allocation(table)
     table = table[table.change_from_base > least_change]
-    return table.assign(text=table.pruned.str.removeprefix("MACs: ") + ", " + table.what)
+    return table.assign(text=table.pruned.str.removeprefix("MACs: ") + ", " + table.what.map(shown))
 
 
 def _percent_of_macs(table: pd.DataFrame) -> pd.Series:

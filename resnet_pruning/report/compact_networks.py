@@ -65,6 +65,15 @@ def gain(table: pd.DataFrame, column: str, new: str, old: str, keys: Collection[
     return (wide[new] - wide[old]).dropna().groupby(keys[0], sort=False).agg(["mean", "min", "max"])
 
 
+def called(network: str) -> str:
+    """What figures call a network of ``kept_networks.csv``: "planned 2×, batches of 256" for ``resnet20_fast2_batch256``."""
+    goal, _, batch = network.removeprefix("resnet20").removeprefix("_").partition("_batch")
+    if goal.startswith("macs"):
+        return f"{goal.removeprefix('macs')} % of the MACs"
+    images = "single images" if batch == "1" else f"batches of {batch}"
+    return f"planned {goal.removeprefix('fast')}×, {images}" if goal else "not pruned"
+
+
 def kept(table: pd.DataFrame) -> pd.DataFrame:
     """The networks of ``kept_networks.csv``: a row for each plan, with the mean, lowest and highest accuracy (%) over seeds.
 

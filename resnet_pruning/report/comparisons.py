@@ -55,18 +55,19 @@ def summary_of_gains(gains: pd.DataFrame) -> pd.DataFrame:
     return table.rename_axis(["distance", "equal", "plan"])
 
 
-def best_plans(means: pd.DataFrame) -> str:
-    """Which plans do best at each measure, in words; uniform ones if no family has a gain.
+def plans_that_gain(means: pd.DataFrame) -> str:
+    """How many families of plans gain over the uniform one at each measure, on average, and which one most, in words.
 
-    `means` has the mean gains over uniform plans: a row for "MACs" and one for "distinct filters", a column for each family.
+    `means` has the mean gains over uniform plans (pp): a row for each measure, a column for each family.
     """
-    best = means.assign(uniform=0.0).idxmax(axis=1)
-    at_macs, at_filters = (
-        "ends chosen on training images" if name == "chosen" else f"{name} plans" for name in best[["MACs", "distinct filters"]]
-    )
-    if at_macs == at_filters:
-        return f"{at_macs} win at equal MACs and at equal filters"
-    return f"{at_macs} win at equal MACs, {at_filters} at equal filters"
+    some, none = " plans gain on average", "no plan gains on average"
+    parts = []
+    for measure, gains in means.iterrows():
+        n = (gains > 0).sum()
+        most = f" (most: {gains.idxmax()}, {gains.max():+.1f} pp)" if n else ""
+        parts.append(f"{f'{n} of {len(gains)}{some}' if n else none} at equal {measure}{most}")
+        some, none = "", "none"
+    return ", ".join(parts)
 
 
 def schedule_gains(accuracies: Mapping[str, Real] | pd.Series, settings: Mapping[str, Real] | pd.Series) -> pd.Series:

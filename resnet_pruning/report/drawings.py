@@ -132,6 +132,8 @@ def kinds_of_pruning() -> tuple[Figure, pd.DataFrame]:
 def idea() -> tuple[Figure, pd.DataFrame]:
     """How clustering filters makes a network smaller, in five steps, on a small example: the weights of two layers, a value each.
 
+    The refit changes weights too little for the eye, so an arrow in each shows its change.
+
     Returns
     -------
     figure, table with a row for each weight and the columns step, table (layer or next layer), row, column, value and cluster
@@ -150,7 +152,7 @@ def idea() -> tuple[Figure, pd.DataFrame]:
         ("1 · Trained", "6 filters, a row each,\nread by the next layer"): (filters, readers, np.full(6, -1)),
         ("2 · Clustered", "k-means finds filters\nthat are alike (sorted here)"): (filters[order], readers[:, order], grouped),
         ("3 · Replaced", "each filter becomes its\ncluster's representative"): (centroids[grouped], readers[:, order], grouped),
-        ("4 · Merged", "equal filters become one,\ntheir readers are summed"): (centroids, added, np.arange(3)),
+        ("4 · Merged", "equal filters merge; weights\nthat read them are summed"): (centroids, added, np.arange(3)),
         ("5 · Repaired", "the next layer is refitted,\nthen all is fine-tuned"): (centroids, solved, np.arange(3)),
     }
     look = {"cmap": "Greys", "vmin": -2.0, "vmax": 2.6, "linewidths": 2, "cbar": False, "square": True}
@@ -171,6 +173,13 @@ def idea() -> tuple[Figure, pd.DataFrame]:
                 cells.append(pd.DataFrame(rows).assign(step=step, table=name))
             axes_of_step[0].set_title(f"{step}\n\n")
             axes_of_step[0].text(0, -0.15, words, fontsize=8, va="bottom")
+        changes, arrow = (
+            solved - added,
+            {"arrowstyle": "-|>,head_length=0.25,head_width=0.15", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.2},
+        )
+        for (row, column), half in np.ndenumerate(0.45 * changes / np.abs(changes).max()):  # up is more; the axis points down
+            grid[1, -1].annotate("", (column + 0.5, row + 0.5 - half), (column + 0.5, row + 0.5 + half), arrowprops=arrow)
+        grid[1, -1].text(3.4, 2, "arrows: the\nchange by\nthe refit", fontsize=8, va="center")
         grid[0, 0].set_ylabel("a layer")
         grid[1, 0].set_ylabel("the next layer")
     return figure, pd.concat(cells, ignore_index=True)[["step", "table", "row", "column", "value", "cluster"]]

@@ -1,4 +1,4 @@
-"""Tables on quantized networks, for notebook 08, from the rows of its sweeps."""
+"""Tables on quantized networks, for notebooks 08 and 10, from the rows of their sweeps."""
 
 from collections.abc import Mapping
 
@@ -6,6 +6,9 @@ import numpy as np
 import pandas as pd
 
 from ..arguments import Real
+
+# What tables and figures show instead of words in CSVs.
+SHOWN = {"own, ": "custom, ", "ready, ": "PyTorch, ", ", by layer": ", by sensitivity", "mse": "squared error"}
 
 METHODS = {
     "rounded to nearest": "integers, rounded",
@@ -62,10 +65,27 @@ def pruned_and_quantized(quantized: pd.DataFrame, floats: pd.DataFrame) -> pd.Da
     return everything.assign(pruned=("MACs: " + share + " %").where(everything.network != "", "not pruned"))
 
 
-def better_allocation(everything: pd.DataFrame) -> pd.DataFrame:
-    """The more accurate of networks with equal bits in all layers and with as many bytes divided by layer; from `pruned_and_quantized`."""
-    same = everything.assign(bits=everything.what.str.removesuffix(", by layer")).sort_values("accuracy")
-    return same.drop_duplicates(["pruned", "bits"], keep="last").sort_index()
+def one_allocation(everything: pd.DataFrame) -> pd.DataFrame:
+    """Of networks that differ only in how bits are allocated to layers, the one with bits by sensitivity; all others as they are.
+
+    The rule does not look at accuracies, because these are of test images. `everything` is from `pruned_and_quantized`.
+    """
+    same = everything.assign(bits=everything.what.str.removesuffix(", by layer"))
+    first = same.loc[same.what.str.endswith(", by layer").sort_values(ascending=False, kind="stable").index]
+    return first.drop_duplicates(["pruned", "bits"]).sort_index()
+
+
+def front(table: pd.DataFrame, size: str, accuracy: str) -> pd.DataFrame:
+    """The rows that are more accurate than all rows of at most their size, the smallest first."""
+    ordered = table.sort_values([size, accuracy], ascending=[True, False], kind="stable")
+    return ordered[ordered[accuracy] > ordered[accuracy].cummax().shift(fill_value=-np.inf)]
+
+
+def shown(text: str) -> str:
+    """The name of a way to quantize in tables and figures, from the one in CSVs."""
+    for word, other in SHOWN.items():
+        text = text.replace(word, other)
+    return text
 
 
 def sizes(own: pd.DataFrame, ready: pd.DataFrame) -> pd.DataFrame:
@@ -87,12 +107,15 @@ def kinds(table: pd.DataFrame) -> pd.Series:
     return table.method.map(METHODS).fillna(table.granularity.map(PIECES)) + renewed
 
 
-def numbers_of(table: pd.DataFrame) -> pd.Series:
+def numbers_of(table: pd.DataFrame, pieces: bool = False) -> pd.Series:
     """The bits of each row of ``bytes.csv``, such as W4A8, or the number of its representatives, as text; the bits of the residual stream,
-    if it has others; and of which pruned network."""
+    if it has others; and of which pruned network. With `pieces`, what is represented is named, as in "96 kernels"."""
+    representatives = table.n_representatives.astype(str)
+    if pieces:
+        representatives += " " + table.granularity.map(PIECES).str.removeprefix("codebook of ")
     pruned = table.pruned.fillna("").str.replace("resnet20_", ", ", regex=False)
     stream = (", " + table.stream_bits.astype(str) + "-bit stream").where(table.stream_bits > 0, "")
-    return bits(table).where(table.method != "codebook", table.n_representatives.astype(str)) + stream + pruned
+    return bits(table).where(table.method != "codebook", representatives) + stream + pruned
 
 
 def error_at(distortions: pd.DataFrame, bits_per_weight: Real) -> pd.Series:

@@ -38,8 +38,9 @@ def in_short(figures: Path) -> str:
     merged = before[[*CLUSTERED]].idxmax()
     return (
         f"1. **Filters hardly repeat.** Half as many clusters as filters leave {layers.inertia.mean():.0f} % of a layer's variance. With "
-        f"half of the MACs, a network whose clusters of weights are merged keeps {before[merged]:.0f} % accuracy at best, one with channels "
-        f"removed at random {before[DRAWN]:.0f} %. After the same fine-tuning, they have {after[merged]:.1f} and {after[DRAWN]:.1f} %.\n"
+        "half of the MACs, a network whose clusters of weights are merged keeps "
+        f"{before[merged]:.0f} % accuracy at best, one with channels removed at random {before[DRAWN]:.0f} %. After the same fine-tuning, "
+        f"they have {after[merged]:.1f} and {after[DRAWN]:.1f} %.\n"
         "2. **What pays is reconstruction:** each block is trained, without labels, to compute what it did before. Half of the MACs then "
         f"keep {before[f'{DRAWN}, reconstruction']:.0f} %, even with random channels; the best of {len(others)} variants of other methods, "
         f"none of which trains at this stage, keeps {others.max():.0f} %. After {tuned.epochs.max()} epochs of fine-tuning, "
@@ -147,7 +148,7 @@ def _uniform_plans(figures: Path) -> str:
     accuracy = _clustered_by_half(figures)
     return (
         "The same number, or the same share, of clusters in every layer; centroids or medoids; five distances. "
-        f"**Half of the filters in every layer: {accuracy['raw', 0, 'as trained']:.1f} %; with new batch-norm statistics "
+        f"**Half of the filters in every layer: {accuracy['raw', 0, 'as trained']:.1f} %; with re-estimated batch-norm statistics "
         f"{accuracy['raw', 0, 're-estimated']:.1f} %; clustered by how the filters' outputs correlate, weighted by how much the logits "
         f"depend on them, {accuracy['correlation', 0.5, 're-estimated']:.1f} %.**"
     )
@@ -255,7 +256,11 @@ def _few_bytes(figures: Path) -> str:
 FINDINGS: dict[str, tuple[str, str, Callable[[Path], str]]] = {
     "01_train": ("learning_curves", "Loss, learning rate and accuracy in each epoch of the training", _training),
     "02_prune_uniform": ("prune_uniform_distances", "Accuracy by the share of filters that is kept, for five distances", _uniform_plans),
-    "03_prune_first_last_heavy": ("prune_ends_correlation", "Accuracy of plans with heavier ends by MACs and by distinct filters", _ends),
+    "03_prune_first_last_heavy": (
+        "prune_ends_correlation",
+        "Gain of plans with heavier ends over the uniform plan, at equal MACs and at equal numbers of distinct filters",
+        _ends,
+    ),
     "04_fine_tune": (
         "fine_tune_ways",
         "Accuracy with half of the MACs after fine-tuning, by what is required of the filters",
@@ -268,7 +273,11 @@ FINDINGS: dict[str, tuple[str, str, Callable[[Path], str]]] = {
         "Change of accuracy of each method with half of the MACs, before and after fine-tuning",
         _baselines,
     ),
-    "08_quantize": ("quantize_pareto", "Accuracy by size, pruned and not pruned, with 32 to 3 bits", _quantization),
+    "08_quantize": ("quantize_pareto", "Accuracy by size of the file, pruned and not pruned, with 8 to 2 bits", _quantization),
     "09_compact": ("compact_speed", "Accuracy by speed-up in two runtimes, for each committed network", _compact_networks),
-    "10_codebooks": ("bytes_on_disk", "Accuracy by bytes on disk, for integers and codebooks", _few_bytes),
+    "10_codebooks": (
+        "bytes_on_disk",
+        "Accuracy by bytes on disk, for integers and codebooks; the best at each size are labelled",
+        _few_bytes,
+    ),
 }

@@ -114,7 +114,7 @@ def controls(scratch: pd.DataFrame, pruned: pd.DataFrame, whole: pd.Series, base
     rows = pd.concat([pruned.assign(network=pruned.method, epochs=pruned.epochs + whole.epochs), scratch.assign(network=name)])
     rows = rows.assign(**{f"{cost}_share": rows[cost] / base[cost] for cost in ("macs", "parameters")})
     over_seeds = {"accuracy": ("accuracy", "mean"), "lowest": ("accuracy", "min"), "highest": ("accuracy", "max")}
-    sizes = {share: (share, "first") for share in ("macs_share", "parameters_share")}
+    sizes = {share: (share, "mean") for share in ("macs_share", "parameters_share")}
     table = rows.groupby(["network", "epochs"], sort=False).agg(**sizes, **over_seeds, seeds=("accuracy", "count"))
     return table.sort_values("accuracy", ascending=False)
 

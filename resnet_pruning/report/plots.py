@@ -32,9 +32,9 @@ DISTANCE_COLORS = dict(
 def save_figure(figure: Figure, table: pd.DataFrame, path: str | Path) -> None:
     """Write `figure` to `path` (NAME.png) and the numbers it shows beside it (NAME.csv)."""
     path = Path(path)
-    with written_whole(path) as partial:
+    with written_whole(path) as partial:  # both, or neither
         figure.savefig(partial, format="png", dpi=160, bbox_inches="tight")
-    write_table(table, path.with_suffix(".csv"))
+        write_table(table, path.with_suffix(".csv"))
 
 
 def learning_curves(
@@ -112,10 +112,11 @@ def before_and_after(
     xlabel: str,
     title: str,
     reference: tuple[Real, str] | None = None,
+    fmt: str = "{:.1f}",
 ) -> tuple[Figure, pd.DataFrame]:
     """For each value of column `label`, the mean of `value` at the first of two stages (an open dot) and at the second (a filled one), with
     a line between them, and a thick one from the lowest to the highest value of each: a panel for each table, one row for each label, in
-    the order of the first table.
+    the order of the first table. The first value stands beside its dot, the second at the right margin.
 
     Parameters
     ----------
@@ -127,6 +128,7 @@ def before_and_after(
     figure, table with the columns panel, `label`, `stage`, mean, min, max and count
     """
     labels = list(dict.fromkeys(next(iter(panels.values()))[label]))
+    sides: set[bool] = set()
     summary, size = [], (3.2 + 3.2 * len(panels), 1.6 + 0.3 * len(labels))
     with subplots(title, 1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False) as (figure, (row,)):
         for axes, (name, table) in zip(row, panels.items(), strict=True):
@@ -134,19 +136,28 @@ def before_and_after(
             summary.append(points.assign(panel=name))
             both = points.pivot_table(index=label, columns=stage, values="mean").reindex(index=labels, columns=list(stages))
             axes.hlines(range(len(labels)), both.min(axis=1), both.max(axis=1), color=GREY, linewidth=1)
-            for (column, text), face, side in zip(stages.items(), ("white", BLUE), (-1, 1), strict=True):
+            for (column, text), face in zip(stages.items(), ("white", BLUE), strict=True):
                 ends = points[points[stage] == column].set_index(label).reindex(labels)
                 axes.hlines(range(len(labels)), ends["min"], ends["max"], color=BLUE, linewidth=5, alpha=0.35)
                 axes.plot(both[column], range(len(labels)), "o", color=BLUE, markerfacecolor=face, label=text)
-                for i, number in enumerate(both[column]):
-                    if np.isfinite(number):
-                        place = {"xytext": (7 * side, 0), "textcoords": "offset points", "ha": "right" if side < 0 else "left"}
-                        axes.annotate(f"{number:.1f}", (number, i), va="center", fontsize=8, bbox=UNDERLAY, **place)
+            before = points[points[stage] == next(iter(stages))].set_index(label).reindex(labels)
+            for i, numbers in enumerate(both.itertuples(index=False)):
+                if np.isfinite(numbers[0]):
+                    left = not numbers[0] > numbers[1]  # the line to the second dot is on the other side
+                    sides.add(left)
+                    end = before["min" if left else "max"].iloc[i]
+                    place = {"xytext": (-7 if left else 7, 0), "textcoords": "offset points", "ha": "right" if left else "left"}
+                    axes.annotate(fmt.format(numbers[0]), (end, i), va="center", fontsize=8, **place)
+                if np.isfinite(numbers[1]):
+                    axes.text(1.01, i, fmt.format(numbers[1]), transform=axes.get_yaxis_transform(), va="center", fontsize=8)
             if reference is not None:
                 axes.axvline(reference[0], color=GREY, linestyle="-.", linewidth=1, label=reference[1])
+            axes.hlines([], [], [], color=BLUE, linewidth=5, alpha=0.35, label="lowest to highest")
             axes.set(title=name, xlabel=xlabel, ylim=(len(labels) - 0.5, -0.5))
             axes.set_yticks(range(len(labels)), labels)
-            axes.margins(x=0.2)
+        low, high = row[0].get_xlim()  # of both panels: they share it
+        room = 0.14 * (high - low)  # for the first values
+        row[0].set_xlim(low - room * (True in sides), high + room * (False in sides))
         legend_below(figure, row[0], size[0], loc="outside lower center")
     summary = pd.concat(summary, ignore_index=True)[["panel", label, stage, "mean", "min", "max", "count"]]
     return figure, summary.round({"mean": 2, "min": 2, "max": 2})
@@ -306,22 +317,23 @@ def scatter(
         if front is not None:
             axes.plot(strong[x], strong[y], color=GREY, linewidth=1, zorder=1)
             weak = table.drop(strong.index)
-            seaborn.scatterplot(weak, x=x, y=y, hue=by, style=by, s=28, alpha=0.4, ax=axes, legend=False, **looks)
-        seaborn.scatterplot(strong, x=x, y=y, hue=by, style=by, s=60, ax=axes, legend=False, **looks)
+            seaborn.scatterplot(weak, x=x, y=y, hue=by, style=by, s=30, alpha=0.4, ax=axes, legend=False, **looks)
+        seaborn.scatterplot(strong, x=x, y=y, hue=by, style=by, s=50, ax=axes, legend=False, **looks)
         for value in (value for value in looks["hue_order"] if (table[by] == value).any()):
-            axes.plot([], [], looks["markers"][value], color=looks["palette"][value], label=value)
+            look = {"marker": looks["markers"][value], "color": looks["palette"][value], "markersize": 7, "markeredgecolor": "white"}
+            axes.plot([], [], linestyle="", label=value, **look)
         if reference is not None:
             axes.axhline(reference[0], color=GREY, linestyle="-.", linewidth=1, label=reference[1])
         if logarithmic:
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter("{x:g}")
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.margins(x=0.12)
         legend_below(figure, axes, 9, loc="outside lower center")
         figure.draw_without_rendering()  # the layout fixes all positions
-        _label_points(axes, strong[[x, y]].to_numpy(), strong[label], table[[x, y]].to_numpy())
+        _label_points(axes, strong[[x, y]].to_numpy(), strong[label], table[[x, y]].to_numpy(), joined=front is not None)
     return figure, table
 
 
@@ -331,10 +343,14 @@ def _looks(labels: Collection[str]) -> dict:
     return {"hue_order": labels, "style_order": labels, "palette": colors, "markers": markers}
 
 
-def _label_points(axes: plt.Axes, points: np.ndarray, texts: Collection[str], every: np.ndarray) -> None:
-    """Write each text beside its point (N, 2), where it covers none of the points `every` (M, 2) and no earlier text: at the same height
-    if there is room, otherwise further above or below, with a thin line to its point."""
+def _label_points(axes: plt.Axes, points: np.ndarray, texts: Collection[str], every: np.ndarray, joined: bool = False) -> None:
+    """Write each text beside its point (N, 2), where it covers none of the points `every` (M, 2), no earlier text, and no line between
+    points that are `joined`: at the same height if there is room, otherwise further above or below, with a thin line to its point."""
     taken = [Bbox.from_extents(*(centre - 5), *(centre + 5)) for centre in axes.transData.transform(every)]
+    if joined:
+        corners = axes.transData.transform(points)
+        along = np.linspace(corners[:-1], corners[1:], 60).reshape(-1, 2)
+        taken += [Bbox.from_extents(*(centre - 1), *(centre + 1)) for centre in along]
     places = [(side * (7 + abs(up) / 4), up) for up in sorted(range(-90, 91, 6), key=abs) for side in (1, -1)]  # in points
     line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 5}
     for point, text in zip(points, texts, strict=True):

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..arguments import Real
 from .compact_networks import OVER_SEEDS, kept
-from .few_bits import kinds, numbers_of
+from .few_bits import kinds, numbers_of, shown
 
 
 def gains_over_uniform(table: pd.DataFrame) -> pd.DataFrame:
@@ -231,7 +231,13 @@ def allocation(figures: Path) -> str:
     levels = sorted(table.level.unique(), reverse=True)
     rows = []
     for (way, plan), group in table.groupby(["repair", "plan"]):
-        rows.append([plan, way, *(_change(group[group.level == level].change) for level in levels)])
+        rows.append(
+            [
+                plan.replace("uniform fraction", "the same share in every block"),
+                way,
+                *(_change(group[group.level == level].change) for level in levels),
+            ]
+        )
     return _table(["plan", "repair", *(f"{100 * level:g} % of the MACs (pp)" for level in levels)], *rows)
 
 
@@ -246,16 +252,20 @@ def kept_networks(figures: Path) -> str:
 
 
 def in_few_bytes(figures: Path) -> str:
-    """Networks in few bytes, by their size on disk."""
+    """Networks in few bytes: integers that are not trained, integers that are, and codebooks, each by their size on disk."""
     table = pd.read_csv(figures / "bytes.csv").sort_values("bytes_on_disk", ascending=False, kind="stable")
-    table = table.assign(kind=kinds(table), what=numbers_of(table))
+    table = table.assign(kind=kinds(table), what=numbers_of(table), group=table.method.map({"learned steps": 1, "codebook": 2}).fillna(0))
     table["kind"] += (table.representatives == "random").map({True: ", drawn at random", False: ""})
     rows = []
-    for row in table.itertuples():
-        sizes = f"{row.bytes_on_disk / 1000:.1f} kB", f"{row.bits_per_weight:.2f}"
-        rows.append([row.kind, row.what, *sizes, row.epochs, f"{row.accuracy:.2f} %", f"{row.change:+.2f}"])
-    header = ["weights", "bits, or representatives", "file", "bits per parameter", "epochs", "test accuracy", "change (pp)"]
-    return _table(header, *rows)
+    for (_, kind, what, epochs), seeds in table.sort_values("group", kind="stable").groupby(
+        ["group", "kind", "what", "epochs"], sort=False
+    ):
+        size, bits, accuracy, change = seeds[["bytes_on_disk", "bits_per_weight", "accuracy", "change"]].mean()
+        result = _median_and_range(seeds.accuracy, middle=accuracy), f"{change:+.2f}"
+        rows.append([kind, what, f"{size / 1000:.1f} kB", f"{bits:.2f}", epochs, len(seeds), *result])
+    return _table(
+        ["weights", "bits, or representatives", "file", "bits per parameter", "epochs", "seeds", "test accuracy", "change (pp)"], *rows
+    )
 
 
 def inference(figures: Path) -> str:
@@ -296,7 +306,7 @@ def baselines(figures: Path) -> str:
     rows = []
     for method in best.sort_values(["after", "before"], ascending=False).index:
         parts = [table[table.method == method].accuracy for table in tables.values()]
-        size = f"{100 * half.parameters_share.first()[method]:.0f} %"
+        size = f"{100 * half.parameters_share.mean()[method]:.0f} %"
         rows.append([method, size, *(_median_and_range(part, middle=part.mean()) if len(part) else "" for part in parts)])
     return _table(["method", "parameters at 50 % of the MACs", *tables], *rows)
 
@@ -315,7 +325,8 @@ def quantization(figures: Path) -> str:
     """Change of accuracy by bits, custom and PyTorch's."""
     table = pd.read_csv(figures / "quantize_bits.csv").set_index("way")
     rows = (
-        [way, *("" if pd.isna(value) else f"{value:+.2f}" for value in row)] for way, row in zip(table.index, table.to_numpy(), strict=True)
+        [shown(way), *("" if pd.isna(value) else f"{value:+.2f}" for value in row)]
+        for way, row in zip(table.index, table.to_numpy(), strict=True)
     )
     return _table(["way", *(f"{bits} (pp)" for bits in table)], *rows)
 
@@ -330,7 +341,7 @@ def bits_by_layer(figures: Path) -> str:
     return _table(["bits", "rounding", "weights", "equal bits", "bits by sensitivity"], *rows)
 
 
-# By notebook: the tables of its sweeps and trainings that say how long each row took.
+# By notebook: the tables of its sweeps and training runs that say how long each row took.
 SOURCES = {
     "01_train": ("base_seeds", "other_networks", "training_trials"),
     "02_prune_uniform": ("prune_uniform",),
@@ -368,8 +379,10 @@ def pruned_and_quantized(figures: Path) -> str:
     rows = []
     for row in pd.read_csv(figures / "quantize_pareto.csv").sort_values("bytes", ascending=False).itertuples():
         file_bytes = "" if pd.isna(row.file_bytes) else f"{row.file_bytes:,.0f}"
-        rows.append([row.pruned, row.what, f"{row.bytes:,}", file_bytes, f"{row.accuracy:.2f} %", f"{row.change_from_base:+.2f}"])
-    return _table(["pruned", "numbers", "bytes", "deflated, in a file", "test accuracy", "change from the trained network (pp)"], *rows)
+        rows.append([row.pruned, shown(row.what), file_bytes, f"{row.bytes:,}", f"{row.accuracy:.2f} %", f"{row.change_from_base:+.2f}"])
+    return _table(
+        ["pruned", "numbers", "bytes of the file", "of the tensors", "test accuracy", "change from the trained network (pp)"], *rows
+    )
 
 
 def integer_speed(figures: Path) -> str:

@@ -130,7 +130,8 @@ def checkpoint(name: str, dataset: str, profile: str, anew: bool = False) -> Pat
     """
     folder = ROOT if dataset == "cifar10" and not anew else results_folder(dataset, profile)
     path = folder / "checkpoints" / f"{name}.pt"
-    if anew or not path.exists():
+    unrecorded = folder / "build" / "training" / name  # is removed last
+    if anew or not path.exists() or (folder != ROOT and unrecorded.exists()):
         train_network(name, dataset, folder)
     return path
 
@@ -154,7 +155,7 @@ def figures_of_networks(dataset: str, profile: str) -> Path:
 
 
 def histories(dataset: str, profile: str) -> pd.DataFrame:
-    """The trainings of all networks, epoch by epoch, from ``figures/trainings.csv``: the network, and the columns of `training.train`."""
+    """All networks' training runs, epoch by epoch, from ``figures/trainings.csv``: the network, and the columns of `training.train`."""
     return pd.read_csv(figures_of_networks(dataset, profile) / "trainings.csv")
 
 
@@ -178,7 +179,7 @@ def record(path: Path, history: pd.DataFrame, figures: Path) -> None:
     digits = {"learning_rate": 5, "loss": 4, "train_accuracy": 2, "held_out_accuracy": 2, "seconds": 1, "images_per_second": 0}
     for csv, table in {rows: pd.DataFrame([row]), "trainings.csv": history.round(digits)}.items():
         table = table.assign(network=path.stem)[["network", *table]]
-        with locked(figures / csv):  # two trainings may end at once
+        with locked(figures / csv):  # two training runs may end at once
             if (figures / csv).exists():
                 old = pd.read_csv(figures / csv)
                 places = {name: place for place, name in enumerate(dict.fromkeys([*old.network, path.stem]))}

@@ -8,7 +8,7 @@ convolutions in TF32.
 
 *step* divides the time of a training step among its parts, and compares its convolutions with the machine's peak.
 
-*accuracy* measures the time to the accuracy that He et al. (2015) published for this network, with the shortest of our trainings that
+*accuracy* measures the time to the accuracy that He et al. (2015) published for this network, with the shortest of our training runs that
 reaches it. It estimates the time that the straightforward loop needs for their training.
 
 *inference* compares the trained network with the pruned ones of `kept_networks`, in each runtime and at each batch size. Where there is a
@@ -280,7 +280,7 @@ def benchmark_step(dataset: str, batch_size: Count = 128, n_steps: Count = 100, 
 def benchmark_accuracy(
     dataset: str, recipe: Recipe = SHORTEST, seeds: Sequence[Seed] = (0, 1, 2), n_steps: Count = 40, progress: bool = True
 ) -> pd.DataFrame:
-    """The time of trainings, from the first step to the last including compilation, and their final accuracy.
+    """The time of training runs, from the first step to the last including compilation, and their final accuracy.
 
     Returns
     -------

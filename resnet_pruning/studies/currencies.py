@@ -100,7 +100,7 @@ def wide_points(runs: MethodRuns, macs: int) -> list[MethodPoint]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--wide", action="store_true", help="prune the network of doubled widths, into figures/currencies_wide.csv")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="training runs at a time")
     arguments = parser.parse_args()
     figures = results_folder("cifar10", "full") / "figures"
     base = base_checkpoint("cifar10", "full")

@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true", help="only measure the times of the parts, on an idle machine")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of fine-tuning")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of fine-tuning; the networks of the first one are kept")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="training runs at a time")
     arguments = parser.parse_args()
     figures = results_folder("cifar10", "full") / "figures"
     runs = FineTuningRuns(str(base_checkpoint("cifar10", "full")), "cifar10", taught_by=TEACHER)

@@ -114,7 +114,7 @@ def all_points(runs: MethodRuns) -> list[ProtocolPoint]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="training runs at a time")
     jobs = parser.parse_args().jobs
     runs = MethodRuns(str(choosing_checkpoint("cifar10", "full")), "cifar10")
     with required("joblib", "studies").parallel_config(n_jobs=jobs):

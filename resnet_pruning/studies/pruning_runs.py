@@ -211,7 +211,7 @@ class Material:
         training, test = data.load_images(runs.dataset, device=device)
         quick = runs.profile == "quick"
         if quick:
-            training, test = training[:2000], test[:200]
+            training, test = training[:600], test[:200]
         rest, held_out = data.hold_out(training, len(training) // 10)
         self.calibration, self.fitted_to = rest[: 100 if quick else 1000], rest[: 100 if quick else 2048]
         self._measured_on = rest[: 200 if quick else 1024]

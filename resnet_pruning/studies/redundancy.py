@@ -20,9 +20,10 @@ def redundancy(model: Network, seed: Seed = 0) -> pd.DataFrame:
     -------
     DataFrame with the columns layer, n_filters; inertia: the variance that remains within clusters, in %, when k-means has half as many
     clusters as there are filters; shuffled: the same if the weights of each filter are first put in a random order, which leaves nothing
-    that filters share (mean of five); effective_rank: the exponential of the entropy of the shares of the squared singular values (Roy &
-    Vetterli 2007), in % of the number of filters; rank_90: the number of singular values that hold 90 % of their sum of squares, in % of
-    the number of filters; neighbour: the mean over filters of the largest absolute cosine similarity to another filter
+    that filters share (mean of five); effective_rank: the exponential of the entropy of the shares of the squared singular values, in % of
+    the number of filters (Roy & Vetterli 2007 take the singular values themselves, which gives more); rank_90: the number of singular
+    values that hold 90 % of their sum of squares, in % of the number of filters; neighbour: the mean over filters of the largest absolute
+    cosine similarity to another filter
     """
     rows = []
     for name, conv in convolutions(model).items():
@@ -38,7 +39,7 @@ def redundancy(model: Network, seed: Seed = 0) -> pd.DataFrame:
                 "layer": name,
                 "n_filters": n,
                 "inertia": _left_by_half(conv, seed, name),
-                "shuffled": statistics.mean(_left_by_half(_shuffled(conv, seed + k), seed, name) for k in range(5)),
+                "shuffled": statistics.mean(_left_by_half(_shuffled(conv, (seed + k) % 2**32), seed, name) for k in range(5)),
                 "effective_rank": 100 * float(entropy.exp()) / n,
                 "rank_90": 100 * (int((shares.cumsum(0) < 0.9).sum()) + 1) / n,
                 "neighbour": float(similarity.amax(1).mean()),

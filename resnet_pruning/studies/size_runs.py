@@ -243,7 +243,7 @@ def trial_points(runs: SizeRuns, n_images: int = 25_600) -> list[SizePoint]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--trials", action="store_true", help="the trials by which the learning rates are chosen")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="training runs at a time")
     arguments = parser.parse_args()
     checkpoint = choosing_checkpoint if arguments.trials else base_checkpoint
     runs = SizeRuns(str(checkpoint("cifar10", "full")), "cifar10", taught_by=TEACHER)

@@ -39,9 +39,11 @@ def expanded(point: Point, **choices: Iterable) -> list[Point]:
 
     Raises
     ------
-    ValueError : choices for fields that the point does not have
+    ValueError : choices for fields that the point does not have, or a text instead of several choices
     """
     names = [field.name for field in dataclasses.fields(point)]
+    if texts := [name for name, values in choices.items() if isinstance(values, str)]:
+        raise ValueError(f"{texts[0]} is {choices[texts[0]]!r}, expected a list of choices")
     if unknown := sorted(set(choices) - set(names)):
         raise ValueError(f"choices has {', '.join(unknown)}, expected some of {', '.join(names)}")
     plain = {name: [value.item() if isinstance(value, np.generic) else value for value in values] for name, values in choices.items()}

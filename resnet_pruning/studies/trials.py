@@ -1,4 +1,4 @@
-"""The short trainings by which the training recipe was chosen: ``python -m resnet_pruning.studies.trials``.
+"""The short training runs by which the training recipe was chosen: ``python -m resnet_pruning.studies.trials``.
 
 Each trial changes one thing in `BASE`, the recipe of the first base network, or in `LONG`, from which the present one was derived. It
 trains on 45,000 images and is evaluated on the 5,000 held out, never on the test set. Its teacher was not trained on these 5,000 either. A
