@@ -31,20 +31,20 @@ def notebooks(figures: Path) -> str:
 def in_short(figures: Path) -> str:
     """What was found, in three points."""
     untrained, tuned = newest(figures / "untrained.csv"), equally_tuned(figures)
-    before, after, layers = at_half(untrained), at_half(tuned), pd.read_csv(figures / "analysis_redundancy.csv")
+    before, layers = at_half(untrained), pd.read_csv(figures / "analysis_redundancy.csv")
     others = before[~is_own(before.index)].drop(DRAWN)
     small, _, _, longest = small_and_pruned(figures)
     base = pd.read_csv(figures / "base_seeds.csv").accuracy[0]
     merged = before[[*CLUSTERED]].idxmax()
     return (
         f"1. **Filters hardly repeat.** Half as many clusters as filters leave {layers.inertia.mean():.0f} % of a layer's variance. With "
-        "half of the MACs, a network whose clusters of weights are merged keeps "
-        f"{before[merged]:.0f} % accuracy at best, one with channels removed at random {before[DRAWN]:.0f} %. After the same fine-tuning, "
-        f"they have {after[merged]:.1f} and {after[DRAWN]:.1f} %.\n"
-        "2. **What pays is reconstruction:** each block is trained, without labels, to compute what it did before. Half of the MACs then "
-        f"keep {before[f'{DRAWN}, reconstruction']:.0f} %, even with random channels; the best of {len(others)} variants of other methods, "
-        f"none of which trains at this stage, keeps {others.max():.0f} %. After {tuned.epochs.max()} epochs of fine-tuning, "
-        f"reconstruction is still worth {_worth(figures, 'reconstruction')}.\n"
+        f"half of the MACs, a network whose clusters of weights are merged keeps {_kept(untrained, merged, fmt='{:.0f}')} accuracy, one "
+        f"with channels removed at random {_kept(untrained, DRAWN, fmt='{:.0f}')}. After the same fine-tuning, they have "
+        f"{_kept(tuned, merged)} and {_kept(tuned, DRAWN)}.\n"
+        "2. **What pays is reconstruction:** each block is trained, without labels, to compute what it did before. With half of the MACs, "
+        f"{_kept(untrained, f'{DRAWN}, reconstruction', fmt='{:.0f}')} then remain, even with random channels; the best of {len(others)} "
+        f"variants of other methods, none of which trains at this stage, keeps {others.max():.0f} %. After {tuned.epochs.max()} epochs of "
+        f"fine-tuning, reconstruction is still worth {_worth(figures, 'reconstruction')}.\n"
         "3. **Half of the MACs are not free, and pruning is not the only way to save them.** The best pruned network has "
         f"{_with_seeds(longest)}) after {longest.epochs:.0f} epochs in all, a small network that is trained from the start "
         f"{_with_seeds(small)}) after {small.epochs:.0f}, the unpruned one {base:.2f} %."
@@ -108,11 +108,11 @@ def finding(figures: Path) -> str:
     )
 
 
-def _kept(table: pd.DataFrame, name: str, level: Real = 0.5) -> str:
+def _kept(table: pd.DataFrame, name: str, level: Real = 0.5, fmt: str = "{:.1f}") -> str:
     """The mean accuracy of a method at a share of the MACs, with the lowest and the highest of its seeds."""
     accuracy = table[(table.method == name) & (table.level == level)].accuracy
-    lowest, highest = f"{accuracy.min():.1f}", f"{accuracy.max():.1f}"
-    return f"{accuracy.mean():.1f} %" + (f" ({lowest} to {highest})" if lowest != highest else "")
+    lowest, highest = fmt.format(accuracy.min()), fmt.format(accuracy.max())
+    return f"{fmt.format(accuracy.mean())} %" + (f" ({lowest} to {highest})" if lowest != highest else "")
 
 
 def _with_seeds(row: pd.Series) -> str:
