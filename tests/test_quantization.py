@@ -223,6 +223,13 @@ def test_numbers_of_bits_may_be_numpys(tmp_path):
     assert all(p.requires_grad for p in coded.parameters())
 
 
+def test_a_network_without_ranges_is_not_saved(tmp_path):
+    bare = quantized_model.QuantizedResNet(NETWORK, dict.fromkeys(layers(quantize(NETWORK, IMAGES, 8, 8, **QUIET)), 8), 8, 8)
+    with pytest.raises(ValueError, match="the activations of .* have no range, expected a network that was made by quantize"):
+        quantization.save_quantized(tmp_path / "bare.pt", bare, {})
+    assert not (tmp_path / "bare.pt").exists()
+
+
 def test_damaged_files_are_refused(tmp_path):
     path = tmp_path / "small.pt"
     quantization.save_quantized(path, quantize(NETWORK, IMAGES, 4, 4), {})

@@ -25,8 +25,10 @@ def save_quantized(path: str | Path, network: QuantizedResNet, facts: Mapping[st
 
     Raises
     ------
-    ValueError : facts that are not plain values
+    ValueError : facts that are not plain values; a network whose activations have no ranges, which `quantize` finds
     """
+    if without := [name for name, activation in activations(network).items() if not activation.enabled]:
+        raise ValueError(f"the activations of {without[0]} have no range, expected a network that was made by quantize")
     data = b"".join(tensor.numpy().tobytes() for tensor in _stored(network).values())
     content = {
         "config": network.config,

@@ -173,10 +173,8 @@ def idea() -> tuple[Figure, pd.DataFrame]:
                 cells.append(pd.DataFrame(rows).assign(step=step, table=name))
             axes_of_step[0].set_title(f"{step}\n\n")
             axes_of_step[0].text(0, -0.15, words, fontsize=8, va="bottom")
-        changes, arrow = (
-            solved - added,
-            {"arrowstyle": "-|>,head_length=0.25,head_width=0.15", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.2},
-        )
+        changes = solved - added
+        arrow = {"arrowstyle": "-|>,head_length=0.25,head_width=0.15", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.2}
         for (row, column), half in np.ndenumerate(0.45 * changes / np.abs(changes).max()):  # up is more; the axis points down
             grid[1, -1].annotate("", (column + 0.5, row + 0.5 - half), (column + 0.5, row + 0.5 + half), arrowprops=arrow)
         grid[1, -1].text(3.4, 2, "arrows: the\nchange by\nthe refit", fontsize=8, va="center")

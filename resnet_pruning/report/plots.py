@@ -24,9 +24,7 @@ from .drawings import filters_by_cluster, idea, kinds_of_pruning, mistakes, samp
 from .style import BLUE, COLORS, GREY, LETTERS_PER_INCH, MARKERS, ORANGE, SHADES, as_array, legend_below, subplots, wrapped
 
 UNDERLAY = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5}  # of text over lines
-DISTANCE_COLORS = dict(
-    zip(("raw", "folded", "unit", "output", "correlation"), COLORS, strict=False)
-)  # `clustering.DISTANCES`, in every figure
+DISTANCE_COLORS = dict(zip(("raw", "folded", "unit", "output", "correlation"), COLORS, strict=False))  # `clustering.DISTANCES`, everywhere
 
 
 def save_figure(figure: Figure, table: pd.DataFrame, path: str | Path) -> None:
