@@ -10,7 +10,7 @@ import torch
 from resnet_pruning import checkpoints, compression, cost, data, evaluation, plans, quantization
 from resnet_pruning.deployment import runtimes
 from resnet_pruning.files import ROOT, fingerprint, unsealed
-from resnet_pruning.report import analysis
+from resnet_pruning.report import analysis, methods, tables
 from resnet_pruning.report.notebooks import lasting
 from resnet_pruning.studies import base, currencies, method_runs, protocol, quantization_runs, right_answers, size_runs, sweeps
 from resnet_pruning.studies.pruning_runs import PruningRuns
@@ -192,6 +192,13 @@ def test_the_best_method_of_others_ties_with_this_projects_as_the_findings_say()
     ours, theirs = (right_answers.of_seeds(seeds, 10_000) for _, seeds in answers)
     assert ours.shape == theirs.shape == (3, 10_000)
     assert right_answers.compared(ours, theirs)["p_value"] > 0.05
+
+
+def test_at_equal_parameters_allocation_is_behind_as_the_findings_say():
+    equal = tables.equally_tuned(ROOT / "figures")
+    for share in (0.33, 0.4, 0.49, 0.6):
+        parameters = methods.at_equal(equal[equal.method.isin(currencies.CURVES)], share).parameters
+        assert parameters["by sensitivity, inside blocks"] < parameters["elimination, reconstruction"]
 
 
 def test_a_method_has_one_size_at_each_budget():

@@ -34,7 +34,7 @@ def in_short(figures: Path) -> str:
     before, layers = at_half(untrained), pd.read_csv(figures / "analysis_redundancy.csv")
     others = before[~is_own(before.index)].drop(DRAWN)
     small, _, _, longest = small_and_pruned(figures)
-    base = pd.read_csv(figures / "base_seeds.csv").accuracy[0]
+    base, steps = pd.read_csv(figures / "base_seeds.csv").accuracy[0], pd.read_csv(figures / "worth_of_steps.csv")
     merged = before[[*CLUSTERED]].idxmax()
     return (
         f"1. **Filters hardly repeat.** Half as many clusters as filters leave {layers.inertia.mean():.0f} % of a layer's variance. With "
@@ -44,17 +44,18 @@ def in_short(figures: Path) -> str:
         "2. **What pays is reconstruction:** each block is trained, without labels, to compute what it did before. With half of the MACs, "
         f"{_kept(untrained, f'{DRAWN}, reconstruction', fmt='{:.0f}')} then remain, even with random channels; the best of {len(others)} "
         f"variants of other methods, none of which trains at this stage, keeps {others.max():.0f} %. After {tuned.epochs.max()} epochs of "
-        f"fine-tuning, reconstruction is still worth {_worth(figures, 'reconstruction')}.\n"
+        f"fine-tuning, reconstruction is still worth {_worth(steps, 'reconstruction')}.\n"
         "3. **Half of the MACs are not free, and pruning is not the only way to save them.** The best pruned network has "
         f"{_with_seeds(longest)}) after {longest.epochs:.0f} epochs in all, a small network that is trained from the start "
         f"{_with_seeds(small)}) after {small.epochs:.0f}, the unpruned one {base:.2f} %."
     )
 
 
-def _worth(figures: Path, change: str, level: Real = 0.5) -> str:
-    """What a step is worth after fine-tuning, on average over the methods that it is added to, with its interval."""
-    table = pd.read_csv(figures / "worth_of_steps.csv").set_index(["change", "level"]).loc[(change, level)]
-    return f"{table.difference:.1f} points (95 % interval {table.lowest:.1f} to {table.highest:.1f})"
+def _worth(steps: pd.DataFrame, change: str, level: Real = 0.5) -> str:
+    """What a step is worth after fine-tuning, on average over the methods that it is added to, with its interval: from the rows of
+    ``worth_of_steps.csv``."""
+    (row,) = steps[(steps.change == change) & (steps.level == level)].itertuples()
+    return f"{row.difference:.1f} points (95 % interval {row.lowest:.1f} to {row.highest:.1f})"
 
 
 def finding(figures: Path) -> str:
@@ -66,7 +67,8 @@ def finding(figures: Path) -> str:
     small, shallower, pruned, longest = small_and_pruned(figures)
     everything = newest(figures / "currencies.csv")
     anew = everything[everything.method == ANEW]
-    as_short = everything[everything.epochs == anew.epochs.max()]
+    as_short, most = (everything[everything.epochs == epochs] for epochs in (anew.epochs.max(), everything.epochs.max()))
+    steps = pd.read_csv(figures / "worth_of_steps.csv")
     rivals = after[~is_own(after.index)].drop(DRAWN)
     size = 100 * tuned[tuned.level == 0.5].groupby("method").parameters_share.mean()
     merged = [_kept(tuned, name, 0.25) for name in (*CLUSTERED, CORRELATED)]
@@ -90,19 +92,20 @@ def finding(figures: Path) -> str:
         f"- **After {tuned.epochs.max()} epochs of fine-tuning, little of this is left at half of the MACs.** Random channels have "
         f"{_kept(tuned, DRAWN)}; {len(choices)} ways to choose them, to merge them or to make up for them, with the same share in every "
         f"block, {choices.min():.1f} to {choices.max():.1f} %. On average over several methods, reconstruction is worth "
-        f"{_worth(figures, 'reconstruction')}, and more channels where the network is sensitive "
-        f"{_worth(figures, 'allocation by sensitivity')} at equal MACs, with more parameters; at equal parameters, they are behind. "
+        f"{_worth(steps, 'reconstruction')}, and more channels where the network is sensitive "
+        f"{_worth(steps, 'allocation by sensitivity')} at equal MACs, with more parameters; at equal parameters, they are behind. "
         f"Both together: {_kept(tuned, ALLOCATED)}, next to {_kept(tuned, rivals.idxmax())} for the best variant of other methods (a tie) "
         f"and {_control(tuned):.1f} % for the unpruned network. At a quarter of the MACs, methods still differ: "
         f"{_kept(tuned, DRAWN, 0.25)} at random, {_kept(tuned, 'smallest L2 norm', 0.25)} by the smallest norm, {', '.join(merged[:-1])} "
         f"and {merged[-1]} merged, {_kept(tuned, ALLOCATED, 0.25)} reconstructed and allocated by sensitivity. Allocation is worth "
-        f"{_worth(figures, 'allocation by sensitivity', 0.25)} there, reconstruction {_worth(figures, 'reconstruction', 0.25)}, "
-        f"elimination instead of random channels {_worth(figures, 'elimination instead of random channels', 0.25)}.\n"
+        f"{_worth(steps, 'allocation by sensitivity', 0.25)} there, reconstruction {_worth(steps, 'reconstruction', 0.25)}, "
+        f"elimination instead of random channels {_worth(steps, 'elimination instead of random channels', 0.25)}.\n"
         "- **With half of the MACs, a small network that is trained from the start is at least as good.** With narrower stages and "
         f"{100 * small.parameters_share:.0f} % of the parameters, it has {_with_seeds(small)}) after {small.epochs:.0f} epochs; with fewer "
         f"blocks instead, {_with_seeds(shallower)}). A pruned network has {_with_seeds(pruned)}, {100 * pruned.parameters_share:.0f} % of "
         f"the parameters) after as many in all; another one, fine-tuned for longer, {_with_seeds(longest)}, "
-        f"{100 * longest.parameters_share:.0f} %) after {longest.epochs:.0f}, and no more after 20 further epochs. The weights that "
+        f"{100 * longest.parameters_share:.0f} %) after {longest.epochs:.0f}, and no more after "
+        f"{most.epochs.max() - anew.epochs.max()} further epochs, {_kept(most, ALLOCATED)}. The weights that "
         f"pruning keeps save epochs: with {anew.epochs.max()} of fine-tuning, this last one has {_kept(as_short, ALLOCATED)}, new weights "
         f"in its shape, with {anew.epochs.max()} in all, {_kept(as_short, ANEW)}."
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..arguments import Real
-from .compact_networks import OVER_SEEDS, kept
+from .compact_networks import OVER_SEEDS, called, kept
 from .few_bits import kinds, numbers_of, shown
 
 
@@ -27,14 +27,7 @@ def gains_over_uniform(table: pd.DataFrame) -> pd.DataFrame:
     return wide.drop(columns="uniform").sub(wide["uniform"], axis=0)
 
 
-NAMES = {
-    "resnet20": "not pruned",
-    "resnet20_macs50": "half of the MACs",
-    "resnet20_macs25": "a quarter of the MACs",
-    "resnet20_fast1.5_batch256": "planned 1.5×, batches of 256",
-    "resnet20_fast2_batch256": "planned 2×, batches of 256",
-    "resnet20_fast3_batch256": "planned 3×, batches of 256",
-    "resnet20_fast2_batch1": "planned 2×, single images",
+NAMES = {  # of the others, `called` makes them
     "resnet20_w4a4": "4-bit weights and activations",
     "resnet20_w2a2": "2-bit weights and activations",
     "resnet20_32kB": "96 shared 3×3 kernels",
@@ -97,7 +90,17 @@ def main_result(figures: Path) -> str:
         speedups = ("" if pd.isna(row[f"batch {size}"]) else f"{row[f'batch {size}']:.1f}×" for size in (256, 1))
         sizes = f"{row['macs']:.0f} %", f"{row['parameters']:.0f} %", f"{row['kB']:,.0f} kB"
         result = _of_seeds(row), f"{row['change']:+.2f} pp"
-        rows.append([NAMES[row["network"]], *result, *sizes, *speedups, row["epochs"], row["seeds"], f"`{_short(row['network'])}`"])
+        rows.append(
+            [
+                NAMES.get(row["network"]) or called(row["network"]),
+                *result,
+                *sizes,
+                *speedups,
+                row["epochs"],
+                row["seeds"],
+                f"`{_short(row['network'])}`",
+            ]
+        )
     sizes = ["MACs", "parameters", "file", "speed-up, batches of 256", "speed-up, single images"]
     return _table(["network", "test accuracy", "change", *sizes, "epochs", "seeds", "name"], *rows)
 
