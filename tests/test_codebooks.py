@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pruning import IMAGES, NETWORK, replaced
 
-from resnet_pruning import checkpoints, compaction, model, plans, quantization
+from resnet_pruning import calibration, checkpoints, compaction, model, plans, quantization
 from resnet_pruning.quantization import codebooks, coded_files
 from resnet_pruning.training import Recipe, train
 
@@ -103,6 +103,48 @@ def test_random_representatives_are_pieces_and_fit_worse():
         for kind, network in {"k-means": clustered, "random": drawn}.items()
     }
     assert error["k-means"] < error["random"]
+
+
+@pytest.mark.parametrize("network", [NETWORK, COMPACT], ids=["whole", "compact"])
+@pytest.mark.parametrize(("pieces", "length"), [("filter", 0), ("kernel", 9), ("weight", 1)])
+def test_the_cost_of_an_error_is_the_squared_change_of_the_logits(network, pieces, length):
+    """Against the definition, one weight at a time: its channels' importance times the mean square of what it is multiplied by."""
+    statistics = calibration.layer_statistics(network, IMAGES[:20])
+    for name, conv in inner(network).items():
+        labels = getattr(conv, "labels", torch.arange(len(conv.weight)))
+        factors = model.affine(model.batch_norms(network)[name])[0]
+        cost = torch.zeros(conv.weight.flatten(1).shape, dtype=torch.double)
+        for channel, (filter_, factor) in enumerate(zip(labels.tolist(), factors.tolist(), strict=True)):
+            for position in range(cost.shape[1]):
+                energy = statistics[name].second_moment[position, position]
+                cost[filter_, position] += statistics[name].importance[channel] * factor**2 * energy
+        expected = cost.reshape(-1, length or cost.shape[1]).mean(1)
+        norm = model.batch_norms(network)[name]
+        found = codebooks._cost_to_logits(conv, norm, statistics[name], length or cost.shape[1])
+        torch.testing.assert_close(found, expected)
+
+
+def test_weighting_brings_representatives_near_the_pieces_that_matter():
+    """A channel that nothing depends on costs nothing: with as many representatives as other pieces, these are coded exactly."""
+    network = copy.deepcopy(EVEN)
+    with torch.no_grad():
+        for block in (network.layer1[0], network.layer2[0], network.layer3[0]):
+            block.bn1.weight[1:] = 0  # of the first convolution, only the first filter matters
+    statistics = calibration.layer_statistics(network, IMAGES[:20])
+    settings = {"pieces": "kernel", "scope": "layer"}
+    weighted = quantization.coded(network, 4, **settings, statistics=statistics, weighting=1.0)
+    plain = quantization.coded(network, 4, **settings)
+    name = "layer1.0.conv1"
+    kernels = inner(network)[name].weight[0]
+    torch.testing.assert_close(inner(weighted)[name].weight[0], kernels)
+    assert (inner(plain)[name].weight[0] - kernels).abs().max() > 0.01
+
+
+def test_weighting_by_nothing_changes_nothing():
+    statistics = calibration.layer_statistics(NETWORK, IMAGES[:20])
+    without, nothing = quantization.coded(NETWORK, 6), quantization.coded(NETWORK, 6, statistics=statistics)
+    for name, conv in inner(without).items():
+        assert torch.equal(conv.weight, inner(nothing)[name].weight)
 
 
 def codes(network):
@@ -215,3 +257,12 @@ def test_what_makes_no_sense_is_refused():
         ValueError, match="pieces is 'pair of kernels', of 18 weights, expected a divisor of the 45 of a filter of layer1.0.conv1"
     ):
         quantization.coded(model.ResNet(8, (5, 8, 8)), 4, pieces="pair of kernels")
+    statistics = calibration.layer_statistics(NETWORK, IMAGES[:20])
+    with pytest.raises(ValueError, match="weighting is 1.5, expected a number from 0 to 1"):
+        quantization.coded(NETWORK, 4, statistics=statistics, weighting=1.5)
+    with pytest.raises(ValueError, match="weighting is 0.5, which requires statistics: see calibration.layer_statistics"):
+        quantization.coded(NETWORK, 4, weighting=0.5)
+    with pytest.raises(ValueError, match="weighting is 0.5, expected 0 for representatives that are drawn at random"):
+        quantization.coded(NETWORK, 4, statistics=statistics, weighting=0.5, representatives="random")
+    with pytest.raises(ValueError, match="statistics are of another model: for conv1, the filters and the values of each are"):
+        quantization.coded(EVEN, 4, statistics=statistics, weighting=0.5)

@@ -3,7 +3,8 @@
 A piece is a filter, a pair of kernels, a 3×3 kernel, a row of a kernel, or a single weight. A codebook serves a layer, a stage or the
 network. Each filter has a scale, by which its pieces are divided before they are compared (Han et al., *Deep Compression*, ICLR 2016, for
 weights; Gong et al., *Compressing Deep Convolutional Networks using Vector Quantization*, 2014, for vectors). The first and the last layer
-have 8 bits.
+have 8 bits. Errors can be weighted by how much they change the logits.
+
 The result is trained like any other network. Representatives get the sum of the gradients of their members. Pieces keep their
 representatives, or move to the nearest ones from time to time::
 
@@ -12,14 +13,17 @@ representatives, or move to the nearest ones from time to time::
 """
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..arguments import Count, Integer, Natural, Seed
+from ..arguments import Count, Integer, Natural, Real, Seed
+from ..calibration import LayerStatistics
 from ..clustering import cluster_points, usable_weights
-from ..model import OwnNetwork, convolutions
+from ..compression.parts import check_statistics
+from ..model import OwnNetwork, SharedConv2d, affine, batch_norms, convolutions
 from .learned_steps import LearnedSteps
 from .quantized_model import ENDS, per_filter
 
@@ -83,6 +87,8 @@ def coded(
     pieces: str = "kernel",
     scope: str = "network",
     representatives: str = "k-means",
+    statistics: Mapping[str, LayerStatistics] | None = None,
+    weighting: Real = 0.0,
     renew_every: Natural = 0,
     seed: Seed = 0,
 ) -> nn.Module:
@@ -94,12 +100,16 @@ def coded(
     pieces : one of `PIECES`
     scope : one of `SCOPES`: which layers share a codebook. Filters of different lengths never share one
     representatives : "k-means", or "random": pieces drawn at random, as a control
+    statistics : from `calibration.layer_statistics`, required by `weighting`
+    weighting : of k-means. With 0, an error counts the same in all weights. With 1, it counts as much as it changes the logits, to first
+        order and as if the errors of weights were independent. In between, this cost is raised to that power
     renew_every : training steps between two assignments of pieces to representatives; 0 keeps the first assignment
     seed : of k-means, or of the random pieces
 
     Raises
     ------
-    ValueError : an unknown piece, scope or kind of representatives; pieces that do not divide a filter; more representatives than pieces
+    ValueError : an unknown piece, scope or kind of representatives; pieces that do not divide a filter; more representatives than pieces;
+        `weighting` outside [0, 1], without statistics of this network, or of pieces that are drawn at random
     """
     if pieces not in PIECES:
         raise ValueError(f"pieces is {pieces!r}, expected one of {', '.join(PIECES)}")
@@ -107,14 +117,25 @@ def coded(
         raise ValueError(f"scope is {scope!r}, expected one of {', '.join(SCOPES)}")
     if representatives not in REPRESENTATIVES:
         raise ValueError(f"representatives is {representatives!r}, expected one of {', '.join(REPRESENTATIVES)}")
+    if not 0 <= weighting <= 1:
+        raise ValueError(f"weighting is {weighting!r}, expected a number from 0 to 1")
+    if weighting and representatives != "k-means":
+        raise ValueError(f"weighting is {weighting!r}, expected 0 for representatives that are drawn at random")
+    if weighting and statistics is None:
+        raise ValueError(f"weighting is {weighting!r}, which requires statistics: see calibration.layer_statistics")
+    if statistics is not None:
+        check_statistics(statistics, model)
     model, renew_every = copy.deepcopy(model), int(renew_every)
-    layers = convolutions(model)
+    layers, norms = convolutions(model), batch_norms(model)
     for (_, length), names in groups(model, pieces, scope).items():
         weights = {name: layers[name].weight.flatten(1).double().cpu() for name in names}
         scales = {name: weight.square().mean(1).sqrt().clamp(min=1e-12) for name, weight in weights.items()}
         points = {name: (weight / scales[name].unsqueeze(1)).reshape(-1, length) for name, weight in weights.items()}
         # The cost of the squared error of each piece, in units of its filter's scale.
         costs = [scales[name].square().repeat_interleave(len(points[name]) // len(scales[name])) for name in names]
+        if weighting:
+            logits = [_cost_to_logits(layers[name], norms[name], statistics[name], length) for name in names]
+            costs = [own * change**weighting for own, change in zip(costs, logits, strict=True)]
         everything = torch.cat([*points.values()])
         if n_representatives > len(everything):
             raise ValueError(f"n_representatives is {n_representatives}, expected at most the number of pieces, {len(everything)}")
@@ -148,6 +169,16 @@ def groups(model: nn.Module, pieces: str, scope: str) -> dict[tuple[str, int], l
                 raise ValueError(f"pieces is {pieces!r}, of {length} weights, expected a divisor of the {n_weights} of a filter of {name}")
             found.setdefault(({"layer": name, "stage": name.split(".")[0], "network": ""}[scope], length), []).append(name)
     return found
+
+
+def _cost_to_logits(conv: nn.Conv2d, norm: nn.BatchNorm2d, statistics: LayerStatistics, length: Integer) -> Tensor:
+    """For each piece (N · D / length,), the squared change of the logits per unit squared error of its weights."""
+    channels = statistics.importance * affine(norm)[0].square()
+    filters = channels
+    if isinstance(conv, SharedConv2d):  # a filter changes all channels that are copies of its output
+        filters = torch.zeros(len(conv.weight), dtype=torch.double).index_add(0, conv.labels.cpu(), channels)
+    inputs = statistics.second_moment.diagonal().view(-1, length).mean(1)  # mean square of what the weights of a piece are multiplied by
+    return torch.outer(filters, inputs).flatten()
 
 
 def _clustered(points: Tensor, costs: Tensor, n_clusters: Integer, seed: Seed) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,7 @@ RENEWALS = 50  # of assignments in each epoch, of the numbers in `trial_points` 
 # Learning rates, see `trial_points`: with learned steps by bits of the weights, with codebooks by renewals in each epoch. None was better
 # in the trials by more than chance.
 RATES = {"learned steps": {2: 0.003, 3: 0.001, 4: 0.0003}, "codebook": {0: 0.03, RENEWALS: 0.003}}
+WEIGHTING = 1.0  # of errors by what they cost the logits, in k-means: the best of the trials, before training
 METHODS = ("rounded to nearest", "rounding learned", "learned steps", "codebook")
 
 
@@ -55,6 +56,7 @@ class SizePoint:
     n_images : number of training images, 0 for all
     seed : of k-means, rounding and batches
     checkpoint : name under which the result is saved, or ""
+    weighting : of errors in k-means, see `quantization.coded`
     """
 
     base: str
@@ -74,6 +76,7 @@ class SizePoint:
     seed: int = 0
     checkpoint: str = ""
     stream_bits: int = 0
+    weighting: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +132,9 @@ class SizeRuns(FineTuningRuns):
         if point.method == "codebook":
             steps = max(n_images // self.recipe(1, 0.01).batch_size // point.renewals, 1) if point.renewals else 0
             settings = {"pieces": point.granularity, "scope": point.scope, "representatives": point.representatives, "seed": point.seed}
+            if point.weighting:
+                statistics = calibration.layer_statistics(whole, self.material.fitted_to[:500])
+                settings |= {"weighting": point.weighting, "statistics": statistics}
             return quantization.coded(whole, point.n_representatives, renew_every=steps, **settings)
         bits, stream = (point.weight_bits, point.activation_bits), {"stream_bits": point.stream_bits or None}
         if point.method == "learned steps":
@@ -227,13 +233,21 @@ def all_points(runs: SizeRuns, epochs: int = EPOCHS) -> list[SizePoint]:
 
 
 def trial_points(runs: SizeRuns, n_images: int = 25_600) -> list[SizePoint]:
-    """The points of ``figures/bytes_trials.csv``: an epoch with some of the images, evaluated on held-out training images."""
+    """The points of ``figures/bytes_trials.csv``: none or an epoch with some of the images, evaluated on held-out training images."""
     trained = {"epochs": [1], "n_images": [n_images]}
     rates = [0.003, 0.01, 0.001, 0.03, 0.1]
     kernels = {"granularity": ["kernel"], "n_representatives": [96]}
-    points = runs.size_points("codebook", "training", **kernels, learning_rate=rates, **trained)
+    points = []
+    for granularity, numbers in (("kernel", [96, 256]), ("row", [16]), ("weight", [4])):
+        coded = {"granularity": [granularity], "n_representatives": numbers}
+        points += runs.size_points("codebook", "training", **coded, weighting=[0.0, 0.5, 1.0])
+    points += runs.size_points("codebook", "training", **kernels, learning_rate=rates, **trained)
     points += runs.size_points(
         "codebook", "training", **kernels, renewals=[5, 50, 200], learning_rate=[0.01, 0.003, 0.03, 0.001], **trained
+    )
+    points += runs.size_points("codebook", "training", **kernels, weighting=[WEIGHTING], learning_rate=[0.03, 0.01, 0.1], **trained)
+    points += runs.size_points(
+        "codebook", "training", **kernels, weighting=[WEIGHTING], renewals=[RENEWALS], learning_rate=[0.003, 0.01, 0.001], **trained
     )
     for bits, rates in ((4, [0.001, 0.003, 0.0003, 0.0001]), (2, [0.003, 0.01, 0.001, 0.03]), (3, [0.003, 0.001, 0.01, 0.0003])):
         points += runs.size_points("learned steps", "training", weight_bits=[bits], activation_bits=[bits], learning_rate=rates, **trained)
