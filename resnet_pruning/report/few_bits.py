@@ -104,7 +104,8 @@ def shortfall(table: pd.DataFrame, column: str) -> Mapping[str, float]:
 def kinds(table: pd.DataFrame) -> pd.Series:
     """What the weights of each row of ``bytes.csv`` consist of, as text: integers, by how they were found, or pieces of a codebook."""
     renewed = table.renewals.gt(0).map({True: ", renewed", False: ""})
-    return table.method.map(METHODS).fillna(table.granularity.map(PIECES)) + renewed
+    weighted = table.weighting.gt(0).map({True: ", weighted", False: ""})
+    return table.method.map(METHODS).fillna(table.granularity.map(PIECES)) + weighted + renewed
 
 
 def numbers_of(table: pd.DataFrame, pieces: bool = False) -> pd.Series:

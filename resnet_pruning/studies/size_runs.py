@@ -35,6 +35,7 @@ RENEWALS = 50  # of assignments in each epoch, of the numbers in `trial_points` 
 # in the trials by more than chance.
 RATES = {"learned steps": {2: 0.003, 3: 0.001, 4: 0.0003}, "codebook": {0: 0.03, RENEWALS: 0.003}}
 WEIGHTING = 1.0  # of errors by what they cost the logits, in k-means: the best of the trials, before training
+UNTRAINED = {"kernel": (96, 256, 1024), "row": (16, 64), "weight": (4, 8)}  # representatives, of codebooks that are not trained
 METHODS = ("rounded to nearest", "rounding learned", "learned steps", "codebook")
 
 
@@ -195,9 +196,19 @@ def _bits(labels: torch.Tensor) -> float:
     return -(counts * (counts / counts.sum()).log2()).sum().item()
 
 
+def untrained_points(runs: SizeRuns, numbers: Mapping[str, Sequence[Count]] = UNTRAINED) -> list[SizePoint]:
+    """Codebooks before training, whose k-means minimises errors of the weights, or what these cost the logits."""
+    choices = [
+        {"granularity": [granularity], "n_representatives": counts, "weighting": [weighting]}
+        for weighting in (0.0, WEIGHTING)
+        for granularity, counts in numbers.items()
+    ]
+    return [point for choice in choices for point in runs.size_points("codebook", **choice)]
+
+
 def all_points(runs: SizeRuns, epochs: int = EPOCHS) -> list[SizePoint]:
     """The points of ``figures/bytes.csv``, the most important ones first."""
-    points = []
+    points = untrained_points(runs)
     kernels = {"granularity": ["kernel"], "n_representatives": [96]}
     fixed, renewed = ({"renewals": [n], "learning_rate": [rate]} for n, rate in RATES["codebook"].items())
     points += runs.size_points("codebook", **kernels, **renewed, epochs=[LONGER], checkpoint=["resnet20_32kB"])
