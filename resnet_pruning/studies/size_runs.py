@@ -35,7 +35,12 @@ RENEWALS = 50  # of assignments in each epoch, of the numbers in `trial_points` 
 # in the trials by more than chance.
 RATES = {"learned steps": {2: 0.003, 3: 0.001, 4: 0.0003}, "codebook": {0: 0.03, RENEWALS: 0.003}}
 WEIGHTING = 1.0  # of errors by what they cost the logits, in k-means: the best of the trials, before training
-UNTRAINED = {"kernel": (96, 256, 1024), "row": (16, 64), "weight": (4, 8)}  # representatives, of codebooks that are not trained
+# Representatives of codebooks that are not trained, by what shares one, so that the files have similar sizes.
+UNTRAINED = {
+    "network": {"kernel": (96, 256, 1024), "row": (16, 64), "weight": (4, 8)},
+    "stage": {"kernel": (48, 128, 512), "row": (16, 64), "weight": (4, 8)},
+    "layer": {"kernel": (16, 48, 128), "row": (8, 16, 32), "weight": (4, 8)},
+}
 METHODS = ("rounded to nearest", "rounding learned", "learned steps", "codebook")
 
 
@@ -196,14 +201,16 @@ def _bits(labels: torch.Tensor) -> float:
     return -(counts * (counts / counts.sum()).log2()).sum().item()
 
 
-def untrained_points(runs: SizeRuns, numbers: Mapping[str, Sequence[Count]] = UNTRAINED) -> list[SizePoint]:
-    """Codebooks before training, whose k-means minimises errors of the weights, or what these cost the logits."""
-    choices = [
-        {"granularity": [granularity], "n_representatives": counts, "weighting": [weighting]}
-        for weighting in (0.0, WEIGHTING)
-        for granularity, counts in numbers.items()
-    ]
-    return [point for choice in choices for point in runs.size_points("codebook", **choice)]
+def untrained_points(runs: SizeRuns, numbers: Mapping[str, Mapping[str, Sequence[Count]]] = UNTRAINED) -> list[SizePoint]:
+    """Codebooks before training, whose k-means minimises what errors of the weights cost the logits; those of the whole network, also
+    with errors that all cost the same. `numbers` of representatives are by scope and kind of piece."""
+    points = []
+    for scope, pieces in numbers.items():
+        for granularity, counts in pieces.items():
+            weightings = [0.0, WEIGHTING] if scope == "network" else [WEIGHTING]
+            choices = {"granularity": [granularity], "n_representatives": counts, "scope": [scope], "weighting": weightings}
+            points += runs.size_points("codebook", **choices)
+    return points
 
 
 def all_points(runs: SizeRuns, epochs: int = EPOCHS) -> list[SizePoint]:
