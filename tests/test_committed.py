@@ -202,11 +202,9 @@ def test_at_equal_parameters_allocation_is_behind_as_the_findings_say():
 
 
 def test_a_method_has_one_size_at_each_budget():
-    """But for clusters by correlation, of which there are as many as leave the budget, and for one row that docs/method.md names."""
+    """But for clusters by correlation, of which there are as many as leave the budget."""
     for name in ("untrained", "currencies"):
         table = pd.read_csv(ROOT / "figures" / f"{name}.csv").query("method != @analysis.CORRELATED")
-        if name == "currencies":
-            table = table.query("method != 'by sensitivity' or seed > 0")
         sizes = table.groupby(["method", "level"]).parameters
         assert (sizes.min() == sizes.max()).all()
 
