@@ -214,6 +214,8 @@ def test_bad_measurements():
         allocation.layer_errors(NETWORK, IMAGES)
     with pytest.raises(ValueError, match="shares has 0, expected numbers above 0 and at most 1"):
         allocation.layer_errors(NETWORK, MANY, shares=(0, 0.5))
+    with pytest.raises(ValueError, match="shares has 1.5, expected numbers above 0 and at most 1"):
+        allocation.part_timings(NETWORK, shares=(0.5, 1.5))
 
 
 def test_parts_with_shared_filters_have_the_size_of_their_channels():

@@ -56,7 +56,9 @@ def test_errors_sum_to_no_more_than_those_of_equal_bits(budget):
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="weight_bits is 1.9, expected at least 2"):
         bits_by_sensitivity(ERRORS, 1.9)
-    with pytest.raises(ValueError, match="bits is 1, expected an integer from 2 to 16"):
+    with pytest.raises(ValueError, match="end_bits is 1, expected an integer from 2 to 16"):
+        bits_by_sensitivity(ERRORS, 3, 1)
+    with pytest.raises(ValueError, match="^bits is 1, expected an integer from 2 to 16"):
         bit_errors(NETWORK, IMAGES, (1, 2))
     with pytest.raises(ValueError, match=r"of shape \(0, 3, 32, 32\), expected"):
         bit_errors(NETWORK, IMAGES[:0])

@@ -29,7 +29,7 @@ from .knapsack import cheapest
 from .parts import N_FITTED, N_STATISTICS, PartFit, apply, augmented_in_order, check_images, check_statistics, parts_of
 from .plan_cost import cost_of_plan
 from .streams import STAGES, read_by, stage_of
-from .timings import SHARES, numbers, part_timings
+from .timings import SHARES, check_shares, numbers, part_timings
 
 N_JUDGED = 256  # images on which errors are measured
 
@@ -71,8 +71,7 @@ def layer_errors(
     ValueError : fewer than 200 images; a share outside (0, 1]; statistics of another model
     """
     check_images(images, 200)
-    if bad := [share for share in (*shares, *stream_shares) if not 0 < share <= 1]:
-        raise ValueError(f"shares has {bad[0]!r}, expected numbers above 0 and at most 1")
+    check_shares([*shares, *stream_shares])
     model, images = expanded(model).eval(), images.beside(model)
     statistics = statistics or layer_statistics(model, images[:N_STATISTICS], seed=seed)
     check_statistics(statistics, model)

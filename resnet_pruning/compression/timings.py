@@ -51,7 +51,12 @@ def part_timings(
     DataFrame with the columns layer (the stem's, or a block's first convolution), reads and writes (channels of the streams before and
     after it), n_clusters (inside) and seconds, the median of all rounds, at least 0, with the lowest and the highest. The stem's time
     includes what the runtime takes for a call
+
+    Raises
+    ------
+    ValueError : shares outside (0, 1]
     """
+    check_shares(shares)
     device = torch.device(device or default_device())
     widths = [list((stream_widths or {}).get(stage, [width])) for stage, width in zip(STAGES, model.config["stage_widths"], strict=True)]
     inputs = torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
@@ -110,6 +115,12 @@ def _pooled(width: Integer, size: Integer, *blocks: nn.Module) -> nn.Module:
     """A network from images to the means of its channels: a stem that gives `width` channels of `size` pixels, and blocks."""
     stem = nn.Conv2d(3, width, 3, stride=32 // size, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1))
+
+
+def check_shares(shares: Sequence[Real]) -> None:
+    """Raise a ValueError for a share outside (0, 1]."""
+    if bad := [share for share in shares if not 0 < share <= 1]:
+        raise ValueError(f"shares has {bad[0]!r}, expected numbers above 0 and at most 1")
 
 
 def numbers(whole: Integer, shares: Sequence[Real]) -> list[int]:

@@ -77,8 +77,10 @@ def bits_by_sensitivity(errors: pd.DataFrame, weight_bits: Real, end_bits: Integ
 
     Raises
     ------
-    ValueError : a budget below the fewest measured bits
+    ValueError : a budget below the fewest measured bits, or `end_bits` that are not an integer from 2 to 16
     """
+    if end_bits is not None:
+        check_bits(end_bits, "end_bits")
     if not weight_bits >= errors.bits.min():
         raise ValueError(f"weight_bits is {weight_bits!r}, expected at least {errors.bits.min()}, the fewest in errors")
     fixed = {} if end_bits is None else dict.fromkeys(ENDS, int(end_bits))

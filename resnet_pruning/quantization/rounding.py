@@ -8,13 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..arguments import Count, Natural, PositiveReal, Real, Seed
+from ..arguments import Natural, Real, Seed
 from ..compression.parts import apply
 from ..data import Images
 from ..model import OwnNetwork
 from .quantized_model import ActivationQuantizer, QuantizedLayer, QuantizedResNet, normalised_batches, per_filter, unrounded
 
 ROUNDINGS = ("nearest", "layer", "block")
+BATCH_SIZE, LEARNING_RATE, STRENGTH = 64, 1e-2, 0.01  # STRENGTH: of the pull towards a decision
 WARMUP = 0.2  # share of the steps before weights are pulled towards a decision
 
 
@@ -56,9 +57,6 @@ def reconstruct(
     *,
     unit: str = "block",
     n_steps: Natural = 1000,
-    batch_size: Count = 64,
-    learning_rate: PositiveReal = 1e-2,
-    strength: Real = 0.01,
     seed: Seed = 0,
     progress: bool = True,
 ) -> None:
@@ -73,9 +71,8 @@ def reconstruct(
     model : the original network
     images : training images; labels are not used
     unit : "layer", each layer with the rounding after it; or "block"
-    n_steps, batch_size, learning_rate : of Adam, with a cosine schedule to 0; the activations' scales have a twentieth of the rate,
-        relative to their size
-    strength : of the pull towards a decision, with a power that falls from 20 to 2
+    n_steps : of Adam, with a cosine schedule to 0; the activations' scales have a twentieth of the rate, relative to their size. The pull
+        towards a decision has a power that falls from 20 to 2
     """
     exact = unrounded(network, model).to(images.device)
     original = inputs = torch.cat(list(normalised_batches(images)))
@@ -85,7 +82,7 @@ def reconstruct(
     for part in tqdm(list(_parts(network, exact, unit)), desc="rounding", unit=unit, disable=not progress):
         targets = apply(part.exact, original)
         if part.layers:
-            _learn(part, inputs, original, targets, n_steps, batch_size, learning_rate, strength, generator)
+            _learn(part, inputs, original, targets, n_steps, generator)
         if part.is_stream:
             original, inputs = targets, apply(part.quantized, inputs)
 
@@ -126,9 +123,6 @@ def _learn(
     original: Tensor,
     targets: Tensor,
     n_steps: Natural,
-    batch_size: Count,
-    learning_rate: PositiveReal,
-    strength: Real,
     generator: torch.Generator,
 ) -> None:
     roundings = [SoftRounding(layer) for layer in part.layers]
@@ -140,9 +134,9 @@ def _learn(
     decisions = [rounding.decision for rounding in roundings]
     optimizer = torch.optim.Adam(
         [
-            {"params": decisions, "lr": learning_rate},
-            {"params": [layer.bias for layer in part.layers], "lr": learning_rate / 10},
-            {"params": logarithms, "lr": learning_rate / 20},
+            {"params": decisions, "lr": LEARNING_RATE},
+            {"params": [layer.bias for layer in part.layers], "lr": LEARNING_RATE / 10},
+            {"params": logarithms, "lr": LEARNING_RATE / 20},
         ]
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
@@ -150,14 +144,14 @@ def _learn(
     for step in range(n_steps):
         for quantizer, start, logarithm in zip(part.quantizers, starts, logarithms, strict=True):
             quantizer.learnt_scale = start * logarithm.exp()
-        batch = torch.randint(len(inputs), (batch_size,), generator=generator).to(inputs.device)
+        batch = torch.randint(len(inputs), (BATCH_SIZE,), generator=generator).to(inputs.device)
         exact = torch.rand(inputs[batch].shape, generator=generator).to(inputs.device) < 0.5
         seen = torch.where(exact, original[batch], inputs[batch])
         loss = (part.quantized(seen) - targets[batch]).square().mean() / size
         progress = (step / n_steps - WARMUP) / (1 - WARMUP)
         if progress > 0:
             power = 2 + 18 * (1 - progress)
-            loss = loss + strength * sum(rounding.undecided(power) for rounding in roundings) / n_weights
+            loss = loss + STRENGTH * sum(rounding.undecided(power) for rounding in roundings) / n_weights
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -75,6 +75,7 @@ def all_points(runs: MethodRuns) -> list[MethodPoint]:
     """What ``figures/currencies.csv`` has, what matters most first."""
     points = trained(runs, ["not pruned", *SHOWN, *available(RIVALS)[0]], LEVELS[:1], SEEDS, EPOCHS)
     points += trained(runs, SHOWN, LEVELS[1:], SEEDS, EPOCHS)
+    points += trained(runs, available([BEST_RIVAL])[0], LEVELS[1:], SEEDS, EPOCHS)
     points += trained(runs, CURVES, BETWEEN, SEEDS[:1], EPOCHS)
     points += trained(runs, LONGER_METHODS, LEVELS[:1], SEEDS, LONGER)
     points += trained(runs, ["not pruned"], LEVELS[:1], SEEDS[:1], LONGER)

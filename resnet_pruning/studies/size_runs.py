@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .. import calibration, cost, evaluation, quantization
-from ..arguments import Count, Seed
+from ..arguments import Count
 from ..files import fingerprint, required, results_folder
 from ..hardware import can_compile
 from ..model import OwnNetwork, convolutions
@@ -160,9 +160,7 @@ class SizeRuns(FineTuningRuns):
 
 
 @torch.no_grad()
-def distortions(
-    network: OwnNetwork, numbers: Mapping[str, Sequence[Count]], representatives: str = "k-means", seed: Seed = 0
-) -> pd.DataFrame:
+def distortions(network: OwnNetwork, numbers: Mapping[str, Sequence[Count]], representatives: str = "k-means") -> pd.DataFrame:
     """How well one codebook for the whole network represents the pieces, before training.
 
     Parameters
@@ -179,7 +177,7 @@ def distortions(
     layers, rows = convolutions(network), []
     for granularity, counts in numbers.items():
         for n_representatives in counts:
-            settings = {"pieces": granularity, "representatives": representatives, "seed": seed}
+            settings = {"pieces": granularity, "representatives": representatives}
             small = quantization.coded(network, n_representatives, **settings)
             codes = {name: conv.parametrizations.weight[0] for name, conv in convolutions(small).items() if name != "conv1"}
             books: dict[nn.Module, list[torch.Tensor]] = {}
