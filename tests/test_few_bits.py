@@ -102,10 +102,15 @@ def test_networks_in_few_bytes_are_named():
             "renewals": [0, 0, 50],
             "stream_bits": [8, 0, 0],
             "weighting": [0.0, 0.0, 1.0],
+            "scope": ["network", "network", "layer"],
             "pruned": ["", float("nan"), "resnet20_macs50"],
         }
     )
-    assert few_bits.kinds(table).tolist() == ["integers, trained", "integers, rounded", "codebook of kernels, weighted, renewed"]
+    assert few_bits.kinds(table).tolist() == [
+        "integers, trained",
+        "integers, rounded",
+        "codebook of kernels, one per layer, weighted, renewed",
+    ]
     assert few_bits.numbers_of(table).tolist() == ["W4A4, 8-bit stream", "W2A8", "96, macs50"]
     assert few_bits.numbers_of(table, pieces=True).tolist() == ["W4A4, 8-bit stream", "W2A8", "96 kernels, macs50"]
 

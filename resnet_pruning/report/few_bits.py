@@ -105,7 +105,8 @@ def kinds(table: pd.DataFrame) -> pd.Series:
     """What the weights of each row of ``bytes.csv`` consist of, as text: integers, by how they were found, or pieces of a codebook."""
     renewed = table.renewals.gt(0).map({True: ", renewed", False: ""})
     weighted = table.weighting.gt(0).map({True: ", weighted", False: ""})
-    return table.method.map(METHODS).fillna(table.granularity.map(PIECES)) + weighted + renewed
+    scope = table.scope.map({"network": "", "stage": ", one per stage", "layer": ", one per layer"})
+    return table.method.map(METHODS).fillna(table.granularity.map(PIECES)) + scope + weighted + renewed
 
 
 def numbers_of(table: pd.DataFrame, pieces: bool = False) -> pd.Series:

@@ -255,9 +255,9 @@ def kept_networks(figures: Path) -> str:
 
 
 def in_few_bytes(figures: Path) -> str:
-    """Networks in few bytes: integers that are not trained, integers that are, and codebooks, each by their size on disk."""
+    """Networks in few bytes: integers and codebooks that are not trained, then those that are, each by their size on disk."""
     table = pd.read_csv(figures / "bytes.csv").sort_values("bytes_on_disk", ascending=False, kind="stable")
-    table = table.assign(kind=kinds(table), what=numbers_of(table), group=table.method.map({"learned steps": 1, "codebook": 2}).fillna(0))
+    table = table.assign(kind=kinds(table), what=numbers_of(table), group=2 * (table.epochs > 0) + (table.method == "codebook"))
     table["kind"] += (table.representatives == "random").map({True: ", drawn at random", False: ""})
     rows = []
     for (_, kind, what, epochs), seeds in table.sort_values("group", kind="stable").groupby(
