@@ -273,6 +273,18 @@ def test_networks_in_few_bytes_were_trained_alike():
     assert (untrained.learning_rate == 0).all() and "learned steps" not in set(untrained.method)
 
 
+def test_few_bytes_have_the_rows_that_are_asked_for_and_the_weighting_that_was_best():
+    for name, checkpoint, points in (
+        ("bytes", "resnet20", size_runs.all_points),
+        ("bytes_trials", "resnet20_choosing", size_runs.trial_points),
+    ):
+        path = ROOT / "figures" / f"{name}.csv"
+        asked = points(size_runs.SizeRuns(str(ROOT / "checkpoints" / f"{checkpoint}.pt"), "cifar10", taught_by=protocol.TEACHER))
+        assert len(sweeps.finished(asked, path)) == len(asked) == len(pd.read_csv(path))
+    trials = pd.read_csv(ROOT / "figures" / "bytes_trials.csv").query("epochs == 0")
+    assert trials.groupby("weighting").accuracy.mean().idxmax() == size_runs.WEIGHTING and set(trials.images) == {"training"}
+
+
 def test_no_data_set_is_committed():
     tracked = subprocess.run(["git", "ls-files", "data", "build"], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode:

@@ -261,10 +261,9 @@ def trial_points(runs: SizeRuns, n_images: int = 25_600) -> list[SizePoint]:
     points += runs.size_points(
         "codebook", "training", **kernels, renewals=[5, 50, 200], learning_rate=[0.01, 0.003, 0.03, 0.001], **trained
     )
-    points += runs.size_points("codebook", "training", **kernels, weighting=[WEIGHTING], learning_rate=[0.03, 0.01, 0.1], **trained)
-    points += runs.size_points(
-        "codebook", "training", **kernels, weighting=[WEIGHTING], renewals=[RENEWALS], learning_rate=[0.003, 0.01, 0.001], **trained
-    )
+    for renewals, rate in RATES["codebook"].items():
+        weighted = {"weighting": [WEIGHTING], "renewals": [renewals], "learning_rate": [rate]}
+        points += runs.size_points("codebook", "training", **kernels, **weighted, **trained)
     for bits, rates in ((4, [0.001, 0.003, 0.0003, 0.0001]), (2, [0.003, 0.01, 0.001, 0.03]), (3, [0.003, 0.001, 0.01, 0.0003])):
         points += runs.size_points("learned steps", "training", weight_bits=[bits], activation_bits=[bits], learning_rate=rates, **trained)
     return points
