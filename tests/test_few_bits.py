@@ -115,6 +115,15 @@ def test_networks_in_few_bytes_are_named():
     assert few_bits.numbers_of(table, pieces=True).tolist() == ["W4A4, 8-bit stream", "W2A8", "96 kernels, macs50"]
 
 
+def test_weighted_codebooks_are_beside_those_that_are_not():
+    rows = {"method": "codebook", "epochs": 0, "scope": "network", "granularity": "row", "n_representatives": 16}
+    table = pd.DataFrame([rows | {"weighting": 0.0}, rows | {"weighting": 1.0}, rows | {"epochs": 5}, rows | {"scope": "layer"}])
+    table = table.fillna({"weighting": 1.0}).assign(accuracy=[77.0, 83.0, 90.0, 85.0], bytes_on_disk=[50, 47, 47, 52])
+    weighed = few_bits.weighed(table)
+    assert weighed.accuracy.loc["row", 16].to_dict() == {0.0: 77.0, 1.0: 83.0}
+    assert weighed.bytes_on_disk.loc["row", 16].to_dict() == {0.0: 50, 1.0: 47}
+
+
 def test_errors_are_compared_at_equal_bits():
     table = pd.DataFrame(
         {

@@ -120,6 +120,14 @@ def numbers_of(table: pd.DataFrame, pieces: bool = False) -> pd.Series:
     return bits(table).where(table.method != "codebook", representatives) + stream + pruned
 
 
+def weighed(table: pd.DataFrame) -> pd.DataFrame:
+    """The accuracy and the bytes of codebooks of the whole network before training, by piece and number of representatives, with errors
+    that all cost the same (column 0.0) and with errors weighted by what they cost the logits (1.0): from rows of ``bytes.csv``."""
+    untrained = table[(table.method == "codebook") & (table.epochs == 0) & (table.scope == "network")]
+    pieces = ["granularity", "n_representatives"]
+    return untrained.pivot_table(index=pieces, columns="weighting", values=["accuracy", "bytes_on_disk"], sort=False)
+
+
 def error_at(distortions: pd.DataFrame, bits_per_weight: Real) -> pd.Series:
     """The error (%) at equal bits, by granularity, between the numbers of representatives that were measured; NaN outside of them.
 

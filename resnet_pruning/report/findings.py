@@ -7,6 +7,7 @@ import pandas as pd
 
 from ..arguments import Real
 from .analysis import CLUSTERED, CORRELATED, REPAIRED
+from .few_bits import weighed
 from .tables import at_half, equally_tuned, gains_of_ends, is_own, networks, newest, small_and_pruned
 
 RECONSTRUCTED, ALLOCATED = REPAIRED
@@ -248,9 +249,8 @@ def _few_bytes(figures: Path) -> str:
         f"{name.removeprefix('resnet20_').upper()} {row.change:+.2f} pp ({row.epochs:.0f} epochs)" for name, row in trained.iterrows()
     )
     coded, smallest = table.loc["resnet20_32kB"], table.loc["resnet20_16kB"]
-    untrained = pd.read_csv(figures / "bytes.csv").query("method == 'codebook' and epochs == 0 and scope == 'network'")
-    untrained = untrained.pivot_table(index=["granularity", "n_representatives"], columns="weighting", values="accuracy")
-    gains = untrained[1.0] - untrained[0.0]
+    before = weighed(pd.read_csv(figures / "bytes.csv")).accuracy
+    gains = before[1.0] - before[0.0]
     return (
         "Codebooks of pieces smaller than a filter, and training with the quantizer in the loop. "
         f"**Change of accuracy, with an 8-bit residual stream: {changes}; weights from 96 kernels, in {coded.kB:.0f} kB, "

@@ -139,7 +139,9 @@ class SizeRuns(FineTuningRuns):
             steps = max(n_images // self.recipe(1, 0.01).batch_size // point.renewals, 1) if point.renewals else 0
             settings = {"pieces": point.granularity, "scope": point.scope, "representatives": point.representatives, "seed": point.seed}
             if point.weighting:
-                statistics = calibration.layer_statistics(whole, self.material.fitted_to[:500])
+                statistics = self.material.statistics
+                if point.pruned:
+                    statistics = calibration.layer_statistics(whole, self.material.fitted_to[:500])
                 settings |= {"weighting": point.weighting, "statistics": statistics}
             return quantization.coded(whole, point.n_representatives, renew_every=steps, **settings)
         bits, stream = (point.weight_bits, point.activation_bits), {"stream_bits": point.stream_bits or None}
