@@ -45,8 +45,8 @@ GOOD = [
     least_squares.Moments.of(NETWORK.conv1, torch.zeros(1, 3, 8, 8), torch.zeros(1, 4, 8, 8)),
     Batches(IMAGES, 2), clustering.cluster_filters(NETWORK.conv1, 2), len, int, nn.Module, observers.Observer("a", 0),
     pruning_runs.PruningRuns(**RUNS), finetuning_runs.FineTuningRuns(**RUNS), method_runs.MethodRuns(**RUNS),
-    quantization_runs.QuantizationRuns(**RUNS), size_runs.SizeRuns(**RUNS), trials.TrialPoint("a"), codebooks.Codebook(torch.zeros(2, 9)),
-    learned_steps.AwareResNet(NETWORK, 4, 4, 8, 4), v4.new_notebook(),
+    quantization_runs.QuantizationRuns(**RUNS), size_runs.SizeRuns(**RUNS), trials.TrialPoint("a"),
+    codebooks.Codebook(torch.zeros(2, 9), torch.zeros(2)), learned_steps.AwareResNet(NETWORK, 4, 4, 8, 4), v4.new_notebook(),
     pruning_runs.PlanPoint("a", "test", "p", "m", 1.0, (1,)), pruning_runs.ReplacementPoint("a", "test", "p", "m", 1.0, (1,)),
     pruning_runs.CompressionPoint("a", "test", "p", "m", 1.0, (1,)), finetuning_runs.FineTuningPoint("a", "test", "p", "m", 1.0, (1,)),
 ]  # fmt: skip

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -147,6 +148,61 @@ def test_weighting_by_nothing_changes_nothing():
         assert torch.equal(conv.weight, inner(nothing)[name].weight)
 
 
+def cost(points, representatives, labels, weights, bit_cost):
+    """The weighted squared errors, and the entropy of the labels."""
+    shares = labels.bincount().double() / len(labels)
+    error = (weights * (points - representatives[labels]).square().sum(1)).sum()
+    return error + bit_cost * len(labels) * torch.special.entr(shares).sum() / math.log(2)
+
+
+@given(st.integers(1, 8), st.sampled_from([1, 3]), st.floats(0.01, 3), st.integers(0, 5))
+@settings(deadline=None, max_examples=30)
+def test_counting_bits_lowers_errors_and_bits_together(n, length, bit_cost, seed):
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(60, length, generator=generator, dtype=torch.double)
+    weights = torch.rand(60, generator=generator, dtype=torch.double) + 0.01
+    (labels, means), (plain, plain_means) = (codebooks._clustered(points, weights, n, price, seed) for price in (bit_cost, 0.0))
+    assert cost(points, means, labels, weights, bit_cost) <= cost(points, plain_means, plain, weights, bit_cost) + 1e-9
+    assert labels.unique().tolist() == [*range(len(means))] and len(means) <= n
+    expected = torch.stack([(points * weights.unsqueeze(1))[labels == i].sum(0) / weights[labels == i].sum() for i in range(len(means))])
+    torch.testing.assert_close(means, expected)
+
+
+def test_two_groups_are_told_apart_only_if_their_bits_are_worth_it():
+    """Three points at 0 and one at 1. Two groups take 4 · 0.811 bits, one group leaves an error of 0.75."""
+    points, weights = torch.tensor([[0.0], [0.0], [0.0], [1.0]], dtype=torch.double), torch.ones(4, dtype=torch.double)
+    labels, means = codebooks._clustered(points, weights, 2, 0.2, 0)
+    assert labels[3] != labels[0] and sorted(means.flatten().tolist()) == [0, 1]
+    assert codebooks._bits(labels, 2)[labels].tolist() == pytest.approx([math.log2(4 / 3)] * 3 + [2])
+    labels, means = codebooks._clustered(points, weights, 2, 2.0, 0)
+    assert labels.tolist() == [0, 0, 0, 0] and means.flatten().tolist() == [0.25]
+
+
+def test_dear_bits_make_smaller_files_of_larger_errors(tmp_path):
+    errors, sizes = [], []
+    for bit_cost in (0.0, 3.0):
+        coded = quantization.coded(NETWORK, 16, bit_cost=bit_cost)
+        errors.append(sum((inner(coded)[name].weight - conv.weight).square().sum().item() for name, conv in inner(NETWORK).items()))
+        quantization.save_coded(tmp_path / "a.pt", coded, {})
+        sizes.append(checkpoints.read_tensors(tmp_path / "a.pt")["n_bytes"])
+    assert errors[0] < errors[1] and sizes[0] > sizes[1]
+
+
+def test_renewed_pieces_go_where_error_and_bits_together_cost_least():
+    coded = quantization.coded(EVEN, 8, bit_cost=0.3, renew_every=1).train()
+    conv = coded.layer2[0].conv2
+    code, original = conv.parametrizations.weight[0], conv.parametrizations.weight.original
+    with torch.no_grad():
+        original.add_(0.3 * torch.randn(original.shape, generator=torch.Generator().manual_seed(0)) * original.std())
+    conv.weight  # noqa: B018 - renews
+    points = (original / code.scale.view(-1, 1, 1, 1)).reshape(-1, 9)
+    squared = torch.cdist(points, code.codebook.representatives).square()
+    assert torch.equal(code.labels, (squared + code.price.unsqueeze(1) * code.codebook.bits).argmin(1))
+    assert not torch.equal(code.labels, squared.argmin(1))
+    # A filter of twice the scale costs four times as much per error, so a bit costs a quarter of it.
+    assert (code.price * code.scale.square().repeat_interleave(len(code.price) // len(code.scale))).std() < 1e-4 * code.price.mean()
+
+
 def codes(network):
     return [conv.parametrizations.weight[0] for conv in inner(network).values()]
 
@@ -167,19 +223,39 @@ def test_files_give_back_the_network(network, pieces, scope, n, tmp_path):
         assert len(read.layer3[0].conv2.weight.unique()) <= n
 
 
-def test_sixteen_bit_networks_come_back_exactly(tmp_path):
+@pytest.mark.parametrize("network", [EVEN, COMPACT], ids=["whole", "compact"])
+def test_values_of_eight_bits_take_half_the_bytes_and_come_back_nearly(network, tmp_path):
+    coded = quantization.coded(network, 5).eval()
+    size = {}
+    for bits in (16, 8):
+        quantization.save_coded(tmp_path / "a.pt", coded, {}, bits)
+        content = checkpoints.read_tensors(tmp_path / "a.pt")
+        size[bits] = len(content["data"])
+    layers = len(model.batch_norms(network))
+    values = 5 * 9 + sum(2 * norm.num_features for norm in model.batch_norms(network).values())
+    assert size[16] - size[8] == values - 4 * (1 + 2 * layers)  # a step of four bytes for the codebook, for each layer's factors and shifts
+    inputs = IMAGES.normalised(IMAGES[:8].pixels)
+    expected = coded(inputs)
+    assert (quantization.load_coded(tmp_path / "a.pt")[0](inputs) - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@pytest.mark.parametrize("value_bits", [16, 8])
+def test_networks_whose_values_fit_come_back_exactly(value_bits, tmp_path):
     """Rounding is all that a file changes: a network that needs none is the same."""
     coded = quantization.coded(EVEN, 4, pieces="kernel").eval()
     with torch.no_grad():
         for code in {code.codebook: code for code in codes(coded)}.values():
             code.codebook.representatives.copy_(code.codebook.representatives.half())
+            if value_bits == 8:
+                step = code.codebook.representatives.abs().max() / 127
+                code.codebook.representatives.copy_((code.codebook.representatives / step).round() * step)
         for name, norm in model.batch_norms(coded).items():
             norm.running_mean.zero_(), norm.running_var.fill_(1 - norm.eps)
             code = coded.get_submodule(name).parametrizations.weight[0]
             (code.scale if name != "conv1" else code.start).fill_(0.25)
         coded.fc.parametrizations.weight[0].start.fill_(0.5)
         coded.fc.bias.zero_()
-    quantization.save_coded(tmp_path / "a.pt", coded, {})
+    quantization.save_coded(tmp_path / "a.pt", coded, {}, value_bits)
     inputs = IMAGES.normalised(IMAGES[:8].pixels)
     torch.testing.assert_close(quantization.load_coded(tmp_path / "a.pt")[0](inputs), coded(inputs), rtol=1e-5, atol=1e-5)
 
@@ -203,6 +279,8 @@ def test_indices_take_about_their_entropy():
         ({"coding": lambda coding: {"pieces": "filters", "scope": "network"}}, "KeyError"),
         ({"bits": lambda bits: 1}, "do not fill"),
         ({"config": lambda config: config | {"depth": 14}}, "do not fill"),
+        ({"value_bits": lambda bits: 8}, "bytes of tensors, expected"),
+        ({"value_bits": lambda bits: 4}, "values of 4 bits, expected 8 or 16"),
     ],
 )
 def test_damaged_files_are_refused(change, message, tmp_path):
@@ -211,6 +289,15 @@ def test_damaged_files_are_refused(change, message, tmp_path):
     checkpoints.write_tensors(content | {name: altered(content[name]) for name, altered in change.items()}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=f"is damaged: .*({message})"):
         quantization.load_coded(tmp_path / "a.pt")
+
+
+def test_files_that_do_not_say_their_bits_have_sixteen(tmp_path):
+    quantization.save_coded(tmp_path / "a.pt", quantization.coded(EVEN, 4), {})
+    content = checkpoints.read_tensors(tmp_path / "a.pt")
+    expected = quantization.load_coded(tmp_path / "a.pt")[0].state_dict()
+    checkpoints.write_tensors({name: value for name, value in content.items() if name != "value_bits"}, tmp_path / "a.pt")
+    state = quantization.load_coded(tmp_path / "a.pt")[0].state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in expected.items())
 
 
 def test_an_index_beyond_its_codebook_is_refused(tmp_path):
@@ -236,7 +323,9 @@ def test_what_does_not_fit_into_the_file_is_refused(tmp_path):
     assert not (tmp_path / "a.pt").exists()
 
 
-def test_other_networks_are_refused(tmp_path):
+def test_other_networks_and_bits_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="value_bits is 4, expected 8 or 16"):
+        quantization.save_coded(tmp_path / "a.pt", quantization.coded(EVEN, 4), {}, 4)
     with pytest.raises(ValueError, match="ResNet has no codebooks, expected a network from quantization.coded"):
         quantization.save_coded(tmp_path / "a.pt", EVEN, {})
     checkpoints.save_checkpoint(tmp_path / "b.pt", EVEN, {})
@@ -266,3 +355,9 @@ def test_what_makes_no_sense_is_refused():
         quantization.coded(NETWORK, 4, statistics=statistics, weighting=0.5, representatives="random")
     with pytest.raises(ValueError, match="statistics are of another model: for conv1, the filters and the values of each are"):
         quantization.coded(EVEN, 4, statistics=statistics, weighting=0.5)
+    with pytest.raises(ValueError, match="bit_cost is -0.1, expected a finite number of at least 0"):
+        quantization.coded(NETWORK, 4, bit_cost=-0.1)
+    with pytest.raises(ValueError, match="bit_cost is inf, expected a finite number of at least 0"):
+        quantization.coded(NETWORK, 4, bit_cost=float("inf"))
+    with pytest.raises(ValueError, match="bit_cost is 0.5, expected 0 for representatives that are drawn at random"):
+        quantization.coded(NETWORK, 4, bit_cost=0.5, representatives="random")

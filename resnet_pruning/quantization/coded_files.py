@@ -1,7 +1,7 @@
 """Networks of codebooks in files: for each piece the number of its representative, entropy-coded, and little else.
 
 Batch norm is folded into a factor and a shift for each channel; the factors absorb the scales of the filters. Representatives, factors and
-shifts have 16 bits, the first and the last layer 8. Reading gives an ordinary `ResNet`, composed from all of these.
+shifts have 16 or 8 bits, the first and the last layer 8. Reading gives an ordinary `ResNet`, composed from all of these.
 """
 
 import zlib
@@ -21,15 +21,21 @@ from .learned_steps import LearnedSteps
 from .quantized_model import ENDS
 
 
-def save_coded(path: str | Path, network: nn.Module, facts: Mapping[str, Any]) -> None:
+def save_coded(path: str | Path, network: nn.Module, facts: Mapping[str, Any], value_bits: Integer = 16) -> None:
     """Write a network of `quantization.coded`, trained or not, whole or not at all.
 
-    `load_coded` gives this network with its representatives, scales and batch norm rounded to 16 bits.
+    `load_coded` gives this network with its representatives, scales and batch norm rounded.
+
+    Parameters
+    ----------
+    value_bits : to which they are rounded: 16, floats, or 8, integers times a step for each tensor
 
     Raises
     ------
-    ValueError : a network without codebooks; values that do not fit into 16 bits; facts that are not plain values
+    ValueError : a network without codebooks; values beyond those that 16 bits can represent; facts that are not plain values; other bits
     """
+    if value_bits not in (8, 16):
+        raise ValueError(f"value_bits is {value_bits!r}, expected 8 or 16")
     codes = {name: _code(network, name) for name in convolutions(network)}
     if not any(isinstance(code, Coded) for code in codes.values()):
         raise ValueError(f"{type(network).__name__} has no codebooks, expected a network from quantization.coded")
@@ -44,8 +50,9 @@ def save_coded(path: str | Path, network: nn.Module, facts: Mapping[str, Any]) -
         "coding": network.coding,
         "sizes": sizes,
         "bits": bits,
+        "value_bits": int(value_bits),
         "n_bytes": len(indices),
-        "data": torch.cat([indices, *(tensor.flatten().view(torch.uint8) for tensor in _stored(network, codes).values())]),
+        "data": torch.cat([indices, *(tensor.flatten().view(torch.uint8) for tensor in _stored(network, codes, value_bits).values())]),
         "facts": dict(facts),
     }
     _rebuilt(content)  # raises an error, before writing, if this could not be read again
@@ -85,19 +92,26 @@ def _entropy_coded(indices: Tensor, n_representatives: Integer) -> tuple[int, Te
 
 
 @torch.no_grad()
-def _stored(network: nn.Module, codes: Mapping[str, Coded | LearnedSteps]) -> dict[str, Tensor]:
+def _stored(network: nn.Module, codes: Mapping[str, Coded | LearnedSteps], value_bits: Integer) -> dict[str, Tensor]:
     """The tensors that a file holds besides indices, in order, on the CPU."""
-    tensors = {str(i): codes[group[0]].codebook.representatives for i, group in enumerate(groups(network, **network.coding).values())}
+    values = {str(i): codes[group[0]].codebook.representatives for i, group in enumerate(groups(network, **network.coding).values())}
     for name, norm in batch_norms(network).items():
         (factor, shift), code, conv = affine(norm), codes[name], network.get_submodule(name)
         scale = (code.scale if isinstance(code, Coded) else code.steps).double().cpu()
-        tensors[f"{name}.factor"] = factor * (scale[conv.labels.cpu()] if isinstance(conv, SharedConv2d) else scale)
-        tensors[f"{name}.shift"] = shift
+        values[f"{name}.factor"] = factor * (scale[conv.labels.cpu()] if isinstance(conv, SharedConv2d) else scale)
+        values[f"{name}.shift"] = shift
     last = _code(network, "fc")
-    tensors |= {"fc.steps": last.steps, "fc.bias": network.fc.bias}
-    tensors = {name: tensor.to(torch.float16) for name, tensor in tensors.items()}
-    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-        raise ValueError(f"{', '.join(broken[:3])} have values beyond 65,504, the largest of 16 bits, which the file stores")
+    ends = {"fc.steps": last.steps, "fc.bias": network.fc.bias}
+    if broken := [name for name, tensor in {**values, **ends}.items() if not tensor.half().isfinite().all()]:
+        raise ValueError(f"{', '.join(broken[:3])} have values beyond 65,504, the largest of 16 bits")
+    tensors = {}
+    for name, tensor in values.items():
+        if value_bits == 16:
+            tensors[name] = tensor.half()
+        else:
+            step = (tensor.abs().max().float() / 127).clamp(min=1e-30)
+            tensors |= {name: (tensor / step).round().to(torch.int8), f"{name}.step": step}
+    tensors |= {name: tensor.half() for name, tensor in ends.items()}
     for name in ENDS:
         layer = network.get_submodule(name)
         tensors[f"{name}.codes"] = _code(network, name).codes(layer.parametrizations.weight.original).to(torch.int8)
@@ -117,13 +131,21 @@ def _rebuilt(content: Mapping[str, Any]) -> ResNet:
     n_pieces = sum(pieces.values())
     packed = inflated(data[: content["n_bytes"]], -(-bits * n_pieces // 8))
     indices = unpack(packed, bits, torch.Size([n_pieces])).split(list(pieces.values()))
+    value_bits = content.get("value_bits", 16)  # the first files do not say it
+    if value_bits not in (8, 16):
+        raise ValueError(f"it has values of {value_bits!r} bits, expected 8 or 16")
     with torch.device("meta"):
-        like = {str(i): torch.empty(size, length).half() for i, (size, (_, length)) in enumerate(zip(sizes, layout, strict=True))}
+        values = {str(i): torch.empty(size, length) for i, (size, (_, length)) in enumerate(zip(sizes, layout, strict=True))}
         for name, norm in norms.items():
-            like |= {f"{name}.{part}": torch.empty(norm.num_features).half() for part in ("factor", "shift")}
+            values |= {f"{name}.{part}": torch.empty(norm.num_features) for part in ("factor", "shift")}
+        like = {}
+        for name, tensor in values.items():
+            like |= {name: tensor.half()} if value_bits == 16 else {name: tensor.char(), f"{name}.step": torch.empty(())}
         like |= {f"fc.{part}": torch.empty(network.fc.out_features).half() for part in ("steps", "bias")}
         like |= {f"{name}.codes": network.get_submodule(name).weight.char() for name in ENDS}
     tensors = split_bytes(data[content["n_bytes"] :], like)
+    if value_bits == 8:
+        tensors |= {name: tensors[name].float() * tensors[f"{name}.step"] for name in values}
     state = {"fc.weight": tensors["fc.codes"].float() * tensors["fc.steps"].float().unsqueeze(1), "fc.bias": tensors["fc.bias"]}
     state["conv1.weight"] = tensors["conv1.codes"].float()
     books = {name: tensors[str(i)].float() for i, names in enumerate(layout.values()) for name in names}

@@ -261,14 +261,14 @@ def curves(
 
 
 def histograms(
-    panels: Mapping[str, tuple[ArrayLike, tuple[Real, Real]]], xlabel: str, title: str, columns: Integer = 4, n_bins: Integer = 60
+    panels: Mapping[str, tuple[ArrayLike, tuple[Real, Real]]], xlabel: str, title: str, n_bins: Integer = 60
 ) -> tuple[Figure, pd.DataFrame]:
     """The distribution of each array, with the two ends of a range as lines; counts are on a logarithmic scale.
 
     The table has a row for each bin, with the columns panel, low and high (the range), value (the bin's centre) and count.
     """
+    columns, table = 4, []
     rows = -(-len(panels) // columns)
-    table = []
     with subplots(title, rows, columns, figsize=(2.7 * columns, 2.2 * rows + 0.4), squeeze=False) as (figure, grid):
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
