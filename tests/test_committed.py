@@ -128,7 +128,7 @@ def test_half_of_the_channels_inside_blocks_cost_what_is_recorded_with_least_squ
     "name",
     [
         *("prune_uniform", "prune_sensitivity", "prune_ends", "prune_ends_fine_tuned", "compact_repair", "compact_allocation"),
-        *("baselines_weights", "untrained", "currencies", "kept_networks", "quantize", "bytes"),
+        *("baselines_weights", "untrained", "currencies", "kept_networks", "quantize", "bytes", "entropy_constrained"),
     ],
 )
 def test_sweeps_were_made_from_the_committed_checkpoint(name):
@@ -266,7 +266,8 @@ def test_networks_in_few_bytes_were_trained_alike():
     trained = table[table.epochs > 0]
     assert set(trained.method) == {"learned steps", "codebook"}
     assert set(trained.epochs) == {size_runs.EPOCHS, size_runs.LONGER, size_runs.LONGEST}
-    assert (trained.epochs[trained.checkpoint.notna()] == size_runs.LONGER).all()
+    kept = trained[trained.checkpoint.notna()]
+    assert (kept.epochs == kept.method.map({"learned steps": size_runs.LONGER, "codebook": size_runs.EPOCHS})).all()
     chosen_by = trained.weight_bits.where(trained.method == "learned steps", trained.renewals)
     assert trained.learning_rate.tolist() == [size_runs.RATES[method][key] for method, key in zip(trained.method, chosen_by, strict=True)]
     untrained = table[table.epochs == 0]
@@ -276,12 +277,13 @@ def test_networks_in_few_bytes_were_trained_alike():
 def test_few_bytes_have_the_rows_that_are_asked_for_and_the_weighting_that_was_best():
     for name, checkpoint, points in (
         ("bytes", "resnet20", size_runs.all_points),
+        ("entropy_constrained", "resnet20", size_runs.counted_points),
         ("bytes_trials", "resnet20_choosing", size_runs.trial_points),
     ):
         path = ROOT / "figures" / f"{name}.csv"
         asked = points(size_runs.SizeRuns(str(ROOT / "checkpoints" / f"{checkpoint}.pt"), "cifar10", taught_by=protocol.TEACHER))
         assert len(sweeps.finished(asked, path)) == len(asked) == len(pd.read_csv(path))
-    trials = pd.read_csv(ROOT / "figures" / "bytes_trials.csv").query("epochs == 0")
+    trials = pd.read_csv(ROOT / "figures" / "bytes_trials.csv").query("epochs == 0 and bit_cost == 0")
     assert trials.groupby("weighting").accuracy.mean().idxmax() == size_runs.WEIGHTING and set(trials.images) == {"training"}
 
 

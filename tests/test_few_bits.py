@@ -102,6 +102,7 @@ def test_networks_in_few_bytes_are_named():
             "renewals": [0, 0, 50],
             "stream_bits": [8, 0, 0],
             "weighting": [0.0, 0.0, 1.0],
+            "bit_cost": [0.0, 0.0, 0.1],
             "scope": ["network", "network", "layer"],
             "pruned": ["", float("nan"), "resnet20_macs50"],
         }
@@ -109,7 +110,7 @@ def test_networks_in_few_bytes_are_named():
     assert few_bits.kinds(table).tolist() == [
         "integers, trained",
         "integers, rounded",
-        "codebook of kernels, one per layer, weighted, renewed",
+        "codebook of kernels, one per layer, weighted, entropy-constrained, renewed",
     ]
     assert few_bits.numbers_of(table).tolist() == ["W4A4, 8-bit stream", "W2A8", "96, macs50"]
     assert few_bits.numbers_of(table, pieces=True).tolist() == ["W4A4, 8-bit stream", "W2A8", "96 kernels, macs50"]
@@ -122,6 +123,22 @@ def test_weighted_codebooks_are_beside_those_that_are_not():
     weighed = few_bits.weighed(table)
     assert weighed.accuracy.loc["row", 16].to_dict() == {0.0: 77.0, 1.0: 83.0}
     assert weighed.bytes_on_disk.loc["row", 16].to_dict() == {0.0: 50, 1.0: 47}
+
+
+def test_gains_are_at_equal_size():
+    table = pd.DataFrame(
+        {
+            "granularity": ["kernel", "kernel", "row", "kernel", "kernel", "kernel", "row"],
+            "n_representatives": [8, 4, 4, 8, 8, 8, 4],
+            "bit_cost": [0.0, 0.0, 0.0, 0.1, 0.05, 0.01, 0.1],
+            "bytes_on_disk": [20, 10, 15, 14, 20, 21, 15],
+            "bits_per_weight": 1.0,
+            "accuracy": [80.0, 70.0, 60.0, 76.0, 80.5, 99.0, 59.0],
+        }
+    )
+    table = pd.concat([table, table.loc[[3]].assign(bytes_on_disk=16, accuracy=78.0)])  # another seed
+    gains = few_bits.gains_at_equal_size(table)
+    assert gains.to_dict() == {("kernel", 15): 2.0, ("kernel", 20): 0.5, ("row", 15): -1.0}, "none for 21, larger than all others"
 
 
 def test_errors_are_compared_at_equal_bits():

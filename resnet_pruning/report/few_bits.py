@@ -105,8 +105,9 @@ def kinds(table: pd.DataFrame) -> pd.Series:
     """What the weights of each row of ``bytes.csv`` consist of, as text: integers, by how they were found, or pieces of a codebook."""
     renewed = table.renewals.gt(0).map({True: ", renewed", False: ""})
     weighted = table.weighting.gt(0).map({True: ", weighted", False: ""})
+    counted = table.bit_cost.gt(0).map({True: ", entropy-constrained", False: ""})
     scope = table.scope.map({"network": "", "stage": ", one per stage", "layer": ", one per layer"})
-    return table.method.map(METHODS).fillna(table.granularity.map(PIECES)) + scope + weighted + renewed
+    return table.method.map(METHODS).fillna(table.granularity.map(PIECES)) + scope + weighted + counted + renewed
 
 
 def numbers_of(table: pd.DataFrame, pieces: bool = False) -> pd.Series:
@@ -126,6 +127,25 @@ def weighed(table: pd.DataFrame) -> pd.DataFrame:
     untrained = table[(table.method == "codebook") & (table.epochs == 0) & (table.scope == "network")]
     pieces = ["granularity", "n_representatives"]
     return untrained.pivot_table(index=pieces, columns="weighting", values=["accuracy", "bytes_on_disk"], sort=False)
+
+
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """The mean accuracy and size of each codebook in rows of ``entropy_constrained.csv``."""
+    codebooks = table.groupby(["granularity", "n_representatives", "bit_cost"], as_index=False, sort=False)
+    return codebooks[["bytes_on_disk", "bits_per_weight", "accuracy"]].mean()
+
+
+def gains_at_equal_size(table: pd.DataFrame) -> pd.Series:
+    """How much more accurate (pp) entropy-constrained codebooks are than others of the same pieces, by granularity and bytes on disk.
+
+    Both are means over seeds. The accuracy of the others is interpolated between their sizes; codebooks outside of these are left out.
+    """
+    table, gains = over_seeds(table), {}
+    for granularity, rows in table[table.bit_cost > 0].groupby("granularity", sort=False):
+        known = table[(table.bit_cost == 0) & (table.granularity == granularity)].sort_values("bytes_on_disk")
+        expected = np.interp(rows.bytes_on_disk, known.bytes_on_disk, known.accuracy, left=np.nan, right=np.nan)
+        gains |= {(granularity, size): gain for size, gain in zip(rows.bytes_on_disk, rows.accuracy - expected, strict=True)}
+    return pd.Series(gains).rename_axis(["granularity", "bytes_on_disk"]).dropna()
 
 
 def error_at(distortions: pd.DataFrame, bits_per_weight: Real) -> pd.Series:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .. import calibration, cost, evaluation, quantization
-from ..arguments import Count
+from ..arguments import Count, Real, Seed
 from ..files import fingerprint, required, results_folder
 from ..hardware import can_compile
 from ..model import OwnNetwork, convolutions
@@ -41,6 +41,11 @@ UNTRAINED = {
     "stage": {"kernel": (48, 128, 512), "row": (16, 64), "weight": (4, 8)},
     "layer": {"kernel": (16, 48, 128), "row": (8, 16, 32), "weight": (4, 8)},
 }
+# The same, for sizes by fewer representatives, or by what a bit costs with the most of them.
+COUNTED = {"kernel": (48, 96, 128, 192, 256), "row": (8, 16, 32, 64), "weight": (3, 4, 6, 8)}
+BIT_COSTS = (0.03, 0.06, 0.1, 0.15, 0.2)
+# Committed networks: pruned from, number of kernels, and what a bit costs, so that the file fits, with values of 8 bits.
+LIMITED = {"resnet20_32kB": ("", 256, 0.11), "resnet20_16kB": ("resnet20_macs50", 128, 0.2)}
 METHODS = ("rounded to nearest", "rounding learned", "learned steps", "codebook")
 
 
@@ -62,7 +67,8 @@ class SizePoint:
     n_images : number of training images, 0 for all
     seed : of k-means, rounding and batches
     checkpoint : name under which the result is saved, or ""
-    weighting : of errors in k-means, see `quantization.coded`
+    weighting, bit_cost : see `quantization.coded`
+    value_bits : of representatives and batch norm in the file, see `quantization.save_coded`
     """
 
     base: str
@@ -83,6 +89,8 @@ class SizePoint:
     checkpoint: str = ""
     stream_bits: int = 0
     weighting: float = 0.0
+    bit_cost: float = 0.0
+    value_bits: int = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +146,7 @@ class SizeRuns(FineTuningRuns):
         if point.method == "codebook":
             steps = max(n_images // self.recipe(1, 0.01).batch_size // point.renewals, 1) if point.renewals else 0
             settings = {"pieces": point.granularity, "scope": point.scope, "representatives": point.representatives, "seed": point.seed}
+            settings["bit_cost"] = point.bit_cost
             if point.weighting:
                 statistics = self.material.statistics
                 if point.pruned:
@@ -154,7 +163,7 @@ class SizeRuns(FineTuningRuns):
     def _written(self, path: Path, network: nn.Module, point: SizePoint, facts: dict[str, Any]) -> nn.Module:
         """Write a network to a file, and return the network that is read back from it."""
         if point.method == "codebook":
-            quantization.save_coded(path, network, facts)
+            quantization.save_coded(path, network, facts, point.value_bits)
             return quantization.load_coded(path)[0]
         small = quantization.integers(network) if point.method == "learned steps" else network
         quantization.save_quantized(path, small, facts)
@@ -213,13 +222,34 @@ def untrained_points(runs: SizeRuns, numbers: Mapping[str, Mapping[str, Sequence
     return points
 
 
+def counted_points(
+    runs: SizeRuns,
+    numbers: Mapping[str, Sequence[Count]] = COUNTED,
+    bit_costs: Sequence[Real] = BIT_COSTS,
+    seeds: Sequence[Seed] = (0, 1, 2),
+) -> list[SizePoint]:
+    """Codebooks before training, in files of several sizes: with several `numbers` of representatives, by kind of piece; with the most of
+    them, but bits that cost something. `seeds` are those of k-means."""
+    points = []
+    for granularity, counts in numbers.items():
+        choices = {"granularity": [granularity], "weighting": [WEIGHTING], "value_bits": [8], "seed": seeds}
+        points += runs.size_points("codebook", n_representatives=counts, **choices)
+        points += runs.size_points("codebook", n_representatives=[max(counts)], bit_cost=bit_costs, **choices)
+    return points
+
+
 def all_points(runs: SizeRuns, epochs: int = EPOCHS) -> list[SizePoint]:
     """The points of ``figures/bytes.csv``, the most important ones first."""
     points = untrained_points(runs)
     kernels = {"granularity": ["kernel"], "n_representatives": [96]}
     fixed, renewed = ({"renewals": [n], "learning_rate": [rate]} for n, rate in RATES["codebook"].items())
-    points += runs.size_points("codebook", **kernels, **renewed, epochs=[LONGER], checkpoint=["resnet20_32kB"])
-    points += runs.size_points("codebook", pruned=["resnet20_macs25"], **kernels, **renewed, epochs=[LONGER], checkpoint=["resnet20_16kB"])
+    weighted = {"granularity": ["kernel"], "weighting": [WEIGHTING], "value_bits": [8], "epochs": [EPOCHS]}
+    for name, (pruned, n_kernels, bit_cost) in LIMITED.items():
+        fitting = {"pruned": [pruned], "n_representatives": [n_kernels], "bit_cost": [bit_cost], "checkpoint": [name]}
+        points += runs.size_points("codebook", **weighted, **fitting, **renewed)
+    beyond = {"pruned": ["resnet20_macs50"], "n_representatives": [128], "bit_cost": [0.17]}  # half a kB more than the limit
+    points += runs.size_points("codebook", **weighted, **beyond, **renewed)
+    points += runs.size_points("codebook", pruned=["", "resnet20_macs25"], **kernels, **renewed, epochs=[LONGER])
 
     def trained(bits: int, activation_bits: int, **choices: Sequence) -> list[SizePoint]:
         rate = RATES["learned steps"][bits]
@@ -263,6 +293,12 @@ def trial_points(runs: SizeRuns, n_images: int = 25_600) -> list[SizePoint]:
     points += runs.size_points(
         "codebook", "training", **kernels, renewals=[5, 50, 200], learning_rate=[0.01, 0.003, 0.03, 0.001], **trained
     )
+    values = {"granularity": ["kernel"], "weighting": [WEIGHTING], "value_bits": [16, 8]}
+    points += runs.size_points("codebook", "training", n_representatives=[128, 256], bit_cost=[0.05, 0.1, 0.2], **values)
+    renewed = {"renewals": [RENEWALS], "learning_rate": [RATES["codebook"][RENEWALS]], "weighting": [WEIGHTING]}
+    for n_kernels, bit_cost in ((128, 0.0), (256, 0.15), (64, 0.4)):
+        coded = {"granularity": ["kernel"], "n_representatives": [n_kernels], "bit_cost": [bit_cost]}
+        points += runs.size_points("codebook", "training", **coded, **renewed, **trained)
     for renewals, rate in RATES["codebook"].items():
         weighted = {"weighting": [WEIGHTING], "renewals": [renewals], "learning_rate": [rate]}
         points += runs.size_points("codebook", "training", **kernels, **weighted, **trained)
