@@ -247,8 +247,6 @@ def all_points(runs: SizeRuns, epochs: int = EPOCHS) -> list[SizePoint]:
     for name, (pruned, n_kernels, bit_cost) in LIMITED.items():
         fitting = {"pruned": [pruned], "n_representatives": [n_kernels], "bit_cost": [bit_cost], "checkpoint": [name]}
         points += runs.size_points("codebook", **weighted, **fitting, **renewed)
-    beyond = {"pruned": ["resnet20_macs50"], "n_representatives": [128], "bit_cost": [0.17]}  # half a kB more than the limit
-    points += runs.size_points("codebook", **weighted, **beyond, **renewed)
     points += runs.size_points("codebook", pruned=["", "resnet20_macs25"], **kernels, **renewed, epochs=[LONGER])
 
     def trained(bits: int, activation_bits: int, **choices: Sequence) -> list[SizePoint]:
