@@ -226,8 +226,7 @@ def _cheapest(points: Tensor, representatives: Tensor, price: Tensor, bits: Tens
 
 def _bits(labels: Tensor, k: Integer) -> Tensor:
     """The length (k,) of each index in an ideal code, given how often (N,) it occurs; one that never does counts as if it occurred once."""
-    counts = labels.bincount(minlength=k).double().clamp(min=1)
-    return (counts.sum() / counts).log2()
+    return (len(labels) / labels.bincount(minlength=k).double().clamp(min=1)).log2()
 
 
 def _drawn(points: Tensor, n_clusters: Integer, seed: Seed) -> tuple[Tensor, Tensor]:

@@ -194,20 +194,13 @@ def distortions(network: OwnNetwork, numbers: Mapping[str, Sequence[Count]], rep
             books: dict[nn.Module, list[torch.Tensor]] = {}
             for code in codes.values():
                 books.setdefault(code.codebook, []).append(code.labels)
-            bits = sum(_bits(torch.cat(labels)) + 16 * book.representatives.numel() for book, labels in books.items())
+            bits = sum(book.bits[torch.cat(labels)].sum().item() + 16 * book.representatives.numel() for book, labels in books.items())
             pairs = [(layers[name].weight, small.get_submodule(name).weight) for name in codes]
             error = sum((before - after).square().sum() for before, after in pairs) / sum(before.square().sum() for before, _ in pairs)
             n_weights = sum(before.numel() for before, _ in pairs)
             row = {"bits_per_weight": round(bits / n_weights, 4), "error": round(100 * error.item(), 3)}
             rows.append({"granularity": granularity, "representatives": representatives, "n_representatives": n_representatives} | row)
     return pd.DataFrame(rows)
-
-
-def _bits(labels: torch.Tensor) -> float:
-    """The number of bits that an ideal code, given the frequencies of the labels, requires for all of them."""
-    counts = labels.bincount().double()
-    counts = counts[counts > 0]
-    return -(counts * (counts / counts.sum()).log2()).sum().item()
 
 
 def untrained_points(runs: SizeRuns, numbers: Mapping[str, Mapping[str, Sequence[Count]]] = UNTRAINED) -> list[SizePoint]:
