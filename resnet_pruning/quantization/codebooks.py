@@ -48,8 +48,8 @@ class Coded(nn.Module):
     """A weight (N, …) whose pieces are representatives, times a scale for each filter.
 
     If assignments are renewed, the weight is trained with the gradient of its coded value. In the first forward pass in training mode, and
-    in every `renew_every`-th one after it, each piece moves to the nearest representative. With 0, assignments are fixed. A bit of an
-    index counts as much as a squared error of `price` (n,), one for each piece, in units of its filter's squared scale.
+    in every `renew_every`-th one after it, each piece moves to the representative that costs least. With 0, assignments are fixed.
+    A bit of an index counts as much as a squared error of `price` (n,), one for each piece, in units of its filter's squared scale.
     """
 
     def __init__(self, codebook: Codebook, labels: Tensor, scale: Tensor, price: Tensor, renew_every: Integer = 0):
@@ -69,14 +69,14 @@ class Coded(nn.Module):
         if self.training and self.renew_every:
             self.n_passes.add_(1)
             due = self.n_passes % self.renew_every == 1 % self.renew_every  # a choice between tensors, as in `finetuning.Projected`
-            labels = torch.where(due, self._nearest(weight.detach()), self.labels)
+            labels = torch.where(due, self._assigned(weight.detach()), self.labels)
             self.labels.copy_(labels)
         pieces = self.codebook.representatives[labels]
         value = pieces.view(weight.shape) * per_filter(self.scale, weight)
         return value + (weight - weight.detach()) if self.renew_every else value
 
-    def _nearest(self, weight: Tensor) -> Tensor:
-        """The representative of each piece that costs least."""
+    def _assigned(self, weight: Tensor) -> Tensor:
+        """For each piece, the representative that costs least: the nearest one if bits cost nothing."""
         with torch.autocast(weight.device.type, enabled=False):
             points = (weight / per_filter(self.scale, weight)).reshape(len(self.labels), -1)
             return _cheapest(points, self.codebook.representatives.detach(), self.price, self.codebook.bits)
@@ -126,14 +126,13 @@ def coded(
         raise ValueError(f"representatives is {representatives!r}, expected one of {', '.join(REPRESENTATIVES)}")
     if not 0 <= weighting <= 1:
         raise ValueError(f"weighting is {weighting!r}, expected a number from 0 to 1")
-    if weighting and representatives != "k-means":
-        raise ValueError(f"weighting is {weighting!r}, expected 0 for representatives that are drawn at random")
-    if weighting and statistics is None:
-        raise ValueError(f"weighting is {weighting!r}, which requires statistics: see calibration.layer_statistics")
     if not 0 <= bit_cost < math.inf:
         raise ValueError(f"bit_cost is {bit_cost!r}, expected a finite number of at least 0")
-    if bit_cost and representatives != "k-means":
-        raise ValueError(f"bit_cost is {bit_cost!r}, expected 0 for representatives that are drawn at random")
+    for name, value in {"weighting": weighting, "bit_cost": bit_cost}.items():
+        if value and representatives != "k-means":
+            raise ValueError(f"{name} is {value!r}, expected 0 for representatives that are drawn at random")
+    if weighting and statistics is None:
+        raise ValueError(f"weighting is {weighting!r}, which requires statistics: see calibration.layer_statistics")
     if statistics is not None:
         check_statistics(statistics, model)
     model, renew_every = copy.deepcopy(model), int(renew_every)

@@ -18,7 +18,7 @@ from ..model import ResNet, SharedConv2d, affine, batch_norms, convolutions, wit
 from .codebooks import Coded, groups
 from .files import inflated, pack, read_network, split_bytes, unpack
 from .learned_steps import LearnedSteps
-from .quantized_model import ENDS
+from .quantized_model import ENDS, quantized
 
 
 def save_coded(path: str | Path, network: nn.Module, facts: Mapping[str, Any], value_bits: Integer = 16) -> None:
@@ -110,7 +110,7 @@ def _stored(network: nn.Module, codes: Mapping[str, Coded | LearnedSteps], value
             tensors[name] = tensor.half()
         else:
             step = (tensor.abs().max().float() / 127).clamp(min=1e-30)
-            tensors |= {name: (tensor / step).round().to(torch.int8), f"{name}.step": step}
+            tensors |= {name: quantized(tensor, step, 0, -127, 127).to(torch.int8), f"{name}.step": step}
     tensors |= {name: tensor.half() for name, tensor in ends.items()}
     for name in ENDS:
         layer = network.get_submodule(name)

@@ -182,6 +182,10 @@ class PruningRuns:
             raise ValueError(f"batch_norm is {batch_norm!r}, expected 're-estimated' or {unchanged!r}")
         return network
 
+    def base_accuracy(self, images: str) -> float:
+        """The accuracy (%) of the network before pruning on these images, measured once per process."""
+        return _base_accuracy(self, self.base, images)
+
     def judged(
         self, network: nn.Module, images: str, size: Mapping[str, Integer], logits: torch.Tensor | None = None
     ) -> dict[str, int | float]:
@@ -191,7 +195,7 @@ class PruningRuns:
         chosen = material.images(images)
         logits, labels = evaluation.predict(network, chosen) if logits is None else logits, chosen.labels.cpu()
         accuracy = evaluation.accuracy_of(logits, labels)
-        row = {"accuracy": round(accuracy, 2), "change": round(accuracy - _base_accuracy(self, self.base, images), 2)}
+        row = {"accuracy": round(accuracy, 2), "change": round(accuracy - self.base_accuracy(images), 2)}
         for name, value in size.items():
             row[name] = value
             if name in ("parameters", "macs"):

@@ -122,7 +122,7 @@ class SizeRuns(FineTuningRuns):
             self.fine_tune(network, training, recipe, point, Execution(compile=compiled or None))
         if point.epochs or point.method == "codebook":  # an average of weights has other statistics than the average of theirs
             network = calibration.reestimate_batch_norm(network, self.material.calibration)
-        judged, base = self.material.images(point.images), self.material.network
+        judged = self.material.images(point.images)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "small.pt"
             small = self._written(path, network, point, {})
@@ -135,9 +135,9 @@ class SizeRuns(FineTuningRuns):
             n_bytes = path.stat().st_size
         return {
             "bytes_on_disk": n_bytes,
-            "bits_per_weight": round(8 * n_bytes / cost.parameters(base), 3),
+            "bits_per_weight": round(8 * n_bytes / cost.parameters(self.material.network), 3),
             "accuracy": accuracy,
-            "change": round(accuracy - evaluation.accuracy(base, judged), 2),
+            "change": round(accuracy - self.base_accuracy(point.images), 2),
             "chosen_on": "held-out training images",
         }
 
