@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from test_pruning import IMAGES, NETWORK, replaced
 
 from resnet_pruning import calibration, checkpoints, compaction, model, plans, quantization
-from resnet_pruning.quantization import codebooks, coded_files
+from resnet_pruning.quantization import codebooks, coded_files, compact_files
 from resnet_pruning.training import Recipe, train
 
 LENGTHS = {"pair of kernels": 18, "kernel": 9, "row": 3, "weight": 1}
@@ -224,29 +224,41 @@ def test_files_give_back_the_network(network, pieces, scope, n, tmp_path):
 
 
 @pytest.mark.parametrize("network", [EVEN, COMPACT], ids=["whole", "compact"])
-def test_values_of_eight_bits_take_half_the_bytes_and_come_back_nearly(network, tmp_path):
+def test_compact_files_are_smaller_and_give_back_nearly_the_network(network, tmp_path):
     coded = quantization.coded(network, 5).eval()
-    size = {}
-    for bits in (16, 8):
-        quantization.save_coded(tmp_path / "a.pt", coded, {}, bits)
-        content = checkpoints.read_tensors(tmp_path / "a.pt")
-        size[bits] = len(content["data"])
-    layers = len(model.batch_norms(network))
-    values = 5 * 9 + sum(2 * norm.num_features for norm in model.batch_norms(network).values())
-    assert size[16] - size[8] == values - 4 * (1 + 2 * layers)  # a step of four bytes for the codebook, for each layer's factors and shifts
-    inputs = IMAGES.normalised(IMAGES[:8].pixels)
+    for code in codes(coded):
+        code.labels[code.labels == 2] = 4  # a representative that no piece has is not in the file
+    config, inputs = copy.deepcopy(coded.config), IMAGES.normalised(IMAGES[:8].pixels)
     expected = coded(inputs)
-    assert (quantization.load_coded(tmp_path / "a.pt")[0](inputs) - expected).abs().max() < 0.1 * expected.abs().max()
+    sizes = {}
+    for compact in (False, True):
+        quantization.save_coded(tmp_path / "a.pt", coded, {"seed": 1, "rates": [0.1]}, compact=compact)
+        sizes[compact] = (tmp_path / "a.pt").stat().st_size
+    content = compact_files.read_either(tmp_path / "a.pt")
+    read, facts = quantization.load_coded(tmp_path / "a.pt")
+    assert content["sizes"] == [4] and len(content["data"]) + 200 < sizes[True] < sizes[False] - 1500
+    assert facts == {"seed": 1, "rates": [0.1]} and read.config == coded.config == config
+    assert (read(inputs) - expected).abs().max() < 0.1 * expected.abs().max()
+    first = (tmp_path / "a.pt").read_bytes()
+    quantization.save_coded(tmp_path / "a.pt", coded, facts, compact=True)
+    assert (tmp_path / "a.pt").read_bytes() == first
 
 
-@pytest.mark.parametrize("value_bits", [16, 8])
-def test_networks_whose_values_fit_come_back_exactly(value_bits, tmp_path):
+@pytest.mark.parametrize(("facts", "message"), [({"shape": (3, 3)}, "lists instead of tuples"), ({"of": {1: 2}}, "texts as keys")])
+def test_facts_that_a_compact_file_would_change_are_refused(facts, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        quantization.save_coded(tmp_path / "a.pt", quantization.coded(EVEN, 4), facts, compact=True)
+    assert not (tmp_path / "a.pt").exists()
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_networks_whose_values_fit_come_back_exactly(compact, tmp_path):
     """Rounding is all that a file changes: a network that needs none is the same."""
     coded = quantization.coded(EVEN, 4, pieces="kernel").eval()
     with torch.no_grad():
         for code in {code.codebook: code for code in codes(coded)}.values():
             code.codebook.representatives.copy_(code.codebook.representatives.half())
-            if value_bits == 8:
+            if compact:
                 step = code.codebook.representatives.abs().max() / 127
                 code.codebook.representatives.copy_((code.codebook.representatives / step).round() * step)
         for name, norm in model.batch_norms(coded).items():
@@ -255,19 +267,20 @@ def test_networks_whose_values_fit_come_back_exactly(value_bits, tmp_path):
             (code.scale if name != "conv1" else code.start).fill_(0.25)
         coded.fc.parametrizations.weight[0].start.fill_(0.5)
         coded.fc.bias.zero_()
-    quantization.save_coded(tmp_path / "a.pt", coded, {}, value_bits)
+    quantization.save_coded(tmp_path / "a.pt", coded, {}, compact=compact)
     inputs = IMAGES.normalised(IMAGES[:8].pixels)
     torch.testing.assert_close(quantization.load_coded(tmp_path / "a.pt")[0](inputs), coded(inputs), rtol=1e-5, atol=1e-5)
 
 
-def test_indices_take_about_their_entropy():
+@pytest.mark.parametrize("coded", [coded_files._deflated, coded_files._compressed])
+def test_indices_take_about_their_entropy(coded):
     generator = torch.Generator().manual_seed(0)
     for shares in (torch.ones(64), torch.rand(100, generator=generator) ** 3, torch.tensor([0.7, 0.1, 0.1, 0.1])):
         shares = shares / shares.sum()
         indices = torch.multinomial(shares, 30_000, replacement=True, generator=generator)
-        _, packed = coded_files._entropy_coded(indices, len(shares))
+        data = coded(indices, torch.zeros(0, dtype=torch.uint8), len(shares))["data"]
         entropy = -(shares * shares.log2()).sum().item() * len(indices) / 8
-        assert entropy < len(packed) < 1.06 * entropy
+        assert entropy < len(data) < 1.06 * entropy
 
 
 @pytest.mark.parametrize(
@@ -279,25 +292,49 @@ def test_indices_take_about_their_entropy():
         ({"coding": lambda coding: {"pieces": "filters", "scope": "network"}}, "KeyError"),
         ({"bits": lambda bits: 1}, "do not fill"),
         ({"config": lambda config: config | {"depth": 14}}, "do not fill"),
-        ({"value_bits": lambda bits: 8}, "bytes of tensors, expected"),
-        ({"value_bits": lambda bits: 4}, "values of 4 bits, expected 8 or 16"),
+        ({"n_bytes": None}, "do not fill|LZMAError"),
     ],
 )
 def test_damaged_files_are_refused(change, message, tmp_path):
     quantization.save_coded(tmp_path / "a.pt", quantization.coded(EVEN, 4), {})
     content = checkpoints.read_tensors(tmp_path / "a.pt")
-    checkpoints.write_tensors(content | {name: altered(content[name]) for name, altered in change.items()}, tmp_path / "a.pt")
+    checkpoints.write_tensors(altered(content, change), tmp_path / "a.pt")
     with pytest.raises(ValueError, match=f"is damaged: .*({message})"):
         quantization.load_coded(tmp_path / "a.pt")
 
 
-def test_files_that_do_not_say_their_bits_have_sixteen(tmp_path):
-    quantization.save_coded(tmp_path / "a.pt", quantization.coded(EVEN, 4), {})
-    content = checkpoints.read_tensors(tmp_path / "a.pt")
-    expected = quantization.load_coded(tmp_path / "a.pt")[0].state_dict()
-    checkpoints.write_tensors({name: value for name, value in content.items() if name != "value_bits"}, tmp_path / "a.pt")
-    state = quantization.load_coded(tmp_path / "a.pt")[0].state_dict()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in expected.items())
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": lambda data: data[:-40]}, "do not fill"),
+        ({"data": lambda data: data[:0]}, "is damaged"),
+        ({"sizes": lambda sizes: [3]}, "do not fill"),
+        ({"sizes": None}, "holds no network of codebooks"),
+        ({"config": lambda config: config | {"stage_widths": [4096] * 3}}, "do not fill"),  # claims much, and takes no memory
+        ({"facts": lambda facts: {"text": "0" * 2**21}}, "expected a text of at most 1,048,576 bytes"),
+    ],
+)
+def test_damaged_compact_files_are_refused(change, message, tmp_path):
+    quantization.save_coded(tmp_path / "a.pt", quantization.coded(EVEN, 4), {}, compact=True)
+    compact_files.write_compact(altered(compact_files.read_either(tmp_path / "a.pt"), change), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=message):
+        quantization.load_coded(tmp_path / "a.pt")
+
+
+def altered(content, change):
+    """The content with some of its values changed, or left out."""
+    left = {name: value for name, value in content.items() if change.get(name, True) is not None}
+    return left | {name: function(content[name]) for name, function in change.items() if function}
+
+
+def test_a_flipped_bit_in_a_compact_file_is_found(tmp_path):
+    path = tmp_path / "a.pt"
+    quantization.save_coded(path, quantization.coded(EVEN, 4), {}, compact=True)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match="damaged|was refused"):
+            quantization.load_coded(path)
 
 
 def test_an_index_beyond_its_codebook_is_refused(tmp_path):
@@ -323,9 +360,7 @@ def test_what_does_not_fit_into_the_file_is_refused(tmp_path):
     assert not (tmp_path / "a.pt").exists()
 
 
-def test_other_networks_and_bits_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="value_bits is 4, expected 8 or 16"):
-        quantization.save_coded(tmp_path / "a.pt", quantization.coded(EVEN, 4), {}, 4)
+def test_other_networks_are_refused(tmp_path):
     with pytest.raises(ValueError, match="ResNet has no codebooks, expected a network from quantization.coded"):
         quantization.save_coded(tmp_path / "a.pt", EVEN, {})
     checkpoints.save_checkpoint(tmp_path / "b.pt", EVEN, {})

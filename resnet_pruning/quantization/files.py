@@ -53,16 +53,22 @@ def load_quantized(path: str | Path) -> tuple[QuantizedResNet, dict[str, Any]]:
 
 
 def read_network(
-    path: str | Path, rebuilt: Callable[[Mapping[str, Any]], ResNet | QuantizedResNet], keys: Collection[str], what: str, writer: str
+    path: str | Path,
+    rebuilt: Callable[[Mapping[str, Any]], ResNet | QuantizedResNet],
+    keys: Collection[str],
+    what: str,
+    writer: str,
+    read: Callable[[str | Path], Any] = read_tensors,
 ) -> tuple[ResNet | QuantizedResNet, dict[str, Any]]:
-    """The network that `rebuilt` makes from a file with these keys, and the file's facts; `what` and `writer` are for error messages.
+    """The network that `rebuilt` makes from the content, with these keys, of a file, and the file's facts. `read` gives the content; `what`
+    and `writer` are for error messages.
 
     Raises
     ------
     FileNotFoundError : no such file
     ValueError : a file that lacks a key, or of which no network can be made
     """
-    content = read_tensors(path)
+    content = read(path)
     if not isinstance(content, dict) or not set(keys) <= set(content):
         raise ValueError(f"{path} holds no {what}, expected one from quantization.{writer}")
     try:
