@@ -68,7 +68,7 @@ class SizePoint:
     seed : of k-means, rounding and batches
     checkpoint : name under which the result is saved, or ""
     weighting, bit_cost : see `quantization.coded`
-    compact : whether the file is, see `quantization.save_coded`; False for the other methods
+    compact_file : whether the file is compact, see `quantization.save_coded`; False for the other methods
     """
 
     base: str
@@ -90,7 +90,7 @@ class SizePoint:
     stream_bits: int = 0
     weighting: float = 0.0
     bit_cost: float = 0.0
-    compact: bool = False
+    compact_file: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +163,7 @@ class SizeRuns(FineTuningRuns):
     def _written(self, path: Path, network: nn.Module, point: SizePoint, facts: dict[str, Any]) -> nn.Module:
         """Write a network to a file, and return the network that is read back from it."""
         if point.method == "codebook":
-            quantization.save_coded(path, network, facts, compact=point.compact)
+            quantization.save_coded(path, network, facts, compact=point.compact_file)
             return quantization.load_coded(path)[0]
         small = quantization.integers(network) if point.method == "learned steps" else network
         quantization.save_quantized(path, small, facts)
@@ -225,7 +225,7 @@ def counted_points(
     them, but bits that cost something. `seeds` are those of k-means."""
     points = []
     for granularity, counts in numbers.items():
-        choices = {"granularity": [granularity], "weighting": [WEIGHTING], "compact": [True], "seed": seeds}
+        choices = {"granularity": [granularity], "weighting": [WEIGHTING], "compact_file": [True], "seed": seeds}
         points += runs.size_points("codebook", n_representatives=counts, **choices)
         points += runs.size_points("codebook", n_representatives=[max(counts)], bit_cost=bit_costs, **choices)
     return points
@@ -236,7 +236,7 @@ def all_points(runs: SizeRuns, epochs: int = EPOCHS) -> list[SizePoint]:
     points = untrained_points(runs)
     kernels = {"granularity": ["kernel"], "n_representatives": [96]}
     fixed, renewed = ({"renewals": [n], "learning_rate": [rate]} for n, rate in RATES["codebook"].items())
-    weighted = {"granularity": ["kernel"], "weighting": [WEIGHTING], "compact": [True], "epochs": [EPOCHS]}
+    weighted = {"granularity": ["kernel"], "weighting": [WEIGHTING], "compact_file": [True], "epochs": [EPOCHS]}
     for name, (pruned, n_kernels, bit_cost) in LIMITED.items():
         fitting = {"pruned": [pruned], "n_representatives": [n_kernels], "bit_cost": [bit_cost], "checkpoint": [name]}
         points += runs.size_points("codebook", **weighted, **fitting, **renewed)
@@ -284,7 +284,7 @@ def trial_points(runs: SizeRuns, n_images: int = 25_600) -> list[SizePoint]:
     points += runs.size_points(
         "codebook", "training", **kernels, renewals=[5, 50, 200], learning_rate=[0.01, 0.003, 0.03, 0.001], **trained
     )
-    values = {"granularity": ["kernel"], "weighting": [WEIGHTING], "compact": [False, True]}
+    values = {"granularity": ["kernel"], "weighting": [WEIGHTING], "compact_file": [False, True]}
     points += runs.size_points("codebook", "training", n_representatives=[128, 256], bit_cost=[0.05, 0.1, 0.2], **values)
     renewed = {"renewals": [RENEWALS], "learning_rate": [RATES["codebook"][RENEWALS]], "weighting": [WEIGHTING]}
     for n_kernels, bit_cost in ((128, 0.0), (256, 0.15), (64, 0.4)):
