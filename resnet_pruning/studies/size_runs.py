@@ -44,8 +44,13 @@ UNTRAINED = {
 # The same, for sizes by fewer representatives, or by what a bit costs with the most of them.
 COUNTED = {"kernel": (48, 96, 128, 192, 256), "row": (8, 16, 32, 64), "weight": (3, 4, 6, 8)}
 BIT_COSTS = (0.03, 0.06, 0.1, 0.15, 0.2)
-# Committed networks: pruned from, number of kernels, and what a bit costs, so that the compact file fits.
-LIMITED = {"resnet20_32kB": ("", 256, 0.065), "resnet20_16kB": ("resnet20_macs50", 128, 0.11)}
+# Those that are trained: pruned from, number of kernels, what a bit costs, and the name of the committed network.
+COUNTED_KERNELS = (
+    ("", 256, 0.11, "resnet20_32kB"),
+    ("", 256, 0.065, ""),
+    ("resnet20_macs50", 128, 0.2, "resnet20_16kB"),
+    ("resnet20_macs50", 128, 0.11, ""),
+)
 METHODS = ("rounded to nearest", "rounding learned", "learned steps", "codebook")
 
 
@@ -237,9 +242,9 @@ def all_points(runs: SizeRuns, epochs: int = EPOCHS) -> list[SizePoint]:
     kernels = {"granularity": ["kernel"], "n_representatives": [96]}
     fixed, renewed = ({"renewals": [n], "learning_rate": [rate]} for n, rate in RATES["codebook"].items())
     weighted = {"granularity": ["kernel"], "weighting": [WEIGHTING], "compact_file": [True], "epochs": [EPOCHS]}
-    for name, (pruned, n_kernels, bit_cost) in LIMITED.items():
-        fitting = {"pruned": [pruned], "n_representatives": [n_kernels], "bit_cost": [bit_cost], "checkpoint": [name]}
-        points += runs.size_points("codebook", **weighted, **fitting, **renewed)
+    for pruned, n_kernels, bit_cost, name in COUNTED_KERNELS:
+        counted = {"pruned": [pruned], "n_representatives": [n_kernels], "bit_cost": [bit_cost], "checkpoint": [name]}
+        points += runs.size_points("codebook", **weighted, **counted, **renewed)
     points += runs.size_points("codebook", pruned=["", "resnet20_macs25"], **kernels, **renewed, epochs=[LONGER])
 
     def trained(bits: int, activation_bits: int, **choices: Sequence) -> list[SizePoint]:
@@ -289,6 +294,10 @@ def trial_points(runs: SizeRuns, n_images: int = 25_600) -> list[SizePoint]:
     renewed = {"renewals": [RENEWALS], "learning_rate": [RATES["codebook"][RENEWALS]], "weighting": [WEIGHTING]}
     for n_kernels, bit_cost in ((128, 0.0), (256, 0.15), (64, 0.4)):
         coded = {"granularity": ["kernel"], "n_representatives": [n_kernels], "bit_cost": [bit_cost]}
+        points += runs.size_points("codebook", "training", **coded, **renewed, **trained)
+    for n_kernels, bit_cost in ((512, 0.15), (256, 0.08)):
+        coded = {"granularity": ["kernel"], "n_representatives": [n_kernels], "bit_cost": [bit_cost], "compact_file": [True]}
+        points += runs.size_points("codebook", "training", **coded, weighting=[WEIGHTING])
         points += runs.size_points("codebook", "training", **coded, **renewed, **trained)
     for renewals, rate in RATES["codebook"].items():
         weighted = {"weighting": [WEIGHTING], "renewals": [renewals], "learning_rate": [rate]}
