@@ -396,3 +396,23 @@ def test_what_makes_no_sense_is_refused():
         quantization.coded(NETWORK, 4, bit_cost=float("inf"))
     with pytest.raises(ValueError, match="bit_cost is 0.5, expected 0 for representatives that are drawn at random"):
         quantization.coded(NETWORK, 4, bit_cost=0.5, representatives="random")
+
+
+@given(st.integers(0, 5), st.integers(1, 300), st.sampled_from([1, 2, 7, 8, 16]), st.floats(0.2, 8))
+@settings(deadline=None, max_examples=30)
+def test_streams_give_back_what_they_were_made_of(seed, n, bits, power):
+    """Whatever the bytes: few symbols that are frequent (`power`), or all alike."""
+    data = (256 * torch.rand(n, generator=torch.Generator().manual_seed(seed)) ** power).to(torch.uint8)
+    stream = compact_files.compressed(data, bits)
+    assert torch.equal(compact_files.decompressed(stream, bits, n), data) and len(stream) < n + 25
+    with pytest.raises(ValueError, match=f"its weights do not fill {n + 1} bytes"):
+        compact_files.decompressed(stream, bits, n + 1)
+
+
+def test_the_shorter_of_two_codes_is_taken():
+    """Frequencies that change from half to half suit the adaptive code, those that stay the other."""
+    generator = torch.Generator().manual_seed(0)
+    halves = [torch.randint(0, 16, (5000,), generator=generator, dtype=torch.uint8) + start for start in (0, 16)]
+    mixed = torch.cat(halves)[torch.randperm(10_000, generator=generator)]
+    changing, staying = (compact_files.compressed(data, 8) for data in (torch.cat(halves), mixed))
+    assert changing[0] == 0 and staying[0] != 0

@@ -4,7 +4,6 @@ Batch norm is folded into a factor and a shift for each channel; the factors abs
 shifts have 16 bits, or 8 in compact files, the first and the last layer 8. Reading gives an ordinary `ResNet`, composed from all of these.
 """
 
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ..checkpoints import check_plain, write_tensors
 from ..model import ResNet, SharedConv2d, affine, batch_norms, convolutions, with_tensors
 from .codebooks import Coded, groups
 from .compact_files import compressed, decompressed, read_either, write_compact
-from .files import inflated, pack, read_network, split_bytes, unpack
+from .files import STRATEGIES, deflated, inflated, pack, read_network, split_bytes, unpack
 from .learned_steps import LearnedSteps
 from .quantized_model import ENDS, quantized
 
@@ -80,13 +79,12 @@ def _code(network: nn.Module, layer: str) -> Coded | LearnedSteps | None:
 def _deflated(indices: Tensor, values: Tensor, n_representatives: Integer) -> dict[str, Any]:
     """Indices, entropy-coded, and bytes, as they are: the shortest of several attempts.
 
-    Huffman coding needs at least one bit per symbol and does best with large alphabets, so several small indices form one symbol.
+    Large alphabets are coded best, so several small indices form one symbol.
     """
     candidates = []
     for bits in _symbols(n_representatives):
-        for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY):
-            deflate = zlib.compressobj(9, strategy=strategy)
-            candidates.append((bits, deflate.compress(pack(indices, bits).numpy().tobytes()) + deflate.flush()))
+        packed = pack(indices, bits).numpy().tobytes()
+        candidates += [(bits, deflated(packed, strategy)) for strategy in STRATEGIES]
     bits, shortest = min(candidates, key=lambda candidate: len(candidate[1]))
     return {"bits": bits, "n_bytes": len(shortest), "data": torch.cat([torch.frombuffer(bytearray(shortest), dtype=torch.uint8), values])}
 

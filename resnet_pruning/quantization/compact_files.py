@@ -1,4 +1,4 @@
-"""The container of the smallest files: a zip archive of a JSON text and of one LZMA stream, with the usual checksum.
+"""The container of the smallest files: a zip archive of a JSON text and of one compressed stream, with the usual checksum.
 
 PyTorch's own container takes about 2 kB for the names and places of its parts, which is much beside a network in 16 kB.
 """
@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..arguments import Integer
 from ..checkpoints import read_tensors
 from ..files import sealed, unsealed, written_whole
+from .files import STRATEGIES, deflated, inflated
 
 _NAMES = ["head.json", "data"]
 _HEAD_LIMIT = 2**20  # bytes
@@ -78,20 +78,27 @@ def _content(archive: bytes) -> dict[str, Any]:
 
 
 def compressed(data: Tensor, bits: Integer) -> Tensor:
-    """Bytes, a uint8 tensor, as an LZMA stream: an adaptive arithmetic code, which follows how frequent symbols of `bits` bits are."""
-    stream = lzma.compress(data.numpy().tobytes(), lzma.FORMAT_RAW, filters=_filters(bits))
-    return torch.frombuffer(bytearray(stream), dtype=torch.uint8)
+    """Bytes, a uint8 tensor, as a stream: the shortest of several attempts.
+
+    LZMA's arithmetic code follows how frequent symbols of `bits` bits are; deflation's Huffman code does better where that does not change.
+    """
+    raw = data.numpy().tobytes()
+    streams = [lzma.compress(raw, lzma.FORMAT_RAW, filters=_filters(bits))]
+    streams += [deflated(raw, strategy) for strategy in STRATEGIES]
+    return torch.frombuffer(bytearray(min(streams, key=len)), dtype=torch.uint8)
 
 
 def decompressed(stream: Tensor, bits: Integer, n_bytes: Integer) -> Tensor:
     """The `n_bytes` bytes of which `compressed` made a stream. Raises a ValueError for any other length, without decompressing the rest."""
+    if stream[0] != 0:  # a deflated stream begins with its method, which is not 0, an LZMA stream with a byte that is
+        return inflated(stream, n_bytes)
     data = b""
     if n_bytes <= _RATIO * len(stream):
         decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(bits))
         data = decoder.decompress(stream.numpy().tobytes(), n_bytes + 1)
     if len(data) != n_bytes:
         raise ValueError(f"its weights do not fill {n_bytes} bytes")
-    return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def _filters(bits: Integer) -> list[dict[str, int]]:

@@ -16,6 +16,8 @@ from ..checkpoints import check_plain, read_tensors, write_tensors
 from ..model import ResNet, convolutions
 from .quantized_model import QuantizedResNet, activations, check_bits, layers
 
+STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY)
+
 
 def save_quantized(path: str | Path, network: QuantizedResNet, facts: Mapping[str, Any]) -> None:
     """Write a quantized network, whole or not at all: weights packed at their bit width, everything else as it is, then deflated.
@@ -124,9 +126,15 @@ def _stored(network: QuantizedResNet) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def inflated(deflated: Tensor, n_bytes: Integer) -> Tensor:
+def deflated(data: bytes, strategy: Integer) -> bytes:
+    """Bytes, deflated by one of `STRATEGIES`: Huffman coding needs at least one bit per symbol and does best with large alphabets."""
+    deflate = zlib.compressobj(9, strategy=int(strategy))
+    return deflate.compress(data) + deflate.flush()
+
+
+def inflated(stream: Tensor, n_bytes: Integer) -> Tensor:
     """Inflate bytes to a uint8 tensor of length `n_bytes`. Raises a ValueError for any other length, without inflating the rest."""
-    data = zlib.decompressobj().decompress(deflated.numpy().tobytes(), n_bytes + 1)
+    data = zlib.decompressobj().decompress(stream.numpy().tobytes(), n_bytes + 1)
     if len(data) != n_bytes:
         raise ValueError(f"its weights do not fill {n_bytes} bytes")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
