@@ -260,9 +260,8 @@ def in_few_bytes(figures: Path) -> str:
     table = table.assign(kind=kinds(table), what=numbers_of(table), group=2 * (table.epochs > 0) + (table.method == "codebook"))
     table["kind"] += (table.representatives == "random").map({True: ", drawn at random", False: ""})
     rows = []
-    for (_, kind, what, epochs), seeds in table.sort_values("group", kind="stable").groupby(
-        ["group", "kind", "what", "epochs"], sort=False
-    ):
+    alike = ["group", "kind", "what", "epochs", "bit_cost"]
+    for (_, kind, what, epochs, _), seeds in table.sort_values("group", kind="stable").groupby(alike, sort=False):
         size, bits, accuracy, change = seeds[["bytes_on_disk", "bits_per_weight", "accuracy", "change"]].mean()
         result = _median_and_range(seeds.accuracy, middle=accuracy), f"{change:+.2f}"
         rows.append([kind, what, f"{size / 1000:.1f} kB", f"{bits:.2f}", epochs, len(seeds), *result])
