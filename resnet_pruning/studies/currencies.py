@@ -42,9 +42,10 @@ LONGER = 20  # epochs, or even `LONGEST`: are five too few?
 ANEW = "by sensitivity, inside blocks, drawn anew"
 LONGER_METHODS = ("smallest L2 norm", "by sensitivity, inside blocks", ANEW)
 BEST_RIVAL = "Torch-Pruning, geometric median, all layers ranked together"
+FOLDED = "Model Folding, repaired"  # of the methods of others, the one that is nearest to clustering
 RIVALS = (
     "Model Folding",
-    "Model Folding, repaired",
+    FOLDED,
     "GRAIL after folding",
     "GRAIL after removal",
     "Neuron Merging",
@@ -55,7 +56,7 @@ RIVALS = (
 )
 FITS = ("random channels, least squares", "elimination, least squares", "smallest L2 norm, reconstruction")  # before fine-tuning only
 SEEDS = (0, 1, 2)
-FROM_WIDE = ("by sensitivity, inside blocks", "by sensitivity", "Model Folding, repaired", "smallest L2 norm")
+FROM_WIDE = ("by sensitivity, inside blocks", "by sensitivity", FOLDED, "smallest L2 norm")
 
 
 def trained(runs: MethodRuns, methods: Sequence[str], levels: Sequence[float], seeds: Sequence[int], epochs: int) -> list[MethodPoint]:
@@ -75,7 +76,7 @@ def all_points(runs: MethodRuns) -> list[MethodPoint]:
     """What ``figures/currencies.csv`` has, what matters most first."""
     points = trained(runs, ["not pruned", *SHOWN, *available(RIVALS)[0]], LEVELS[:1], SEEDS, EPOCHS)
     points += trained(runs, SHOWN, LEVELS[1:], SEEDS, EPOCHS)
-    points += trained(runs, available([BEST_RIVAL])[0], LEVELS[1:], SEEDS, EPOCHS)
+    points += trained(runs, available([BEST_RIVAL, FOLDED])[0], LEVELS[1:], SEEDS, EPOCHS)
     points += trained(runs, CURVES, BETWEEN, SEEDS[:1], EPOCHS)
     points += trained(runs, LONGER_METHODS, LEVELS[:1], SEEDS, LONGER)
     points += trained(runs, ["not pruned"], LEVELS[:1], SEEDS[:1], LONGER)
