@@ -17,7 +17,7 @@ from torch import Tensor
 from ..arguments import Integer
 from ..checkpoints import read_tensors
 from ..files import sealed, unsealed, written_whole
-from .files import STRATEGIES, deflated, inflated
+from .files import STRATEGIES, deflated, filled, inflated
 
 _NAMES = ["head.json", "data"]
 _HEAD_LIMIT = 2**20  # bytes
@@ -96,9 +96,7 @@ def decompressed(stream: Tensor, bits: Integer, n_bytes: Integer) -> Tensor:
     if n_bytes <= _RATIO * len(stream):
         decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(bits))
         data = decoder.decompress(stream.numpy().tobytes(), n_bytes + 1)
-    if len(data) != n_bytes:
-        raise ValueError(f"its weights do not fill {n_bytes} bytes")
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return filled(data, n_bytes)
 
 
 def _filters(bits: Integer) -> list[dict[str, int]]:

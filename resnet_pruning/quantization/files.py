@@ -134,7 +134,11 @@ def deflated(data: bytes, strategy: Integer) -> bytes:
 
 def inflated(stream: Tensor, n_bytes: Integer) -> Tensor:
     """Inflate bytes to a uint8 tensor of length `n_bytes`. Raises a ValueError for any other length, without inflating the rest."""
-    data = zlib.decompressobj().decompress(stream.numpy().tobytes(), n_bytes + 1)
+    return filled(zlib.decompressobj().decompress(stream.numpy().tobytes(), n_bytes + 1), n_bytes)
+
+
+def filled(data: bytes, n_bytes: Integer) -> Tensor:
+    """Bytes as a uint8 tensor of length `n_bytes`. Raises a ValueError if they have another one."""
     if len(data) != n_bytes:
         raise ValueError(f"its weights do not fill {n_bytes} bytes")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
