@@ -169,6 +169,20 @@ def test_blocks_are_dropped_and_streams_narrowed_where_that_costs_least(all_erro
     assert cost.macs(small) == compression.cost_of_plan(NETWORK, plan, merged=True)[1]
 
 
+@pytest.mark.parametrize("kinds", [("channels",), ("blocks",), ("streams",), ()])
+def test_plans_change_only_what_they_may(all_errors, kinds):
+    errors = allocation.of_kinds(all_errors, kinds)
+    whole = errors.groupby("layer").n_clusters.max()
+    plan = allocation.by_sensitivity(NETWORK, macs=1.0 if not kinds else 0.7, errors=errors)
+    smaller = {layer: n for layer, n in plan.items() if n < whole[layer]}
+    assert bool(smaller) == bool(kinds)
+    assert all((layer in allocation.STAGES) == (kinds == ("streams",)) for layer in smaller)
+    assert all((n == 0) == (kinds == ("blocks",)) for n in smaller.values())
+    assert allocation.of_kinds(all_errors, allocation.KINDS).equals(all_errors)
+    with pytest.raises(ValueError, match="kinds has 'filters', expected some of channels, blocks, streams"):
+        allocation.of_kinds(all_errors, ["filters"])
+
+
 def test_time_is_spent_on_the_streams_that_buy_most(all_errors):
     widths = {"layer1": [3, 4, 6], "layer2": [6, 8], "layer3": [8, 10]}
     timings = allocation.part_timings(NETWORK, 1, shares=(0.5,), drops=True, stream_widths=widths, rounds=1, device="cpu", progress=False)

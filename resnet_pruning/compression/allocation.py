@@ -32,6 +32,7 @@ from .streams import STAGES, read_by, stage_of
 from .timings import SHARES, check_shares, numbers, part_timings
 
 N_JUDGED = 256  # images on which errors are measured
+KINDS = ("channels", "blocks", "streams")  # what a plan makes fewer or narrower
 
 
 @torch.random.fork_rng(devices=[])  # new modules draw random weights, which must not change the caller's generator
@@ -232,9 +233,18 @@ def largest_within(
     return plan
 
 
-def of_channels(errors: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `layer_errors` for plans that drop no block and leave the streams as they are."""
-    return errors[(errors.n_clusters > 0) & ~errors.layer.isin(STAGES)]
+def of_kinds(errors: pd.DataFrame, kinds: Sequence[str]) -> pd.DataFrame:
+    """The rows of `layer_errors` for plans that only change what is named, some of `KINDS`.
+
+    Raises
+    ------
+    ValueError : an unknown kind
+    """
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise ValueError(f"kinds has {unknown[0]!r}, expected some of {', '.join(KINDS)}")
+    kind = np.where(errors.layer.isin(STAGES), "streams", np.where(errors.n_clusters == 0, "blocks", "channels"))
+    whole = errors.n_clusters == errors.groupby("layer").n_clusters.transform("max")
+    return errors[whole | np.isin(kind, kinds)]
 
 
 def check_budget(macs: Real | None, time: Real | None) -> tuple[str, float]:

@@ -36,6 +36,7 @@ SHOWN = (
     "projected",
     "projected, new clusters each step",
 )
+ALONE = ("by sensitivity, streams alone", "by sensitivity, blocks alone")  # at half of the MACs, which both can reach
 BETWEEN = (0.36, 0.75)  # for the four methods of the curves, with one seed after `EPOCHS`
 CURVES = ("by sensitivity, inside blocks", "elimination, reconstruction", "smallest L2 norm", "tied")
 LONGER = 20  # epochs, or even `LONGEST`: are five too few?
@@ -43,13 +44,14 @@ ANEW = "by sensitivity, inside blocks, drawn anew"
 LONGER_METHODS = ("smallest L2 norm", "by sensitivity, inside blocks", ANEW)
 BEST_RIVAL = "Torch-Pruning, geometric median, all layers ranked together"
 FOLDED = "Model Folding, repaired"  # of the methods of others, the one that is nearest to clustering
+GROUP_NORM = "Torch-Pruning, group norm, all layers ranked together"  # and the default of the library
 RIVALS = (
     "Model Folding",
     FOLDED,
     "GRAIL after folding",
     "GRAIL after removal",
     "Neuron Merging",
-    "Torch-Pruning, group norm, all layers ranked together",
+    GROUP_NORM,
     BEST_RIVAL,
     "geometric median",
     "smallest L1 norm",
@@ -74,9 +76,9 @@ def trained(runs: MethodRuns, methods: Sequence[str], levels: Sequence[float], s
 
 def all_points(runs: MethodRuns) -> list[MethodPoint]:
     """What ``figures/currencies.csv`` has, what matters most first."""
-    points = trained(runs, ["not pruned", *SHOWN, *available(RIVALS)[0]], LEVELS[:1], SEEDS, EPOCHS)
+    points = trained(runs, ["not pruned", *SHOWN, *ALONE, *available(RIVALS)[0]], LEVELS[:1], SEEDS, EPOCHS)
     points += trained(runs, SHOWN, LEVELS[1:], SEEDS, EPOCHS)
-    points += trained(runs, available([BEST_RIVAL, FOLDED])[0], LEVELS[1:], SEEDS, EPOCHS)
+    points += trained(runs, available([BEST_RIVAL, FOLDED, GROUP_NORM])[0], LEVELS[1:], SEEDS, EPOCHS)
     points += trained(runs, CURVES, BETWEEN, SEEDS[:1], EPOCHS)
     points += trained(runs, LONGER_METHODS, LEVELS[:1], SEEDS, LONGER)
     points += trained(runs, ["not pruned"], LEVELS[:1], SEEDS[:1], LONGER)

@@ -222,13 +222,11 @@ def _same_share(runs: MethodRuns, level: Real) -> Plan:
     return allocation.uniform_inside_blocks(runs.material.network, level)
 
 
-def _by_sensitivity(sharing: bool, others: bool = True) -> PlanOf:
-    """Allocation by sensitivity. Without `others`, no block is dropped and no stream is narrowed."""
+def _by_sensitivity(*kinds: str, sharing: bool = False) -> PlanOf:
+    """Allocation by sensitivity, of some of `allocation.KINDS`; with `sharing`, filters on the stream are shared, too."""
 
     def planned(runs: MethodRuns, level: Real) -> Plan:
-        errors = runs.material.errors
-        if not others:
-            errors = allocation.of_channels(errors)
+        errors = allocation.of_kinds(runs.material.errors, kinds)
         return allocation.by_sensitivity(runs.material.network, macs=level, sharing=sharing, errors=errors)
 
     return planned
@@ -328,7 +326,7 @@ FAMILIES: dict[str, dict[str, Method]] = {
     "chosen on images, removed": {
         "k-means of activations, medoids": _compressed(_same_share, "k-means", "none"),
         "elimination": _compressed(_same_share, "elimination", "none"),
-        "elimination, allocated by sensitivity": _compressed(_by_sensitivity(sharing=False, others=False), "elimination", "none"),
+        "elimination, allocated by sensitivity": _compressed(_by_sensitivity("channels"), "elimination", "none"),
     },
     "filters stay clustered": {
         "tied": _constrained(finetuning.tied, "correlation"),
@@ -344,11 +342,13 @@ FAMILIES: dict[str, dict[str, Method]] = {
         "elimination, reconstruction": _compressed(_same_share),
     },
     "removed and repaired, allocated by sensitivity": {
-        "by sensitivity, inside blocks": _compressed(_by_sensitivity(sharing=False, others=False)),
-        "by sensitivity": _compressed(_by_sensitivity(sharing=True)),
-        "by sensitivity, without sharing": _compressed(_by_sensitivity(sharing=False)),
+        "by sensitivity, inside blocks": _compressed(_by_sensitivity("channels")),
+        "by sensitivity": _compressed(_by_sensitivity(*allocation.KINDS, sharing=True)),
+        "by sensitivity, without sharing": _compressed(_by_sensitivity(*allocation.KINDS)),
+        "by sensitivity, streams alone": _compressed(_by_sensitivity("streams")),
+        "by sensitivity, blocks alone": _compressed(_by_sensitivity("blocks")),
     },
-    "shape alone": {"by sensitivity, inside blocks, drawn anew": _drawn_anew(_by_sensitivity(sharing=False, others=False))},
+    "shape alone": {"by sensitivity, inside blocks, drawn anew": _drawn_anew(_by_sensitivity("channels"))},
 }
 METHODS = {name: method for family in FAMILIES.values() for name, method in family.items()}
 FAMILY_OF = {name: family for family, methods in FAMILIES.items() for name in methods}
