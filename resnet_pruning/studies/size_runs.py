@@ -34,6 +34,7 @@ RENEWALS = 50  # of assignments in each epoch, of the numbers in `trial_points` 
 # Learning rates, see `trial_points`: with learned steps by bits of the weights, with codebooks by renewals in each epoch. None was better
 # in the trials by more than chance.
 RATES = {"learned steps": {2: 0.003, 3: 0.001, 4: 0.0003}, "codebook": {0: 0.03, RENEWALS: 0.003}}
+RATE_FOR_LONGER = 0.0015  # of codebooks whose bits are counted; tried for `EPOCHS`, where it is as good as the one above
 WEIGHTING = 1.0  # of errors by what they cost the logits, in k-means: the best of the trials, before training
 # Representatives of codebooks that are not trained, by what shares one, so that the files have similar sizes.
 UNTRAINED = {
@@ -44,13 +45,8 @@ UNTRAINED = {
 # The same, for sizes by fewer representatives, or by what a bit costs with the most of them.
 COUNTED = {"kernel": (48, 96, 128, 192, 256), "row": (8, 16, 32, 64), "weight": (3, 4, 6, 8)}
 BIT_COSTS = (0.03, 0.06, 0.1, 0.15, 0.2)
-# Those that are trained: pruned from, number of kernels, what a bit costs, and the name of the committed network.
-COUNTED_KERNELS = (
-    ("", 256, 0.11, "resnet20_32kB"),
-    ("", 256, 0.065, ""),
-    ("resnet20_macs50", 128, 0.2, "resnet20_16kB"),
-    ("resnet20_macs50", 128, 0.11, ""),
-)
+# Those that are trained: pruned from, number of kernels, and prices of a bit. With the last price also for longer, which is what is kept.
+COUNTED_KERNELS = (("", 256, (0.11, 0.065), "resnet20_32kB"), ("resnet20_macs50", 128, (0.2, 0.11), "resnet20_16kB"))
 METHODS = ("rounded to nearest", "rounding learned", "learned steps", "codebook")
 
 
@@ -241,10 +237,12 @@ def all_points(runs: SizeRuns, epochs: int = EPOCHS) -> list[SizePoint]:
     points = untrained_points(runs)
     kernels = {"granularity": ["kernel"], "n_representatives": [96]}
     fixed, renewed = ({"renewals": [n], "learning_rate": [rate]} for n, rate in RATES["codebook"].items())
-    weighted = {"granularity": ["kernel"], "weighting": [WEIGHTING], "compact_file": [True], "epochs": [EPOCHS]}
-    for pruned, n_kernels, bit_cost, name in COUNTED_KERNELS:
-        counted = {"pruned": [pruned], "n_representatives": [n_kernels], "bit_cost": [bit_cost], "checkpoint": [name]}
-        points += runs.size_points("codebook", **weighted, **counted, **renewed)
+    weighted = {"granularity": ["kernel"], "weighting": [WEIGHTING], "compact_file": [True]}
+    for pruned, n_kernels, bit_costs, name in COUNTED_KERNELS:
+        counted = {"pruned": [pruned], "n_representatives": [n_kernels], **weighted, **renewed}
+        points += runs.size_points("codebook", bit_cost=bit_costs, epochs=[EPOCHS], **counted)
+        counted |= {"learning_rate": [RATE_FOR_LONGER]}
+        points += runs.size_points("codebook", bit_cost=bit_costs[-1:], epochs=[LONGER], checkpoint=[name], **counted)
     points += runs.size_points("codebook", pruned=["", "resnet20_macs25"], **kernels, **renewed, epochs=[LONGER])
 
     def trained(bits: int, activation_bits: int, **choices: Sequence) -> list[SizePoint]:
@@ -299,6 +297,8 @@ def trial_points(runs: SizeRuns, n_images: int = 25_600) -> list[SizePoint]:
         coded = {"granularity": ["kernel"], "n_representatives": [n_kernels], "bit_cost": [bit_cost], "compact_file": [True]}
         points += runs.size_points("codebook", "training", **coded, weighting=[WEIGHTING])
         points += runs.size_points("codebook", "training", **coded, **renewed, **trained)
+    rates = [*renewed["learning_rate"], RATE_FOR_LONGER, RATE_FOR_LONGER / 2]
+    points += runs.size_points("codebook", "training", **coded, **renewed | {"learning_rate": rates}, epochs=[EPOCHS])
     for renewals, rate in RATES["codebook"].items():
         weighted = {"weighting": [WEIGHTING], "renewals": [renewals], "learning_rate": [rate]}
         points += runs.size_points("codebook", "training", **kernels, **weighted, **trained)
