@@ -10,6 +10,7 @@ from test_pruning import NETWORK, train_an_epoch
 
 from resnet_pruning import calibration, checkpoints, compaction, compression, cost, data, evaluation, model, plans
 from resnet_pruning.compression import REPAIRS, SELECTIONS
+from resnet_pruning.compression import parts as parts_module
 from resnet_pruning.compression.least_squares import Moments, eliminate
 from resnet_pruning.compression.parts import PartFit, apply, augmented, parts_of
 from resnet_pruning.peers.units import kept_units
@@ -166,6 +167,15 @@ def test_reconstruction_brings_a_part_nearer():
     before = loss()
     fit.reconstruct(small, n_steps=60, learning_rate=1e-3)
     assert loss() < 0.95 * before
+
+
+def test_reconstruction_in_bfloat16_is_about_as_near(monkeypatch):
+    plan, losses = {"layer1.0.conv1": 3, "layer3.0.conv1": 6}, {}
+    for amp in (False, True):
+        monkeypatch.setattr(parts_module, "has_fast_bfloat16", lambda device, amp=amp: amp)
+        losses[amp] = change(NETWORK, merged(plan, "reconstruction", n_steps=200, learning_rate=1e-3))
+    assert 0 < losses[False] < change(NETWORK, merged(plan))
+    assert losses[True] < 2 * losses[False]
 
 
 def test_batch_norms_hold_the_statistics_of_what_they_see():

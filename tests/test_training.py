@@ -66,6 +66,14 @@ def test_bfloat16_autocast_trains_about_as_well(digits):
     assert losses[1] == pytest.approx(losses[0], rel=0.15)
 
 
+def test_the_callers_autocast_does_not_keep_old_weights(small_images):
+    execution = Execution(amp=True, compile=False)
+    alone = trained(small_images, execution=execution)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = trained(small_images, execution=execution)[0]
+    assert torch.equal(weights(inside), weights(alone))
+
+
 def train_in_folder(folder):
     torch.set_num_threads(1)
     torch.manual_seed(0)

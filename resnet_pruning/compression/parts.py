@@ -13,7 +13,7 @@ from ..arguments import Count, Integer, PositiveReal, Seed
 from ..calibration import LayerStatistics
 from ..clustering import cluster_filters, distinct_filters
 from ..data import Batches, Images
-from ..hardware import has_fast_bfloat16
+from ..hardware import autocast, has_fast_bfloat16
 from ..model import Block, OwnNetwork, ResNet, SharedConv2d, affine, batch_norms, blocks, convolutions
 from ..plans import Plan
 from .least_squares import Moments, eliminate
@@ -213,7 +213,7 @@ class PartFit:
         generator = torch.Generator().manual_seed(int(seed))
         for _ in range(n_steps):
             batch = torch.randint(len(targets), (batch_size,), generator=generator).to(targets.device)
-            with torch.autocast(targets.device.type, torch.bfloat16, enabled=amp):
+            with autocast(targets.device.type, amp):
                 outputs = small(self.inputs[batch])
             loss = ((outputs.float() - targets[batch]).square() * weights).mean()
             optimizer.zero_grad()
