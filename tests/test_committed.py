@@ -156,7 +156,8 @@ def test_all_ways_to_prune_are_compared_at_the_same_macs(name, stage):
     assert set(table.method) <= set(method_runs.METHODS) and set(table.stage) == {stage}
     # With the same share in every block there are few sizes, and between the two main levels the largest that fits is a little smaller.
     least = table.level.isin(currencies.BETWEEN).map({True: 0.98, False: 0.99})
-    assert (table.macs_share / table.level).between(least, 1).all()
+    in_steps = table.method == currencies.ALONE[1]  # a block is a ninth of the network
+    assert (table.macs_share / table.level).between(least.mask(in_steps, 0.8), 1).all()
 
 
 @pytest.mark.parametrize("name", ["untrained", "currencies"])
