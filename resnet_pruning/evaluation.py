@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .data import Images
-from .hardware import autocast, full_float32
+from .hardware import full_float32
 from .model import AnyNetwork
 
 
@@ -22,7 +22,7 @@ def predict(model: AnyNetwork, images: Images, *, amp: bool = False, role: str =
     modes, images = {module: module.training for module in model.modules()}, images.beside(model)
     model.eval()
     try:
-        with autocast(images.device.type, amp):
+        with torch.autocast(images.device.type, torch.bfloat16, amp, cache_enabled=False):
             logits = torch.cat([model(inputs).float() for inputs, _ in images.batches()])
     finally:
         for module, mode in modes.items():

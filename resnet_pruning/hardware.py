@@ -7,7 +7,7 @@ import platform
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -59,15 +59,6 @@ def full_float32() -> Iterator[None]:
             before = _before.pop()  # of all blocks that one is in, only the first found the settings as they were
             cudnn.allow_tf32 = before[0] == "tf32"
             cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, products.fp32_precision = before
-
-
-def autocast(device_type: str, enabled: bool) -> AbstractContextManager:
-    """Autocast to bfloat16 that keeps no copies of the weights.
-
-    PyTorch's keeps them until the outermost autocast ends. Inside another one, the caller's or that of `full_float32`, all steps of a
-    training would compute with the weights of the first.
-    """
-    return torch.autocast(device_type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
 @functools.cache

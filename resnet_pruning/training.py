@@ -23,7 +23,7 @@ from .checkpoints import digest, read_tensors, write_tensors
 from .data import Batches, Images
 from .evaluation import accuracy, predict
 from .files import locked
-from .hardware import Recorded, autocast, can_compile, has_fast_bfloat16, keep_freed_memory
+from .hardware import Recorded, can_compile, has_fast_bfloat16, keep_freed_memory
 from .model import TrainableNetwork
 from .optimizers import OPTIMIZERS, continued, on_gpu, optimizer_for
 
@@ -387,7 +387,8 @@ class _Run:
 
 
 def _logits(network: nn.Module, amp: bool, inputs: Tensor) -> Tensor:
-    with autocast(inputs.device.type, amp):
+    # Copies of the weights would be kept until the caller's autocast ends, and a recording would not make them again.
+    with torch.autocast(inputs.device.type, torch.bfloat16, amp, cache_enabled=False):
         return network(inputs).float()
 
 

@@ -5,7 +5,7 @@ import torch
 
 from resnet_pruning import checkpoints, cost, model, peers
 from resnet_pruning.hardware import default_device
-from resnet_pruning.studies import method_runs, right_answers, sweeps
+from resnet_pruning.studies import currencies, method_runs, right_answers, sweeps
 from resnet_pruning.studies.method_runs import METHODS, STAGES, MethodRuns
 
 
@@ -20,7 +20,7 @@ def runs(small_checkpoint):
 
 
 def test_every_method_has_the_same_macs_and_rows_tell_what_was_done(runs, tmp_path):
-    methods = [method for method in method_runs.available()[0] if method != "not pruned"]
+    methods = [method for method in method_runs.available()[0] if method not in ("not pruned", *currencies.ALONE)]
     points = runs.comparison_points(methods, [0.6], stage=STAGES, epochs=[1], n_images=[64])
     table = sweeps.run_sweep(runs.measure_method, points, tmp_path / "methods.csv", progress=False)
     assert len(table) == 3 * len(methods)
@@ -34,6 +34,20 @@ def test_every_method_has_the_same_macs_and_rows_tell_what_was_done(runs, tmp_pa
     n_images = len(runs.material.images("test"))
     accuracies = [100 * right_answers.unpacked(text, n_images).double().mean().item() for text in answers.answers]
     assert accuracies == pytest.approx(table.accuracy.tolist(), abs=0.01)
+
+
+@pytest.mark.parametrize("method", currencies.ALONE)
+def test_streams_and_blocks_alone_leave_the_channels_inside_blocks(runs, method):
+    whole = runs.material.network
+    small = METHODS[method](runs, 0.75, 0)
+    assert cost.macs(small) <= 0.75 * cost.macs(whole)
+    widths = {name: (block.conv1.out_channels if not block.dropped else 0) for name, block in model.blocks(small).items()}
+    kept = {name: block.conv1.out_channels for name, block in model.blocks(whole).items()}
+    if "blocks" in method:
+        assert 0 in widths.values() and small.config["stage_widths"] == whole.config["stage_widths"]
+    else:
+        assert widths == kept and small.config["stage_widths"] != whole.config["stage_widths"]
+    assert all(n in (0, kept[name]) for name, n in widths.items())
 
 
 @pytest.mark.parametrize("method", ["elimination", "elimination, reconstruction", "tied", "random channels"])

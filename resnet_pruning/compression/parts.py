@@ -13,7 +13,7 @@ from ..arguments import Count, Integer, PositiveReal, Seed
 from ..calibration import LayerStatistics
 from ..clustering import cluster_filters, distinct_filters
 from ..data import Batches, Images
-from ..hardware import autocast, has_fast_bfloat16
+from ..hardware import has_fast_bfloat16
 from ..model import Block, OwnNetwork, ResNet, SharedConv2d, affine, batch_norms, blocks, convolutions
 from ..plans import Plan
 from .least_squares import Moments, eliminate
@@ -213,7 +213,8 @@ class PartFit:
         generator = torch.Generator().manual_seed(int(seed))
         for _ in range(n_steps):
             batch = torch.randint(len(targets), (batch_size,), generator=generator).to(targets.device)
-            with autocast(targets.device.type, amp):
+            # Copies of the weights would be kept until the outermost autocast ends, which is that of `full_float32`.
+            with torch.autocast(targets.device.type, torch.bfloat16, amp, cache_enabled=False):
                 outputs = small(self.inputs[batch])
             loss = ((outputs.float() - targets[batch]).square() * weights).mean()
             optimizer.zero_grad()

@@ -297,7 +297,7 @@ def trial_points(runs: SizeRuns, n_images: int = 25_600) -> list[SizePoint]:
         coded = {"granularity": ["kernel"], "n_representatives": [n_kernels], "bit_cost": [bit_cost], "compact_file": [True]}
         points += runs.size_points("codebook", "training", **coded, weighting=[WEIGHTING])
         points += runs.size_points("codebook", "training", **coded, **renewed, **trained)
-    rates = [*renewed["learning_rate"], RATE_FOR_LONGER, RATE_FOR_LONGER / 2]
+    rates = [*renewed["learning_rate"], RATE_FOR_LONGER]
     points += runs.size_points("codebook", "training", **coded, **renewed | {"learning_rate": rates}, epochs=[EPOCHS])
     for renewals, rate in RATES["codebook"].items():
         weighted = {"weighting": [WEIGHTING], "renewals": [renewals], "learning_rate": [rate]}
