@@ -163,8 +163,15 @@ def ranges_in_bits(
     inputs : float32 (N, 3, 32, 32), on the network's device
     weights : names of layers, see `quantized_model.layers`
     outputs : names of activations, see `quantized_model.activations`
+
+    Raises
+    ------
+    ValueError : an unknown name
     """
     layers, quantizers, seen = quantized_model.layers(network), quantized_model.activations(network), {}
+    for kind, names, known in (("weights", weights, layers), ("outputs", outputs, quantizers)):
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"{kind} has {unknown[0]!r}, expected some of the network's: {', '.join(known)}")
     for name in outputs:
         quantizers[name].see = functools.partial(seen.setdefault, name)
     network(inputs)
