@@ -22,7 +22,7 @@ def predict(model: AnyNetwork, images: Images, *, amp: bool = False, role: str =
     modes, images = {module: module.training for module in model.modules()}, images.beside(model)
     model.eval()
     try:
-        with torch.autocast(images.device.type, torch.bfloat16, amp, cache_enabled=False):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
             logits = torch.cat([model(inputs).float() for inputs, _ in images.batches()])
     finally:
         for module, mode in modes.items():

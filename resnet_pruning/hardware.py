@@ -52,7 +52,8 @@ def full_float32() -> Iterator[None]:
         cudnn.allow_tf32 = False  # the older setting: torch.compile and torch.export read it, and fail where it contradicts the newer ones
         cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = products.fp32_precision = "ieee"
     try:
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        # No cache, also for an autocast in here: copies of the weights would be kept until the outermost one ends, however they change.
+        with torch.autocast("cpu", enabled=False, cache_enabled=False), torch.autocast("cuda", enabled=False, cache_enabled=False):
             yield
     finally:
         with _changing:

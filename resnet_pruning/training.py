@@ -388,7 +388,7 @@ class _Run:
 
 def _logits(network: nn.Module, amp: bool, inputs: Tensor) -> Tensor:
     # Copies of the weights would be kept until the caller's autocast ends, and a recording would not make them again.
-    with torch.autocast(inputs.device.type, torch.bfloat16, amp, cache_enabled=False):
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=amp, cache_enabled=False):
         return network(inputs).float()
 
 

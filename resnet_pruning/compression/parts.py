@@ -213,8 +213,7 @@ class PartFit:
         generator = torch.Generator().manual_seed(int(seed))
         for _ in range(n_steps):
             batch = torch.randint(len(targets), (batch_size,), generator=generator).to(targets.device)
-            # Copies of the weights would be kept until the outermost autocast ends, which is that of `full_float32`.
-            with torch.autocast(targets.device.type, torch.bfloat16, amp, cache_enabled=False):
+            with torch.autocast(targets.device.type, torch.bfloat16, enabled=amp):
                 outputs = small(self.inputs[batch])
             loss = ((outputs.float() - targets[batch]).square() * weights).mean()
             optimizer.zero_grad()

@@ -297,6 +297,7 @@ def trial_points(runs: SizeRuns, n_images: int = 25_600) -> list[SizePoint]:
         coded = {"granularity": ["kernel"], "n_representatives": [n_kernels], "bit_cost": [bit_cost], "compact_file": [True]}
         points += runs.size_points("codebook", "training", **coded, weighting=[WEIGHTING])
         points += runs.size_points("codebook", "training", **coded, **renewed, **trained)
+    coded = {"granularity": ["kernel"], "n_representatives": [256], "bit_cost": [0.08], "compact_file": [True]}
     rates = [*renewed["learning_rate"], RATE_FOR_LONGER]
     points += runs.size_points("codebook", "training", **coded, **renewed | {"learning_rate": rates}, epochs=[EPOCHS])
     for renewals, rate in RATES["codebook"].items():
