@@ -44,7 +44,7 @@ def has_fast_bfloat16(device: torch.device | str) -> bool:
 def full_float32() -> Iterator[None]:
     """Compute in full float32, without the caller's autocast. By default, cuDNN rounds operands of convolutions to the 10 bits of TF32.
 
-    This is a setting of the process: where several threads are in such a block, it lasts until the last of them leaves it.
+    A setting of the process, until the last thread leaves such a block. Autocasts in it keep no copies of the weights, which may change.
     """
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     with _changing:
@@ -52,7 +52,6 @@ def full_float32() -> Iterator[None]:
         cudnn.allow_tf32 = False  # the older setting: torch.compile and torch.export read it, and fail where it contradicts the newer ones
         cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = products.fp32_precision = "ieee"
     try:
-        # No cache, also for an autocast in here: copies of the weights would be kept until the outermost one ends, however they change.
         with torch.autocast("cpu", enabled=False, cache_enabled=False), torch.autocast("cuda", enabled=False, cache_enabled=False):
             yield
     finally:
