@@ -272,7 +272,7 @@ def test_networks_in_few_bytes_were_trained_alike():
     chosen_by = trained.weight_bits.where(trained.method == "learned steps", trained.renewals)
     rates = [size_runs.RATES[method][key] for method, key in zip(trained.method, chosen_by, strict=True)]
     smaller = (trained.bit_cost > 0) & ((trained.epochs > size_runs.EPOCHS) | (trained.granularity == "row"))
-    assert (trained.learning_rate == pd.Series(rates, trained.index).mask(smaller, size_runs.RATE_FOR_LONGER)).all()
+    assert (trained.learning_rate == pd.Series(rates, trained.index).mask(smaller, size_runs.SMALLER_RATE)).all()
     untrained = table[table.epochs == 0]
     assert (untrained.learning_rate == 0).all() and "learned steps" not in set(untrained.method)
 

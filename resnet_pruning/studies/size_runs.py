@@ -34,7 +34,7 @@ RENEWALS = 50  # of assignments in each epoch, of the numbers in `trial_points` 
 # Learning rates, see `trial_points`: with learned steps by bits of the weights, with codebooks by renewals in each epoch. None was better
 # in the trials by more than chance.
 RATES = {"learned steps": {2: 0.003, 3: 0.001, 4: 0.0003}, "codebook": {0: 0.03, RENEWALS: 0.003}}
-RATE_FOR_LONGER = 0.0015  # of codebooks whose bits are counted, and of rows of kernels; see the trials of `EPOCHS`
+SMALLER_RATE = 0.0015  # of codebooks whose bits are counted, and of rows of kernels; see the trials of `EPOCHS`
 WEIGHTING = 1.0  # of errors by what they cost the logits, in k-means: the best of the trials, before training
 # Representatives of codebooks that are not trained, by what shares one, so that the files have similar sizes.
 UNTRAINED = {
@@ -52,11 +52,16 @@ ROW_PRICES = {0.212: "", 0.22: "resnet20_32kB"}  # of a bit; the second file is 
 # Trials of rows for half an epoch, which is too short to compare pieces: their number, price of a bit, and learning rate. Then of rows and
 # single weights for `EPOCHS`.
 BRIEF_TRIALS = (
-    *((64, 0.2, rate) for rate in (0.003, 0.0015)),
-    *((number, price, 0.003) for number, price in ((128, 0.25), (32, 0.2), (256, 0.3), (64, 0.5))),
+    (64, 0.2, 0.003),
+    (64, 0.2, 0.0015),
+    (128, 0.25, 0.003),
+    (32, 0.2, 0.003),
+    (256, 0.3, 0.003),
+    (64, 0.5, 0.003),
 )
 TRIALS = (
-    *(("row", 64, 0.2, rate) for rate in (0.0015, 0.00075)),
+    ("row", 64, 0.2, 0.0015),
+    ("row", 64, 0.2, 0.00075),
     ("row", 64, 0.25, 0.0015),
     ("row", 128, 0.25, 0.003),
     ("weight", 8, 0.22, 0.0015),
@@ -255,9 +260,9 @@ def all_points(runs: SizeRuns, epochs: int = EPOCHS) -> list[SizePoint]:
     for pruned, n_kernels, bit_costs, name in COUNTED_KERNELS:
         counted = {"pruned": [pruned], "n_representatives": [n_kernels], **weighted, **renewed}
         points += runs.size_points("codebook", bit_cost=bit_costs, epochs=[EPOCHS], **counted)
-        counted |= {"learning_rate": [RATE_FOR_LONGER]}
+        counted |= {"learning_rate": [SMALLER_RATE]}
         points += runs.size_points("codebook", bit_cost=bit_costs[-1:], epochs=[LONGER], checkpoint=[name], **counted)
-    counted = weighted | renewed | COUNTED_ROWS | {"learning_rate": [RATE_FOR_LONGER]}
+    counted = weighted | renewed | COUNTED_ROWS | {"learning_rate": [SMALLER_RATE]}
     for bit_cost, name in ROW_PRICES.items():
         points += runs.size_points("codebook", bit_cost=[bit_cost], epochs=[epochs], checkpoint=[name], **counted)
     points += runs.size_points("codebook", pruned=["", "resnet20_macs25"], **kernels, **renewed, epochs=[LONGER])
@@ -315,7 +320,7 @@ def trial_points(runs: SizeRuns, n_images: int = 25_600) -> list[SizePoint]:
         points += runs.size_points("codebook", "training", **coded, weighting=[WEIGHTING])
         points += runs.size_points("codebook", "training", **coded, **renewed, **trained)
     coded = {"granularity": ["kernel"], "n_representatives": [256], "bit_cost": [0.08], "compact_file": [True]}
-    rates = [*renewed["learning_rate"], RATE_FOR_LONGER, RATE_FOR_LONGER / 2]
+    rates = [*renewed["learning_rate"], SMALLER_RATE, SMALLER_RATE / 2]
     points += runs.size_points("codebook", "training", **coded, **renewed | {"learning_rate": rates}, epochs=[EPOCHS])
     for length, tried in ((trained, [("row", *trial) for trial in BRIEF_TRIALS]), ({"epochs": [EPOCHS]}, TRIALS)):
         for granularity, number, bit_cost, rate in tried:
