@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from test_pruning import IMAGES, NETWORK, replaced
 
 from resnet_pruning import calibration, checkpoints, compaction, model, plans, quantization
-from resnet_pruning.quantization import codebooks, coded_files, compact_files
+from resnet_pruning.quantization import codebooks, coded_files, compact_files, context_codes
 from resnet_pruning.training import Recipe, train
 
 LENGTHS = {"pair of kernels": 18, "kernel": 9, "row": 3, "weight": 1}
@@ -251,6 +251,57 @@ def test_facts_that_a_compact_file_would_change_are_refused(facts, message, tmp_
     assert not (tmp_path / "a.pt").exists()
 
 
+@pytest.mark.parametrize("network", [EVEN, COMPACT], ids=["whole", "compact"])
+@pytest.mark.parametrize(
+    ("pieces", "scope", "n"),
+    [("kernel", "network", 5), ("row", "stage", 3), ("weight", "network", 2), ("weight", "network", 1), ("filter", "layer", 4)],
+)
+def test_a_code_in_contexts_changes_nothing_but_bytes(network, pieces, scope, n, tmp_path):
+    coded = quantization.coded(network, n, pieces=pieces, scope=scope).eval()
+    read = {}
+    for contexts in (False, True):
+        quantization.save_coded(tmp_path / "a.pt", coded, {}, compact=True, contexts=contexts)
+        read[contexts] = quantization.load_coded(tmp_path / "a.pt")[0].state_dict()
+    assert list(read[True]) == list(read[False])
+    assert all(torch.equal(read[True][name], tensor) for name, tensor in read[False].items())
+    with pytest.raises(ValueError, match="contexts is True, which requires compact=True"):
+        quantization.save_coded(tmp_path / "a.pt", coded, {}, contexts=True)
+
+
+@given(st.data(), st.integers(0, 5), st.floats(0.5, 8))
+@settings(deadline=None, max_examples=50)
+def test_codes_in_contexts_give_back_the_indices(data, seed, power):
+    shapes = st.lists(st.tuples(*[st.integers(1, 4)] * 3), min_size=1, max_size=3)
+    books = data.draw(st.lists(st.tuples(st.integers(1, 9), shapes), min_size=1, max_size=3))
+    generator = torch.Generator().manual_seed(seed)
+    numbers = [(size, sum(math.prod(shape) for shape in own)) for size, own in books]
+    indices = torch.cat([(size * torch.rand(n, generator=generator) ** power).int() for size, n in numbers])
+    stream = context_codes.context_coded(indices, books)
+    assert torch.equal(context_codes.context_decoded(stream, books), indices)
+    for other in (stream[:-1], torch.cat([stream, stream[-4:]])):  # of another length
+        with pytest.raises(ValueError, match=f"its {len(other)} bytes of indices are not those of {len(indices)} pieces"):
+            context_codes.context_decoded(other, books)
+
+
+def test_codes_in_contexts_take_the_entropy_given_layer_and_channel():
+    """Channels that have other pieces than the most frequent one, and layers with frequencies of their own, need not be told."""
+    generator = torch.Generator().manual_seed(0)
+    shape, layers, entropy = (64, 32, 3), [], 0.0
+    for _ in range(4):
+        shares = torch.rand(1, 32, 1, generator=generator).round() * 0.9 + 0.05  # of pieces with another one, by channel
+        others = torch.rand(7, generator=generator) ** 4
+        others /= others.sum()
+        has_other = torch.rand(shape, generator=generator) < shares
+        drawn = torch.multinomial(others, has_other.numel(), replacement=True, generator=generator).view(shape)
+        layers.append(torch.where(has_other, 1 + drawn, 0).flatten())
+        of_others = -(others * others.log2()).sum()
+        entropy += 64 * 3 * (-shares * shares.log2() - (1 - shares) * (1 - shares).log2() + shares * of_others).sum().item() / 8
+    indices = torch.cat(layers)
+    n_bytes = len(context_codes.context_coded(indices, [(8, [shape] * 4)]))
+    without = len(coded_files._compressed(indices, torch.zeros(0, dtype=torch.uint8), 8)["data"])
+    assert 0.97 * entropy < n_bytes < 1.2 * entropy and n_bytes < 0.7 * without
+
+
 @pytest.mark.parametrize("compact", [False, True])
 def test_networks_whose_values_fit_come_back_exactly(compact, tmp_path):
     """Rounding is all that a file changes: a network that needs none is the same."""
@@ -300,6 +351,25 @@ def test_damaged_files_are_refused(change, message, tmp_path):
     content = checkpoints.read_tensors(tmp_path / "a.pt")
     checkpoints.write_tensors(altered(content, change), tmp_path / "a.pt")
     with pytest.raises(ValueError, match=f"is damaged: .*({message})"):
+        quantization.load_coded(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": lambda data: data[:-40]}, "bytes of indices are not those of"),
+        ({"data": lambda data: data[:-1]}, "bytes of indices are not those of"),
+        ({"n_bytes": lambda n: n - 4}, "bytes of indices are not those of"),
+        ({"n_bytes": lambda n: n - 40}, "do not fill"),
+        ({"n_bytes": None}, "KeyError"),
+        ({"sizes": lambda sizes: [5]}, "do not fill"),
+        ({"config": lambda config: config | {"stage_widths": [4096] * 3}}, "bytes for 100,663,296 pieces, expected"),  # takes no memory, no time
+    ],
+)
+def test_damaged_files_with_contexts_are_refused(change, message, tmp_path):
+    quantization.save_coded(tmp_path / "a.pt", quantization.coded(EVEN, 4), {}, compact=True, contexts=True)
+    compact_files.write_compact(altered(compact_files.read_either(tmp_path / "a.pt"), change), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=message):
         quantization.load_coded(tmp_path / "a.pt")
 
 

@@ -15,13 +15,14 @@ from ..arguments import Integer
 from ..checkpoints import check_plain, write_tensors
 from ..model import ResNet, SharedConv2d, affine, batch_norms, convolutions, with_tensors
 from .codebooks import Coded, groups
-from .compact_files import compressed, decompressed, read_either, write_compact
+from .compact_files import RATIO, compressed, decompressed, read_either, write_compact
+from .context_codes import Book, context_coded, context_decoded
 from .files import STRATEGIES, deflated, inflated, pack, read_network, split_bytes, unpack
 from .learned_steps import LearnedSteps
 from .quantized_model import ENDS, quantized
 
 
-def save_coded(path: str | Path, network: nn.Module, facts: Mapping[str, Any], *, compact: bool = False) -> None:
+def save_coded(path: str | Path, network: nn.Module, facts: Mapping[str, Any], *, compact: bool = False, contexts: bool = False) -> None:
     """Write a network of `quantization.coded`, trained or not, whole or not at all.
 
     `load_coded` gives this network with its representatives, scales and batch norm rounded.
@@ -29,17 +30,21 @@ def save_coded(path: str | Path, network: nn.Module, facts: Mapping[str, Any], *
     Parameters
     ----------
     compact : whether these are integers of 8 bits times a step for each tensor, instead of floats of 16, and everything is compressed
+    contexts : whether, in a compact file, indices have a code of their own, whose frequencies follow the pieces around, instead of one for
+        all bytes. It is smaller by some percent, and takes some seconds if there are many pieces
 
     Raises
     ------
-    ValueError : a network without codebooks; values beyond those that 16 bits can represent; facts that are not plain values, or, in a
-        compact file, that JSON changes
+    ValueError : contexts in a file that is not compact; a network without codebooks; values beyond those that 16 bits can represent;
+        facts that are not plain values, or, in a compact file, that JSON changes
     """
+    if contexts and not compact:
+        raise ValueError("contexts is True, which requires compact=True")
     codes = {name: _code(network, name) for name in convolutions(network)}
     if not any(isinstance(code, Coded) for code in codes.values()):
         raise ValueError(f"{type(network).__name__} has no codebooks, expected a network from quantization.coded")
-    books, labels = [], []
-    for names in groups(network, **network.coding).values():
+    books, labels, layout = [], [], groups(network, **network.coding)
+    for names in layout.values():
         book, own = codes[names[0]].codebook.representatives, torch.cat([codes[name].labels for name in names])
         for name in names:
             _check_indices(name, codes[name].labels, len(book))
@@ -53,8 +58,11 @@ def save_coded(path: str | Path, network: nn.Module, facts: Mapping[str, Any], *
     content = {"config": network.config, "coding": network.coding, "sizes": [len(book) for book in books], "facts": dict(facts)}
     if compact:
         content["config"] = network.config | {"stage_widths": [*network.config["stage_widths"]]}  # for JSON
-    coded = _compressed if compact else _deflated
-    content |= coded(torch.cat(labels).cpu(), torch.cat(values), max(content["sizes"]))
+    indices, values = torch.cat(labels).cpu(), torch.cat(values)
+    if contexts:
+        content |= _in_contexts(indices, values, _books(network, layout, content["sizes"]))
+    else:
+        content |= (_compressed if compact else _deflated)(indices, values, max(content["sizes"]))
     _rebuilt(content)  # raises an error, before writing, if this could not be read again
     (write_compact if compact else write_tensors)(content, path)
 
@@ -67,7 +75,7 @@ def load_coded(path: str | Path) -> tuple[ResNet, dict[str, Any]]:
     FileNotFoundError : no such file
     ValueError : a file that is damaged or of another length; an index beyond its codebook; no network of codebooks
     """
-    keys = {"config", "coding", "sizes", "bits", "data", "facts"}
+    keys = {"config", "coding", "sizes", "data", "facts"}
     return read_network(path, _rebuilt, keys, "network of codebooks", "save_coded", read_either)
 
 
@@ -94,6 +102,22 @@ def _compressed(indices: Tensor, values: Tensor, n_representatives: Integer) -> 
     streams = {bits: compressed(torch.cat([pack(indices, bits), values]), bits) for bits in _symbols(n_representatives)}
     bits = min(streams, key=lambda bits: len(streams[bits]))
     return {"bits": bits, "data": streams[bits]}
+
+
+def _in_contexts(indices: Tensor, values: Tensor, books: Sequence[Book]) -> dict[str, Any]:
+    """Bytes in one stream, and indices in another, in a code of their own."""
+    stream = compressed(values, 8)
+    return {"n_bytes": len(stream), "data": torch.cat([stream, context_coded(indices, books)])}
+
+
+def _books(network: nn.Module, layout: Mapping[tuple[str, int], Sequence[str]], sizes: Sequence[Integer]) -> list[Book]:
+    """The sizes of the codebooks, and how the pieces that have their representatives lie in their layers."""
+    convs, books = convolutions(network), []
+    for size, ((_, length), names) in zip(sizes, layout.items(), strict=True):
+        n_places = max(1, 9 // length)  # in a kernel
+        shapes = [(len(convs[name].weight), convs[name].in_channels * 9 // (length * n_places), n_places) for name in names]
+        books.append((size, shapes))
+    return books
 
 
 def _symbols(n_representatives: Integer) -> set[int]:
@@ -134,8 +158,8 @@ def _rebuilt(content: Mapping[str, Any]) -> ResNet:
     check_plain(content["facts"], "facts")
     with torch.device("meta"):  # no memory before the size check: an index takes a bit or more, at most 1,032 bytes are packed into one
         network = ResNet(**content["config"])
-    layout, sizes, bits, data = groups(network, **content["coding"]), content["sizes"], content["bits"], content["data"]
-    compact = "n_bytes" not in content  # of the indices, which are compressed alone in other files
+    layout, sizes = groups(network, **content["coding"]), content["sizes"]
+    compact = not {"bits", "n_bytes"} <= set(content)
     if len(sizes) != len(layout) or not all(1 <= size <= 2**16 for size in sizes):
         raise ValueError(f"it has codebooks of {sizes} representatives, expected {len(layout)} of 1 to 65,536")
     convs, norms = convolutions(network), batch_norms(network)
@@ -150,13 +174,8 @@ def _rebuilt(content: Mapping[str, Any]) -> ResNet:
             like |= {name: tensor.char(), f"{name}.step": torch.empty(())} if compact else {name: tensor.half()}
         like |= {f"fc.{part}": torch.empty(network.fc.out_features).half() for part in ("steps", "bias")}
         like |= {f"{name}.codes": network.get_submodule(name).weight.char() for name in ENDS}
-    n_packed = -(-bits * n_pieces // 8)
-    if compact:
-        data = decompressed(data, bits, n_packed + sum(tensor.nbytes for tensor in like.values()))
-        packed, rest = data[:n_packed], data[n_packed:]
-    else:
-        packed, rest = inflated(data[: content["n_bytes"]], n_packed), data[content["n_bytes"] :]
-    indices = unpack(packed, bits, torch.Size([n_pieces])).split(list(pieces.values()))
+    indices, rest = _separated(content, n_pieces, sum(tensor.nbytes for tensor in like.values()), _books(network, layout, sizes))
+    indices = indices.split(list(pieces.values()))
     tensors = split_bytes(rest, like)
     if compact:
         tensors |= {name: tensors[name].float() * tensors[f"{name}.step"] for name in values}
@@ -172,6 +191,24 @@ def _rebuilt(content: Mapping[str, Any]) -> ResNet:
         state |= {f"{prefix}running_mean": torch.zeros(norm.num_features), f"{prefix}num_batches_tracked": torch.tensor(0)}
         state[f"{prefix}running_var"] = torch.full((norm.num_features,), 1 - norm.eps)
     return with_tensors(content["config"], state)
+
+
+def _separated(content: Mapping[str, Any], n_pieces: Integer, n_values: Integer, books: Sequence[Book]) -> tuple[Tensor, Tensor]:
+    """The indices (n_pieces,) in a file, and the bytes (n_values,) of everything else."""
+    data = content["data"]
+    if "bits" not in content:  # indices have a code of their own
+        stream, coded = data[: content["n_bytes"]], data[content["n_bytes"] :]
+        if n_pieces > 8 * RATIO * len(data):
+            raise ValueError(f"it has {len(data):,} bytes for {n_pieces:,} pieces, expected at least one for {8 * RATIO:,}")
+        values = decompressed(stream, 8, n_values)
+        return context_decoded(coded, books), values
+    bits = content["bits"]
+    n_packed = -(-bits * n_pieces // 8)
+    if "n_bytes" in content:  # indices are deflated alone
+        packed, values = inflated(data[: content["n_bytes"]], n_packed), data[content["n_bytes"] :]
+    else:
+        packed, values = decompressed(data, bits, n_packed + n_values).split([n_packed, n_values])
+    return unpack(packed, bits, torch.Size([n_pieces])), values
 
 
 def _check_indices(layer: str, indices: Tensor, n_representatives: Integer) -> None:

@@ -21,7 +21,7 @@ from .files import STRATEGIES, deflated, filled, inflated
 
 _NAMES = ["head.json", "data"]
 _HEAD_LIMIT = 2**20  # bytes
-_RATIO = 1032  # the largest of deflation; taken for LZMA as well, so that a small file does not fill the memory
+RATIO = 1032  # the largest of deflation; taken for LZMA as well, so that a small file does not fill the memory
 
 
 def write_compact(content: Mapping[str, Any], path: str | Path) -> None:
@@ -93,7 +93,7 @@ def decompressed(stream: Tensor, bits: Integer, n_bytes: Integer) -> Tensor:
     if stream[0] != 0:  # a deflated stream begins with its method, which is not 0, an LZMA stream with a byte that is
         return inflated(stream, n_bytes)
     data = b""
-    if n_bytes <= _RATIO * len(stream):
+    if n_bytes <= RATIO * len(stream):
         decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(bits))
         data = decoder.decompress(stream.numpy().tobytes(), n_bytes + 1)
     return filled(data, n_bytes)
