@@ -103,6 +103,7 @@ def test_networks_in_few_bytes_are_named():
             "stream_bits": [8, 0, 0],
             "weighting": [0.0, 0.0, 1.0],
             "bit_cost": [0.0, 0.0, 0.1],
+            "contexts": [False, False, True],
             "scope": ["network", "network", "layer"],
             "pruned": ["", float("nan"), "resnet20_macs50"],
         }
@@ -110,7 +111,7 @@ def test_networks_in_few_bytes_are_named():
     assert few_bits.kinds(table).tolist() == [
         "integers, trained",
         "integers, rounded",
-        "codebook of kernels, one per layer, weighted, entropy-constrained, renewed",
+        "codebook of kernels, one per layer, weighted, entropy-constrained, renewed, coded in contexts",
     ]
     assert few_bits.numbers_of(table).tolist() == ["W4A4, 8-bit stream", "W2A8", "96, macs50"]
     assert few_bits.numbers_of(table, pieces=True).tolist() == ["W4A4, 8-bit stream", "W2A8", "96 kernels, macs50"]

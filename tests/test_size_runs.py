@@ -48,6 +48,12 @@ def test_pruned_networks_are_made_smaller_still(runs, tmp_path):
     assert half["bytes_on_disk"] < whole["bytes_on_disk"] and half["bits_per_weight"] < whole["bits_per_weight"]
 
 
+def test_codes_in_contexts_make_smaller_files_of_the_same_network(runs):
+    points = runs.size_points("codebook", granularity=["row"], n_representatives=[16], compact_file=[True], contexts=[False, True])
+    plain, in_contexts = map(runs.measure_size, points)
+    assert in_contexts["accuracy"] == plain["accuracy"] and in_contexts["bytes_on_disk"] < plain["bytes_on_disk"]
+
+
 def test_more_representatives_leave_less_and_random_ones_more(runs):
     numbers = {"filter": [2, 8], "kernel": [2, 8, 32], "row": [2, 8], "weight": [2, 8]}
     network = runs.material.network

@@ -106,8 +106,9 @@ def kinds(table: pd.DataFrame) -> pd.Series:
     renewed = table.renewals.gt(0).map({True: ", renewed", False: ""})
     weighted = table.weighting.gt(0).map({True: ", weighted", False: ""})
     counted = table.bit_cost.gt(0).map({True: ", entropy-constrained", False: ""})
+    contexts = table.contexts.map({True: ", coded in contexts", False: ""})
     scope = table.scope.map({"network": "", "stage": ", one per stage", "layer": ", one per layer"})
-    return table.method.map(METHODS).fillna(table.granularity.map(PIECES)) + scope + weighted + counted + renewed
+    return table.method.map(METHODS).fillna(table.granularity.map(PIECES)) + scope + weighted + counted + renewed + contexts
 
 
 def numbers_of(table: pd.DataFrame, pieces: bool = False) -> pd.Series:

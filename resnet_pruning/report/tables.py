@@ -31,7 +31,7 @@ NAMES = {  # of the others, `called` makes them
     "resnet20_w4a4": "4-bit weights and activations",
     "resnet20_w2a2": "2-bit weights and activations",
     "resnet20_32kB": "64 shared rows of 3×3 kernels",
-    "resnet20_16kB": "128 shared 3×3 kernels, half of the MACs",
+    "resnet20_16kB": "64 shared rows of 3×3 kernels, half of the MACs",
 }
 FASTEST = {"runtime": "openvino", "precision": "int8"}
 GPU_TIMES = "benchmark_inference_gpu.csv"
@@ -52,7 +52,7 @@ def networks(figures: Path) -> pd.DataFrame:
     pruned = kept(newest(figures / "kept_networks.csv"))
     pruned = pruned.assign(macs=100 * pruned.macs_share, parameters=100 * pruned.parameters_share)
     few = pd.read_csv(figures / "bytes.csv")
-    settings = [*few.loc[:, "method":"renewals"], "stream_bits", "weighting", "bit_cost", "compact_file", "epochs"]
+    settings = [*few.loc[:, "method":"renewals"], "stream_bits", "weighting", "bit_cost", "compact_file", "contexts", "epochs"]
     few = few.assign(network=few.groupby(settings, dropna=False).checkpoint.transform("first")).dropna(subset="network")
     few = few.groupby("network", sort=False).agg(**OVER_SEEDS, epochs=("epochs", "first"), made_of=("pruned", "first"))
     few = few.assign(**{size: few.made_of.map(pruned[size]).fillna(100.0) for size in ("macs", "parameters")})

@@ -45,10 +45,22 @@ UNTRAINED = {
 # The same, for sizes by fewer representatives, or by what a bit costs with the most of them.
 COUNTED = {"kernel": (48, 96, 128, 192, 256), "row": (8, 16, 32, 64), "weight": (3, 4, 6, 8)}
 BIT_COSTS = (0.03, 0.06, 0.1, 0.15, 0.2)
-# Those that are trained: pruned from, number of kernels, prices of a bit, and, with the last of them for longer, what is kept.
-COUNTED_KERNELS = (("", 256, (0.11, 0.065), ""), ("resnet20_macs50", 128, (0.2, 0.11), "resnet20_16kB"))
-COUNTED_ROWS = {"granularity": ["row"], "n_representatives": [64]}  # trained as well
-ROW_PRICES = {0.212: "", 0.22: "resnet20_32kB"}  # of a bit; the second file is small enough to be kept
+# Those that are trained: pruned from, pieces, their number, price of a bit, epochs, learning rate, whether indices are coded in contexts,
+# and what is kept. Two are one network in two files.
+COUNTED_TRAINED = (
+    ("", "kernel", 256, 0.11, EPOCHS, RATES["codebook"][RENEWALS], False, ""),
+    ("", "kernel", 256, 0.065, EPOCHS, RATES["codebook"][RENEWALS], False, ""),
+    ("", "kernel", 256, 0.065, LONGER, SMALLER_RATE, False, ""),
+    ("resnet20_macs50", "kernel", 128, 0.2, EPOCHS, RATES["codebook"][RENEWALS], False, ""),
+    ("resnet20_macs50", "kernel", 128, 0.11, EPOCHS, RATES["codebook"][RENEWALS], False, ""),
+    ("resnet20_macs50", "kernel", 128, 0.11, LONGER, SMALLER_RATE, False, ""),
+    ("resnet20_macs50", "row", 64, 0.2, EPOCHS, SMALLER_RATE, True, ""),
+    ("resnet20_macs50", "row", 64, 0.215, EPOCHS, SMALLER_RATE, True, "resnet20_16kB"),
+    ("", "row", 64, 0.212, EPOCHS, SMALLER_RATE, False, ""),
+    ("", "row", 64, 0.22, EPOCHS, SMALLER_RATE, False, ""),
+    ("", "row", 64, 0.188, EPOCHS, SMALLER_RATE, True, ""),
+    ("", "row", 64, 0.22, EPOCHS, SMALLER_RATE, True, "resnet20_32kB"),
+)
 # Trials of rows for half an epoch, which is too short to compare pieces: their number, price of a bit, and learning rate. Then of rows and
 # single weights for `EPOCHS`.
 BRIEF_TRIALS = (
@@ -88,7 +100,8 @@ class SizePoint:
     seed : of k-means, rounding and batches
     checkpoint : name under which the result is saved, or ""
     weighting, bit_cost : see `quantization.coded`
-    compact_file : whether the file is compact, see `quantization.save_coded`; False for the other methods
+    compact_file, contexts : whether the file is compact, and its indices have a code of their own, see `quantization.save_coded`; False for
+        the other methods
     """
 
     base: str
@@ -111,6 +124,7 @@ class SizePoint:
     weighting: float = 0.0
     bit_cost: float = 0.0
     compact_file: bool = False
+    contexts: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +197,7 @@ class SizeRuns(FineTuningRuns):
     def _written(self, path: Path, network: nn.Module, point: SizePoint, facts: dict[str, Any]) -> nn.Module:
         """Write a network to a file, and return the network that is read back from it."""
         if point.method == "codebook":
-            quantization.save_coded(path, network, facts, compact=point.compact_file)
+            quantization.save_coded(path, network, facts, compact=point.compact_file, contexts=point.contexts)
             return quantization.load_coded(path)[0]
         small = quantization.integers(network) if point.method == "learned steps" else network
         quantization.save_quantized(path, small, facts)
@@ -256,15 +270,11 @@ def all_points(runs: SizeRuns, epochs: int = EPOCHS) -> list[SizePoint]:
     points = untrained_points(runs)
     kernels = {"granularity": ["kernel"], "n_representatives": [96]}
     fixed, renewed = ({"renewals": [n], "learning_rate": [rate]} for n, rate in RATES["codebook"].items())
-    weighted = {"granularity": ["kernel"], "weighting": [WEIGHTING], "compact_file": [True]}
-    for pruned, n_kernels, bit_costs, name in COUNTED_KERNELS:
-        counted = {"pruned": [pruned], "n_representatives": [n_kernels], **weighted, **renewed}
-        points += runs.size_points("codebook", bit_cost=bit_costs, epochs=[EPOCHS], **counted)
-        counted |= {"learning_rate": [SMALLER_RATE]}
-        points += runs.size_points("codebook", bit_cost=bit_costs[-1:], epochs=[LONGER], checkpoint=[name], **counted)
-    counted = weighted | renewed | COUNTED_ROWS | {"learning_rate": [SMALLER_RATE]}
-    for bit_cost, name in ROW_PRICES.items():
-        points += runs.size_points("codebook", bit_cost=[bit_cost], epochs=[epochs], checkpoint=[name], **counted)
+    for pruned, granularity, number, bit_cost, n_epochs, rate, contexts, name in COUNTED_TRAINED:
+        coded = {"pruned": [pruned], "granularity": [granularity], "n_representatives": [number], "bit_cost": [bit_cost]}
+        coded |= {"weighting": [WEIGHTING], "renewals": [RENEWALS], "compact_file": [True], "contexts": [contexts]}
+        points += runs.size_points("codebook", **coded, epochs=[n_epochs], learning_rate=[rate], checkpoint=[name])
+    points += [dataclasses.replace(points[-1], checkpoint="", seed=seed) for seed in (1, 2)]
     points += runs.size_points("codebook", pruned=["", "resnet20_macs25"], **kernels, **renewed, epochs=[LONGER])
 
     def trained(bits: int, activation_bits: int, **choices: Sequence) -> list[SizePoint]:
