@@ -63,6 +63,7 @@ def test_pruned_and_quantized_networks_are_named_and_have_one_allocation_each():
 def test_the_front_has_no_row_that_another_beats():
     table = pd.DataFrame({"kB": [30, 10, 20, 20, 40, 50], "accuracy": [85.0, 80.0, 90.0, 91.0, 91.0, 92.0]})
     assert few_bits.front(table, "kB", "accuracy").index.tolist() == [1, 3, 5]
+    assert few_bits.front(table, "kB", "accuracy", margin=1.0).index.tolist() == [1, 3]
 
 
 @pytest.mark.parametrize(

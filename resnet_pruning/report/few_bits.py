@@ -75,10 +75,10 @@ def one_allocation(everything: pd.DataFrame) -> pd.DataFrame:
     return first.drop_duplicates(["pruned", "bits"]).sort_index()
 
 
-def front(table: pd.DataFrame, size: str, accuracy: str) -> pd.DataFrame:
-    """The rows that are more accurate than all rows of at most their size, the smallest first."""
+def front(table: pd.DataFrame, size: str, accuracy: str, margin: Real = 0.0) -> pd.DataFrame:
+    """The rows that are more accurate, by more than a margin, than all rows of at most their size, the smallest first."""
     ordered = table.sort_values([size, accuracy], ascending=[True, False], kind="stable")
-    return ordered[ordered[accuracy] > ordered[accuracy].cummax().shift(fill_value=-np.inf)]
+    return ordered[ordered[accuracy] > ordered[accuracy].cummax().shift(fill_value=-np.inf) + margin]
 
 
 def shown(text: str) -> str:
