@@ -33,7 +33,8 @@ def context_coded(indices: Tensor, books: Sequence[Book]) -> Tensor:
 
     def encode(rest: float, others: Callable[[], np.ndarray]) -> int:
         symbol = next(symbols)
-        encoder.encode(int(symbol > 0), coding.model.Bernoulli(rest, perfect=False))
+        if rest:
+            encoder.encode(int(symbol > 0), coding.model.Bernoulli(rest, perfect=False))
         if symbol and len(frequencies := others()) > 1:
             encoder.encode(symbol - 1, coding.model.Categorical(frequencies, lazy=True, perfect=False))
         return symbol
@@ -53,7 +54,7 @@ def context_decoded(stream: Tensor, books: Sequence[Book]) -> Tensor:
     decoder = coding.queue.RangeDecoder(stream[: 4 * words].numpy().view("<u4").astype(np.uint32))
 
     def decode(rest: float, others: Callable[[], np.ndarray]) -> int:
-        if not decoder.decode(coding.model.Bernoulli(rest, perfect=False)):
+        if not (rest and decoder.decode(coding.model.Bernoulli(rest, perfect=False))):
             return 0
         if len(frequencies := others()) > 1:
             return 1 + decoder.decode(coding.model.Categorical(frequencies, lazy=True, perfect=False))
@@ -98,7 +99,7 @@ def _layer(shape: Shape, found: _Frequencies, code: Code) -> list[int]:
         for place in range(n_places):
             counted = KERNEL * in_kernel + CHANNEL * in_channels[channel] + SHARE * (rest + 2 * share_before) / (len(indices) + 2)
             of = KERNEL * place + CHANNEL * (filter_number * n_places + place) + SHARE
-            index = code(counted / of, partial(_others, others, found, previous))
+            index = code(counted / of if len(others) else 0.0, partial(_others, others, found, previous))  # 0: an only representative
             if index:
                 rest, in_kernel = rest + 1, in_kernel + 1
                 in_channels[channel] += 1
