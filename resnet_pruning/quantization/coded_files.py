@@ -159,7 +159,7 @@ def _rebuilt(content: Mapping[str, Any]) -> ResNet:
     with torch.device("meta"):  # no memory before the size check: an index takes a bit or more, at most 1,032 bytes are packed into one
         network = ResNet(**content["config"])
     layout, sizes = groups(network, **content["coding"]), content["sizes"]
-    compact = not {"bits", "n_bytes"} <= set(content)
+    compact = not {"bits", "n_bytes"} <= set(content)  # each kind of compact file has one of them, see `_compressed` and `_in_contexts`
     if len(sizes) != len(layout) or not all(1 <= size <= 2**16 for size in sizes):
         raise ValueError(f"it has codebooks of {sizes} representatives, expected {len(layout)} of 1 to 65,536")
     convs, norms = convolutions(network), batch_norms(network)

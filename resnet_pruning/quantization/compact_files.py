@@ -1,4 +1,4 @@
-"""The container of the smallest files: a zip archive of a JSON text and of one compressed stream, with the usual checksum.
+"""The container of the smallest files: a zip archive of a JSON text and of compressed bytes, with the usual checksum.
 
 PyTorch's own container takes about 2 kB for the names and places of its parts, which is much beside a network in 16 kB.
 """

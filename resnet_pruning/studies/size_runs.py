@@ -265,7 +265,7 @@ def counted_points(
     return points
 
 
-def all_points(runs: SizeRuns, epochs: int = EPOCHS) -> list[SizePoint]:
+def all_points(runs: SizeRuns) -> list[SizePoint]:
     """The points of ``figures/bytes.csv``, the most important ones first."""
     points = untrained_points(runs)
     kernels = {"granularity": ["kernel"], "n_representatives": [96]}
@@ -274,7 +274,8 @@ def all_points(runs: SizeRuns, epochs: int = EPOCHS) -> list[SizePoint]:
         coded = {"pruned": [pruned], "granularity": [granularity], "n_representatives": [number], "bit_cost": [bit_cost]}
         coded |= {"weighting": [WEIGHTING], "renewals": [RENEWALS], "compact_file": [True], "contexts": [contexts]}
         points += runs.size_points("codebook", **coded, epochs=[n_epochs], learning_rate=[rate], checkpoint=[name])
-    points += [dataclasses.replace(points[-1], checkpoint="", seed=seed) for seed in (1, 2)]
+    (kept,) = (point for point in points if point.checkpoint == "resnet20_32kB")
+    points += [dataclasses.replace(kept, checkpoint="", seed=seed) for seed in (1, 2)]
     points += runs.size_points("codebook", pruned=["", "resnet20_macs25"], **kernels, **renewed, epochs=[LONGER])
 
     def trained(bits: int, activation_bits: int, **choices: Sequence) -> list[SizePoint]:
@@ -287,18 +288,18 @@ def all_points(runs: SizeRuns, epochs: int = EPOCHS) -> list[SizePoint]:
     for bits in (2, 3, 4):
         points += trained(bits, bits, stream_bits=[STREAM], epochs=[LONGER], seed=[1, 2])
     for bits, activation_bits in ((4, 4), (3, 3), (2, 2), (2, 8)):
-        points += trained(bits, activation_bits, epochs=[epochs])
+        points += trained(bits, activation_bits, epochs=[EPOCHS])
     for ways in (fixed, renewed):
-        coded = {"epochs": [epochs], **ways}
+        coded = {"epochs": [EPOCHS], **ways}
         points += runs.size_points("codebook", **kernels, **coded, representatives=["k-means", "random"])
         points += runs.size_points("codebook", granularity=["kernel"], n_representatives=[16], **coded)
     # Are pruning and few bits better together? With half of the MACs, and with a quarter.
-    points += runs.size_points("codebook", pruned=["resnet20_macs50", "resnet20_macs25"], **kernels, **renewed, epochs=[epochs])
-    points += trained(4, 4, pruned=["resnet20_macs50"], epochs=[epochs])
-    points += runs.size_points("codebook", granularity=["weight"], n_representatives=[4, 2], epochs=[epochs], **fixed)
-    points += runs.size_points("codebook", granularity=["row"], n_representatives=[4, 16], epochs=[epochs], **fixed)
+    points += runs.size_points("codebook", pruned=["resnet20_macs50", "resnet20_macs25"], **kernels, **renewed, epochs=[EPOCHS])
+    points += trained(4, 4, pruned=["resnet20_macs50"], epochs=[EPOCHS])
+    points += runs.size_points("codebook", granularity=["weight"], n_representatives=[4, 2], epochs=[EPOCHS], **fixed)
+    points += runs.size_points("codebook", granularity=["row"], n_representatives=[4, 16], epochs=[EPOCHS], **fixed)
     for granularity in ("kernel", "pair of kernels"):
-        points += runs.size_points("codebook", granularity=[granularity], n_representatives=[256], epochs=[epochs], **fixed)
+        points += runs.size_points("codebook", granularity=[granularity], n_representatives=[256], epochs=[EPOCHS], **fixed)
     for bits in ((8, 8), (4, 8), (3, 8), (2, 8), (4, 4), (3, 3), (2, 2)):
         streams = [0, STREAM] if bits[0] == bits[1] < STREAM else [0]
         for method in METHODS[:2]:
