@@ -47,7 +47,7 @@ def test_a_training_step_is_the_sum_of_its_parts():
 
 def test_the_time_to_the_published_accuracy_is_compared_with_the_straightforward_loops():
     recipe = Recipe(epochs=1, batch_size=256, small_share=1.0, small_size=8, warmup_epochs=0, ema=0)
-    table = benchmark.benchmark_accuracy("digits", recipe, seeds=(0, 1), n_steps=2, progress=False)
+    table = benchmark.benchmark_accuracy("digits", recipe, n_seeds=2, n_steps=2, progress=False)
     first, ours = table.iloc[0], table.iloc[1]
     assert first.accuracy == 91.25 and first.epochs == round(64_000 * 128 / 1437) and first.ratio == 1 and pd.isna(first.seeds)
     assert ours.seeds == 2 and ours.lowest <= ours.accuracy <= ours.highest and ours.epochs == 1
