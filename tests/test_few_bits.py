@@ -114,6 +114,7 @@ def test_networks_in_few_bytes_are_named():
         "integers, rounded",
         "codebook of kernels, one per layer, weighted, entropy-constrained, renewed, coded in contexts",
     ]
+    assert ", weighted to the power of 0.5, entropy" in few_bits.kinds(table.assign(weighting=0.5)).iloc[2]
     assert few_bits.numbers_of(table).tolist() == ["W4A4, 8-bit stream", "W2A8", "96, macs50"]
     assert few_bits.numbers_of(table, pieces=True).tolist() == ["W4A4, 8-bit stream", "W2A8", "96 kernels, macs50"]
 

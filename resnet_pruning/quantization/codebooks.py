@@ -106,7 +106,7 @@ def coded(
     representatives : "k-means", or "random": pieces drawn at random, as a control
     statistics : from `calibration.layer_statistics`, required by `weighting`
     weighting : of k-means. With 0, an error counts the same in all weights. With 1, it counts as much as it changes the logits, to first
-        order and as if the errors of weights were independent. In between, this cost is raised to that power
+        order and as if the errors of weights were independent. In between, this cost is raised to that power; 0.5 suits `bit_cost` better
     bit_cost : what a bit of an index costs in k-means, and when assignments are renewed, in units of what a squared error as large as a
         filter's mean square weight costs on average. Above 0, files are smaller, and representatives that no piece needs are dropped
     renew_every : training steps between two assignments of pieces to representatives; 0 keeps the first assignment

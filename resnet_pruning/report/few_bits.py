@@ -104,7 +104,7 @@ def shortfall(table: pd.DataFrame, column: str) -> Mapping[str, float]:
 def kinds(table: pd.DataFrame) -> pd.Series:
     """What the weights of each row of ``bytes.csv`` consist of, as text: integers, by how they were found, or pieces of a codebook."""
     renewed = table.renewals.gt(0).map({True: ", renewed", False: ""})
-    weighted = table.weighting.gt(0).map({True: ", weighted", False: ""})
+    weighted = table.weighting.map(lambda power: "" if power == 0 else ", weighted" + ("" if power == 1 else f" to the power of {power:g}"))
     counted = table.bit_cost.gt(0).map({True: ", entropy-constrained", False: ""})
     contexts = table.contexts.map({True: ", coded in contexts", False: ""})
     scope = table.scope.map({"network": "", "stage": ", one per stage", "layer": ", one per layer"})

@@ -89,7 +89,7 @@ def all_points(runs: MethodRuns) -> list[MethodPoint]:
 
 def wide_points(runs: MethodRuns, macs: int) -> list[MethodPoint]:
     """The points of ``figures/currencies_wide.csv``: the network of doubled widths with as many MACs as the base, and with half of them.
-    The first are measured, with one seed.
+    At as many MACs, two of the methods have three seeds.
 
     Parameters
     ----------

@@ -35,7 +35,8 @@ RENEWALS = 50  # of assignments in each epoch, of the numbers in `trial_points` 
 # in the trials by more than chance.
 RATES = {"learned steps": {2: 0.003, 3: 0.001, 4: 0.0003}, "codebook": {0: 0.03, RENEWALS: 0.003}}
 SMALLER_RATE = 0.0015  # of codebooks whose bits are counted, and of rows of kernels; see the trials of `EPOCHS`
-WEIGHTING = 1.0  # of errors by what they cost the logits, in k-means: the best of the trials, before training
+# Of errors by what they cost the logits, in k-means: the best of the trials before training, where bits cost nothing and where they do.
+WEIGHTING, COUNTED_WEIGHTING = 1.0, 0.5
 # Representatives of codebooks that are not trained, by what shares one, so that the files have similar sizes.
 UNTRAINED = {
     "network": {"kernel": (96, 256, 1024), "row": (16, 64), "weight": (4, 8)},
@@ -45,22 +46,8 @@ UNTRAINED = {
 # The same, for sizes by fewer representatives, or by what a bit costs with the most of them.
 COUNTED = {"kernel": (48, 96, 128, 192, 256), "row": (8, 16, 32, 64), "weight": (3, 4, 6, 8)}
 BIT_COSTS = (0.03, 0.06, 0.1, 0.15, 0.2)
-# Those that are trained: pruned from, pieces, their number, price of a bit, epochs, learning rate, whether indices are coded in contexts,
-# and what is kept. Two are one network in two files.
-COUNTED_TRAINED = (
-    ("", "kernel", 256, 0.11, EPOCHS, RATES["codebook"][RENEWALS], False, ""),
-    ("", "kernel", 256, 0.065, EPOCHS, RATES["codebook"][RENEWALS], False, ""),
-    ("", "kernel", 256, 0.065, LONGER, SMALLER_RATE, False, ""),
-    ("resnet20_macs50", "kernel", 128, 0.2, EPOCHS, RATES["codebook"][RENEWALS], False, ""),
-    ("resnet20_macs50", "kernel", 128, 0.11, EPOCHS, RATES["codebook"][RENEWALS], False, ""),
-    ("resnet20_macs50", "kernel", 128, 0.11, LONGER, SMALLER_RATE, False, ""),
-    ("resnet20_macs50", "row", 64, 0.2, EPOCHS, SMALLER_RATE, True, ""),
-    ("resnet20_macs50", "row", 64, 0.215, EPOCHS, SMALLER_RATE, True, "resnet20_16kB"),
-    ("", "row", 64, 0.212, EPOCHS, SMALLER_RATE, False, ""),
-    ("", "row", 64, 0.22, EPOCHS, SMALLER_RATE, False, ""),
-    ("", "row", 64, 0.188, EPOCHS, SMALLER_RATE, True, ""),
-    ("", "row", 64, 0.22, EPOCHS, SMALLER_RATE, True, "resnet20_32kB"),
-)
+# Trials of the weighting where bits are counted: before training, at prices of a bit that give files of about 30 kB.
+COUNTED_WEIGHTINGS = {1.0: 0.18, 0.75: 0.28, 0.5: 0.36, 0.25: 0.43, 0.0: 0.43}
 # Trials of rows for half an epoch, which is too short to compare pieces: their number, price of a bit, and learning rate. Then of rows and
 # single weights for `EPOCHS`.
 BRIEF_TRIALS = (
@@ -265,17 +252,37 @@ def counted_points(
     return points
 
 
+def counted_trained_points(runs: SizeRuns) -> list[SizePoint]:
+    """Codebooks that are trained while their bits are counted: kernels and rows of kernels, with all MACs and with half of them."""
+    half = {"pruned": ["resnet20_macs50"]}
+    renewed = {"renewals": [RENEWALS], "compact_file": [True], "weighting": [WEIGHTING]}
+    kernels = renewed | {"granularity": ["kernel"], "n_representatives": [256]}
+    few_kernels = kernels | {"n_representatives": [128]}
+    briefly = {"epochs": [EPOCHS], "learning_rate": [RATES["codebook"][RENEWALS]]}
+    longer = {"epochs": [LONGER], "learning_rate": [SMALLER_RATE]}
+    points = runs.size_points("codebook", **kernels, **briefly, bit_cost=[0.11, 0.065])
+    points += runs.size_points("codebook", **kernels, **longer, bit_cost=[0.065])
+    points += runs.size_points("codebook", **half, **few_kernels, **briefly, bit_cost=[0.2, 0.11])
+    points += runs.size_points("codebook", **half, **few_kernels, **longer, bit_cost=[0.11])
+    rows = renewed | {"granularity": ["row"], "n_representatives": [64], "epochs": [EPOCHS], "learning_rate": [SMALLER_RATE]}
+    in_contexts = rows | {"contexts": [True]}
+    points += runs.size_points("codebook", **half, **in_contexts, bit_cost=[0.2, 0.215])
+    points += runs.size_points("codebook", **rows, bit_cost=[0.212, 0.22])  # the last one is the next network in another file
+    points += runs.size_points("codebook", **in_contexts, bit_cost=[0.22], seed=[0, 1, 2])
+    points += runs.size_points("codebook", **in_contexts, bit_cost=[0.188])
+    gently = in_contexts | {"weighting": [COUNTED_WEIGHTING]}
+    points += runs.size_points("codebook", **half, **gently, bit_cost=[0.46])
+    points += runs.size_points("codebook", **half, **gently, bit_cost=[0.49], checkpoint=["resnet20_16kB"])
+    points += runs.size_points("codebook", **gently, bit_cost=[0.385], checkpoint=["resnet20_32kB"])
+    return points
+
+
 def all_points(runs: SizeRuns) -> list[SizePoint]:
     """The points of ``figures/bytes.csv``, the most important ones first."""
     points = untrained_points(runs)
     kernels = {"granularity": ["kernel"], "n_representatives": [96]}
     fixed, renewed = ({"renewals": [n], "learning_rate": [rate]} for n, rate in RATES["codebook"].items())
-    for pruned, granularity, number, bit_cost, n_epochs, rate, contexts, name in COUNTED_TRAINED:
-        coded = {"pruned": [pruned], "granularity": [granularity], "n_representatives": [number], "bit_cost": [bit_cost]}
-        coded |= {"weighting": [WEIGHTING], "renewals": [RENEWALS], "compact_file": [True], "contexts": [contexts]}
-        points += runs.size_points("codebook", **coded, epochs=[n_epochs], learning_rate=[rate], checkpoint=[name])
-    (kept,) = (point for point in points if point.checkpoint == "resnet20_32kB")
-    points += [dataclasses.replace(kept, checkpoint="", seed=seed) for seed in (1, 2)]
+    points += counted_trained_points(runs)
     points += runs.size_points("codebook", pruned=["", "resnet20_macs25"], **kernels, **renewed, epochs=[LONGER])
 
     def trained(bits: int, activation_bits: int, **choices: Sequence) -> list[SizePoint]:
@@ -323,9 +330,14 @@ def trial_points(runs: SizeRuns, n_images: int = 25_600) -> list[SizePoint]:
     values = {"granularity": ["kernel"], "weighting": [WEIGHTING], "compact_file": [False, True]}
     points += runs.size_points("codebook", "training", n_representatives=[128, 256], bit_cost=[0.05, 0.1, 0.2], **values)
     renewed = {"renewals": [RENEWALS], "learning_rate": [RATES["codebook"][RENEWALS]], "weighting": [WEIGHTING]}
+    rows = {"granularity": ["row"], "n_representatives": [64], "compact_file": [True], "contexts": [True]}
     for n_kernels, bit_cost in ((128, 0.0), (256, 0.15), (64, 0.4)):
         coded = {"granularity": ["kernel"], "n_representatives": [n_kernels], "bit_cost": [bit_cost]}
         points += runs.size_points("codebook", "training", **coded, **renewed, **trained)
+    for weighting, bit_cost in COUNTED_WEIGHTINGS.items():
+        points += runs.size_points("codebook", "training", **rows, weighting=[weighting], bit_cost=[bit_cost])
+    trained_rows = {"bit_cost": [COUNTED_WEIGHTINGS[COUNTED_WEIGHTING]], "epochs": [EPOCHS], "learning_rate": [SMALLER_RATE]}
+    points += runs.size_points("codebook", "training", **rows, weighting=[COUNTED_WEIGHTING], renewals=[RENEWALS], **trained_rows)
     for n_kernels, bit_cost in ((512, 0.15), (256, 0.08)):
         coded = {"granularity": ["kernel"], "n_representatives": [n_kernels], "bit_cost": [bit_cost], "compact_file": [True]}
         points += runs.size_points("codebook", "training", **coded, weighting=[WEIGHTING])
