@@ -274,6 +274,7 @@ def counted_trained_points(runs: SizeRuns) -> list[SizePoint]:
     points += runs.size_points("codebook", **half, **gently, bit_cost=[0.46])
     points += runs.size_points("codebook", **half, **gently, bit_cost=[0.49], checkpoint=["resnet20_16kB"])
     points += runs.size_points("codebook", **gently, bit_cost=[0.385], checkpoint=["resnet20_32kB"])
+    points += runs.size_points("codebook", **gently, bit_cost=[0.385], seed=[1, 2])
     return points
 
 
