@@ -284,6 +284,16 @@ def test_codes_in_contexts_give_back_the_indices(data, seed, power):
             context_codes.context_decoded(other, books)
 
 
+def test_bytes_that_no_indices_give_are_refused():
+    """The decoder itself stops at some of these, with an error of its own."""
+    books = [(7, [(2, 4, 2), (1, 2, 4)])]
+    indices = (7 * torch.rand(24, generator=torch.Generator().manual_seed(4)) ** 8).int()
+    stream = context_codes.context_coded(indices, books)
+    for n_bytes in range(len(stream)):
+        with pytest.raises(ValueError, match=f"its {n_bytes} bytes of indices are not those of 24 pieces"):
+            context_codes.context_decoded(stream[:n_bytes], books)
+
+
 def test_codes_in_contexts_take_the_entropy_given_layer_and_channel():
     """Channels that have other pieces than the most frequent one, and layers with frequencies of their own, need not be told."""
     generator = torch.Generator().manual_seed(0)
