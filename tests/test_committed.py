@@ -241,17 +241,16 @@ def test_rows_of_other_ways_to_prune_can_be_measured_again(cifar10, method):
     assert again["macs"] == row.macs and again["accuracy"] == pytest.approx(row.accuracy, abs=0.3)
 
 
-@pytest.mark.parametrize("bits, tolerance", [((16, 16), 0.02), ((8, 8), 0.1), ((4, 4), 0.3)])
+@pytest.mark.parametrize("bits, tolerance", [(8, 0.1), (4, 0.3)])
 def test_recorded_accuracies_of_quantized_networks_are_measured_again(cifar10, bits, tolerance):
-    end_bits, choices = max(bits[0], 8), {"rounding": "nearest", "seed": 0, "bias_correction": False, "levels": "uniform"}
-    row = measured("quantize", weight_bits=bits[0], activation_bits=bits[1], end_bits=end_bits, **choices)
+    choices = {"end_bits": 8, "rounding": "nearest", "seed": 0, "bias_correction": False, "levels": "uniform"}
+    row = measured("quantize", weight_bits=bits, activation_bits=bits, **choices)
     runs = quantization_runs.QuantizationRuns(str(BASE), "cifar10")
-    (point,) = runs.quantizing_points([bits], end_bits=[end_bits])
+    (point,) = runs.quantizing_points([(bits, bits)], end_bits=[8])
     again = runs.measure_quantized(point)
-    assert again["accuracy"] == pytest.approx(row.accuracy, abs=tolerance)
-    if bits == (16, 16):
-        assert abs(again["change"]) <= 0.05
-    assert again["bytes"] == row.bytes
+    assert again["accuracy"] == pytest.approx(row.accuracy, abs=tolerance) and again["bytes"] == row.bytes
+    if bits == 8:
+        assert abs(again["change"]) <= 0.15
 
 
 @pytest.mark.parametrize("name, limit", [("w4a4", 150_000), ("w2a2", 80_000), ("32kB", 2**15), ("16kB", 2**14)])

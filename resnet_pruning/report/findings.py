@@ -255,8 +255,8 @@ def _few_bytes(figures: Path) -> str:
     return (
         "Codebooks of pieces smaller than a filter, and training with the quantizer in the loop. "
         f"**Change of accuracy, with an 8-bit residual stream: {changes}; weights composed of shared rows of kernels in "
-        f"{coded.kB:.0f} kB, {coded.change:+.2f} pp ({coded.epochs:.0f} epochs), and with {smallest.macs:.0f} % of the MACs in "
-        f"{smallest.kB:.0f} kB, {smallest.change:+.2f} pp.** Before training, k-means gains "
+        f"{coded.kB:.0f} kB, {coded.change:+.2f} pp, in {smallest.kB:.0f} kB, {smallest.change:+.2f} pp "
+        f"({coded.epochs:.0f} epochs).** Before training, k-means gains "
         f"{gains.min():.1f} to {gains.max():.1f} pp if errors are weighted by what they cost the logits, and codebooks of kernels "
         f"{counted.min():.1f} to {counted.max():.1f} pp more, at equal size, if the bits of indices are counted as well."
     )

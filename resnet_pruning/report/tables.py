@@ -31,7 +31,7 @@ NAMES = {  # of the others, `called` makes them
     "resnet20_w4a4": "4-bit weights and activations",
     "resnet20_w2a2": "2-bit weights and activations",
     "resnet20_32kB": "64 shared rows of 3×3 kernels",
-    "resnet20_16kB": "64 shared rows of 3×3 kernels, half of the MACs",
+    "resnet20_16kB": "64 shared rows of 3×3 kernels, costlier bits",
 }
 FASTEST = {"runtime": "openvino", "precision": "int8"}
 GPU_TIMES = "benchmark_inference_gpu.csv"

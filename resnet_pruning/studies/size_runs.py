@@ -271,10 +271,11 @@ def counted_trained_points(runs: SizeRuns) -> list[SizePoint]:
     points += runs.size_points("codebook", **in_contexts, bit_cost=[0.22], seed=[0, 1, 2])
     points += runs.size_points("codebook", **in_contexts, bit_cost=[0.188])
     gently = in_contexts | {"weighting": [COUNTED_WEIGHTING]}
-    points += runs.size_points("codebook", **half, **gently, bit_cost=[0.46])
-    points += runs.size_points("codebook", **half, **gently, bit_cost=[0.49], checkpoint=["resnet20_16kB"])
-    points += runs.size_points("codebook", **gently, bit_cost=[0.385], checkpoint=["resnet20_32kB"])
-    points += runs.size_points("codebook", **gently, bit_cost=[0.385], seed=[1, 2])
+    points += runs.size_points("codebook", **half, **gently, bit_cost=[0.46, 0.49])
+    points += runs.size_points("codebook", **gently, bit_cost=[0.6, 0.85])
+    for name, bit_cost in (("resnet20_32kB", 0.385), ("resnet20_16kB", 0.79)):
+        points += runs.size_points("codebook", **gently, bit_cost=[bit_cost], checkpoint=[name])
+        points += runs.size_points("codebook", **gently, bit_cost=[bit_cost], seed=[1, 2])
     return points
 
 
