@@ -253,6 +253,15 @@ def test_recorded_accuracies_of_quantized_networks_are_measured_again(cifar10, b
         assert abs(again["change"]) <= 0.15
 
 
+def test_with_16_bits_the_base_predicts_what_it_does_in_floats(cifar10):
+    network, _ = checkpoints.load_checkpoint(BASE)
+    small = quantization.quantize(network, cifar10[0][:500], 16, 16, end_bits=16, progress=False)
+    ours, theirs = (evaluation.predict(each, cifar10[1][:1000]).argmax(1) for each in (small, network))
+    assert (ours != theirs).sum() <= 1
+    settings = {"end_bits": 16, "rounding": "nearest", "seed": 0, "bias_correction": False, "levels": "uniform"}
+    assert abs(measured("quantize", weight_bits=16, activation_bits=16, **settings).change) <= 0.05
+
+
 @pytest.mark.parametrize("name, limit", [("w4a4", 150_000), ("w2a2", 80_000), ("32kB", 2**15), ("16kB", 2**14)])
 def test_networks_in_few_bytes_have_the_size_and_the_accuracy_that_they_claim(cifar10, name, limit):
     path = ROOT / "checkpoints" / f"resnet20_{name}.pt"
