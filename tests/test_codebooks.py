@@ -1,5 +1,7 @@
 import copy
 import math
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -244,6 +246,53 @@ def test_compact_files_are_smaller_and_give_back_nearly_the_network(network, tmp
     assert (tmp_path / "a.pt").read_bytes() == first
 
 
+@given(st.booleans(), st.floats(-6, 4), st.integers(0, 99))
+@settings(deadline=None, max_examples=20)
+def test_representatives_come_back_within_half_a_step(own_steps, exponent, seed):
+    coded = quantization.coded(EVEN, 5, pieces="row", scope="layer")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for code in codes(coded):
+            values = torch.randn(code.codebook.representatives.shape, generator=generator).sinh()  # some are much larger than most
+            code.codebook.representatives.copy_(10**exponent * values)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.pt"
+        quantization.save_coded(path, coded, {}, compact=True, own_steps=own_steps)
+        read = inner(quantization.load_coded(path)[0])
+    for code, name in zip(codes(coded), inner(coded), strict=True):
+        expected = code.codebook.representatives.detach()[code.labels]
+        largest = expected.abs().amax(1, keepdim=True) if own_steps else expected.abs().max()
+        step = largest * (2 if own_steps else 1) / 127  # by a power of two too large
+        assert ((read[name].weight.view(expected.shape) - expected).abs() <= 0.501 * step).all()
+
+
+def test_steps_of_their_own_keep_a_network_most_of_whose_pieces_share_a_small_representative(tmp_path):
+    coded = quantization.coded(EVEN, 8, pieces="row").eval()
+    book = codes(coded)[0].codebook
+    with torch.no_grad():
+        common = torch.cat([code.labels for code in codes(coded)]).mode().values
+        for code in codes(coded):
+            code.labels[torch.rand(code.labels.shape, generator=torch.Generator().manual_seed(0)) < 0.8] = common
+        book.representatives[common] = book.representatives.abs().max() / 127 * torch.tensor([0.49, -0.49, 0.49])
+    inputs = IMAGES.normalised(IMAGES[:8].pixels)
+    expected, errors = coded(inputs), {}
+    for own_steps in (False, True):
+        quantization.save_coded(tmp_path / "a.pt", coded, {}, compact=True, own_steps=own_steps)
+        errors[own_steps] = (quantization.load_coded(tmp_path / "a.pt")[0](inputs) - expected).abs().mean().item()
+    assert errors[True] < errors[False] / 4
+
+
+def test_representatives_of_zeros_and_of_extreme_sizes_come_back(tmp_path):
+    coded = quantization.coded(EVEN, 4, pieces="row")
+    book = codes(coded)[0].codebook
+    with torch.no_grad():
+        book.representatives.copy_(torch.tensor([[0.0, 0, 0], [1e-12, 0, 0], [1, -1, 0.5], [1e-3, 0, 1e-3]]))
+    quantization.save_coded(tmp_path / "a.pt", coded, {}, compact=True)
+    weight = inner(quantization.load_coded(tmp_path / "a.pt")[0])["layer2.0.conv2"].weight.view(-1, 3)
+    expected = book.representatives.detach()[inner(coded)["layer2.0.conv2"].parametrizations.weight[0].labels]
+    torch.testing.assert_close(weight, expected, rtol=0.01, atol=1e-6)
+
+
 @pytest.mark.parametrize(("facts", "message"), [({"shape": (3, 3)}, "lists instead of tuples"), ({"of": {1: 2}}, "texts as keys")])
 def test_facts_that_a_compact_file_would_change_are_refused(facts, message, tmp_path):
     with pytest.raises(ValueError, match=message):
@@ -391,6 +440,8 @@ def test_damaged_files_with_contexts_are_refused(change, message, tmp_path):
         ({"data": lambda data: data[:0]}, "is damaged"),
         ({"sizes": lambda sizes: [3]}, "do not fill"),
         ({"sizes": None}, "holds no network of codebooks"),
+        ({"own_steps": lambda own: False}, "do not fill"),
+        ({"own_steps": None}, "do not fill"),
         ({"config": lambda config: config | {"stage_widths": [4096] * 3}}, "do not fill"),  # claims much, and takes no memory
         ({"facts": lambda facts: {"text": "0" * 2**21}}, "expected a text of at most 1,048,576 bytes"),
     ],

@@ -276,13 +276,15 @@ def test_networks_in_few_bytes_were_trained_alike():
     table = pd.read_csv(ROOT / "figures" / "bytes.csv")
     trained = table[table.epochs > 0]
     assert set(trained.method) == {"learned steps", "codebook"}
-    assert set(trained.epochs) == {size_runs.EPOCHS, size_runs.LONGER, size_runs.LONGEST}
+    assert set(trained.epochs) == {*size_runs.ROW_RATES, size_runs.LONGEST}
     kept = trained[trained.checkpoint.notna()]
-    assert len(kept) == 4 and (kept.epochs == (kept.granularity == "row").map({True: size_runs.EPOCHS, False: size_runs.LONGER})).all()
+    by_method = {"learned steps": size_runs.LONGER, "codebook": size_runs.EPOCHS}
+    assert len(kept) == 4 and (kept.epochs == kept.method.map(by_method)).all()
     chosen_by = trained.weight_bits.where(trained.method == "learned steps", trained.renewals)
     rates = [size_runs.RATES[method][key] for method, key in zip(trained.method, chosen_by, strict=True)]
-    smaller = (trained.bit_cost > 0) & ((trained.epochs > size_runs.EPOCHS) | (trained.granularity == "row"))
-    assert (trained.learning_rate == pd.Series(rates, trained.index).mask(smaller, size_runs.SMALLER_RATE)).all()
+    rates = pd.Series(rates, trained.index).mask((trained.bit_cost > 0) & (trained.epochs > size_runs.EPOCHS), size_runs.SMALLER_RATE)
+    rows = (trained.bit_cost > 0) & (trained.granularity == "row")
+    assert (trained.learning_rate == rates.mask(rows, trained.epochs.map(size_runs.ROW_RATES))).all()
     untrained = table[table.epochs == 0]
     assert (untrained.learning_rate == 0).all() and "learned steps" not in set(untrained.method)
 

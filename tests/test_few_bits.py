@@ -105,6 +105,7 @@ def test_networks_in_few_bytes_are_named():
             "weighting": [0.0, 0.0, 1.0],
             "bit_cost": [0.0, 0.0, 0.1],
             "contexts": [False, False, True],
+            "own_steps": [False, False, True],
             "scope": ["network", "network", "layer"],
             "pruned": ["", float("nan"), "resnet20_macs50"],
         }
@@ -112,7 +113,8 @@ def test_networks_in_few_bytes_are_named():
     assert few_bits.kinds(table).tolist() == [
         "integers, trained",
         "integers, rounded",
-        "codebook of kernels, one per layer, weighted, entropy-constrained, renewed, coded in contexts",
+        "codebook of kernels, one per layer, weighted, entropy-constrained, renewed, coded in contexts, "
+        "representatives with steps of their own",
     ]
     assert ", weighted to the power of 0.5, entropy" in few_bits.kinds(table.assign(weighting=0.5)).iloc[2]
     assert few_bits.numbers_of(table).tolist() == ["W4A4, 8-bit stream", "W2A8", "96, macs50"]

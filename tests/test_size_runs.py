@@ -56,6 +56,12 @@ def test_codes_in_contexts_make_other_files_of_the_same_network(runs):
     assert in_contexts["bytes_on_disk"] == pytest.approx(plain["bytes_on_disk"], rel=0.03) and in_contexts != plain
 
 
+def test_steps_of_representatives_take_half_a_byte_each(runs):
+    rows = {"granularity": ["row"], "n_representatives": [256], "compact_file": [True], "contexts": [True]}
+    without, with_steps = map(runs.measure_size, runs.size_points("codebook", **rows, own_steps=[False, True]))
+    assert 0 < with_steps["bytes_on_disk"] - without["bytes_on_disk"] < 256 * 0.75
+
+
 def test_more_representatives_leave_less_and_random_ones_more(runs):
     numbers = {"filter": [2, 8], "kernel": [2, 8, 32], "row": [2, 8], "weight": [2, 8]}
     network = runs.material.network

@@ -21,8 +21,18 @@ from .files import STRATEGIES, deflated, inflated, pack, read_network, split_byt
 from .learned_steps import LearnedSteps
 from .quantized_model import ENDS, quantized
 
+HALVINGS_BITS = 4  # of how often the step of a representative is halved
 
-def save_coded(path: str | Path, network: nn.Module, facts: Mapping[str, Any], *, compact: bool = False, contexts: bool = False) -> None:
+
+def save_coded(
+    path: str | Path,
+    network: nn.Module,
+    facts: Mapping[str, Any],
+    *,
+    compact: bool = False,
+    contexts: bool = False,
+    own_steps: bool = True,
+) -> None:
     """Write a network of `quantization.coded`, trained or not, whole or not at all.
 
     `load_coded` gives this network with its representatives, scales and batch norm rounded.
@@ -32,6 +42,8 @@ def save_coded(path: str | Path, network: nn.Module, facts: Mapping[str, Any], *
     compact : whether these are integers of 8 bits times a step for each tensor, instead of floats of 16, and everything is compressed
     contexts : whether, in a compact file, indices have a code of their own, whose frequencies follow the pieces around, instead of one for
         all bytes. It is smaller by some percent, and takes some seconds if there are many pieces
+    own_steps : whether, in a compact file, each representative has a step of its own, smaller than that of the largest one by a power of
+        two. Most pieces may share a representative near 0, and with one step for all it is rounded so coarsely that predictions change
 
     Raises
     ------
@@ -54,10 +66,12 @@ def save_coded(path: str | Path, network: nn.Module, facts: Mapping[str, Any], *
             book, own = book[order][: int((counts > 0).sum())], order.argsort()[own]
         books.append(book)
         labels.append(own)
-    values = [tensor.flatten().view(torch.uint8) for tensor in _stored(network, codes, books, compact).values()]
+    stored = _stored(network, codes, books, own_steps) if compact else _stored(network, codes, books)
+    values = [tensor.flatten().view(torch.uint8) for tensor in stored.values()]
     content = {"config": network.config, "coding": network.coding, "sizes": [len(book) for book in books], "facts": dict(facts)}
     if compact:
         content["config"] = network.config | {"stage_widths": [*network.config["stage_widths"]]}  # for JSON
+        content["own_steps"] = own_steps
     indices, values = torch.cat(labels).cpu(), torch.cat(values)
     if contexts:
         content |= _in_contexts(indices, values, _books(network, layout, content["sizes"]))
@@ -127,8 +141,10 @@ def _symbols(n_representatives: Integer) -> set[int]:
 
 
 @torch.no_grad()
-def _stored(network: nn.Module, codes: Mapping[str, Coded | LearnedSteps], books: Sequence[Tensor], compact: bool) -> dict[str, Tensor]:
-    """The tensors that a file holds besides indices, in order, on the CPU."""
+def _stored(
+    network: nn.Module, codes: Mapping[str, Coded | LearnedSteps], books: Sequence[Tensor], own_steps: bool | None = None
+) -> dict[str, Tensor]:
+    """The tensors that a file holds besides indices, in order, on the CPU. `own_steps` is None if it is not compact."""
     values = {str(i): book for i, book in enumerate(books)}
     for name, norm in batch_norms(network).items():
         (factor, shift), code, conv = affine(norm), codes[name], network.get_submodule(name)
@@ -141,11 +157,15 @@ def _stored(network: nn.Module, codes: Mapping[str, Coded | LearnedSteps], books
         raise ValueError(f"{', '.join(broken[:3])} have values beyond 65,504, the largest of 16 bits")
     tensors = {}
     for name, tensor in values.items():
-        if not compact:
+        if own_steps is None:
             tensors[name] = tensor.half()
-        else:
-            step = (tensor.abs().max().float() / 127).clamp(min=1e-30)
-            tensors |= {name: quantized(tensor, step, 0, -127, 127).to(torch.int8), f"{name}.step": step}
+            continue
+        step = own_step = (tensor.abs().max().float() / 127).clamp(min=1e-30)
+        if own_steps and name.isdigit():
+            halvings = (127 * step / tensor.abs().amax(1)).log2().floor().clamp(0, 2**HALVINGS_BITS - 1)
+            own_step = step * 2 ** -halvings.unsqueeze(1)
+            tensors[f"{name}.halvings"] = pack(halvings, HALVINGS_BITS)
+        tensors |= {name: quantized(tensor, own_step, 0, -127, 127).to(torch.int8), f"{name}.step": step}
     tensors |= {name: tensor.half() for name, tensor in ends.items()}
     for name in ENDS:
         layer = network.get_submodule(name)
@@ -159,7 +179,7 @@ def _rebuilt(content: Mapping[str, Any]) -> ResNet:
     with torch.device("meta"):  # no memory before the size check: an index takes a bit or more, at most 1,032 bytes are packed into one
         network = ResNet(**content["config"])
     layout, sizes = groups(network, **content["coding"]), content["sizes"]
-    compact = not {"bits", "n_bytes"} <= set(content)  # each kind of compact file has one of them, see `_compressed` and `_in_contexts`
+    compact = "own_steps" in content
     if len(sizes) != len(layout) or not all(1 <= size <= 2**16 for size in sizes):
         raise ValueError(f"it has codebooks of {sizes} representatives, expected {len(layout)} of 1 to 65,536")
     convs, norms = convolutions(network), batch_norms(network)
@@ -171,6 +191,8 @@ def _rebuilt(content: Mapping[str, Any]) -> ResNet:
             values |= {f"{name}.{part}": torch.empty(norm.num_features) for part in ("factor", "shift")}
         like = {}
         for name, tensor in values.items():
+            if compact and content["own_steps"] and name.isdigit():
+                like[f"{name}.halvings"] = torch.empty(-(-HALVINGS_BITS * len(tensor) // 8), dtype=torch.uint8)
             like |= {name: tensor.char(), f"{name}.step": torch.empty(())} if compact else {name: tensor.half()}
         like |= {f"fc.{part}": torch.empty(network.fc.out_features).half() for part in ("steps", "bias")}
         like |= {f"{name}.codes": network.get_submodule(name).weight.char() for name in ENDS}
@@ -178,7 +200,11 @@ def _rebuilt(content: Mapping[str, Any]) -> ResNet:
     indices = indices.split(list(pieces.values()))
     tensors = split_bytes(rest, like)
     if compact:
-        tensors |= {name: tensors[name].float() * tensors[f"{name}.step"] for name in values}
+        for name, tensor in values.items():
+            step = tensors[f"{name}.step"]
+            if f"{name}.halvings" in tensors:
+                step = step * 2.0 ** -unpack(tensors[f"{name}.halvings"], HALVINGS_BITS, tensor[:, :1].shape)
+            tensors[name] = tensors[name].float() * step
     state = {"fc.weight": tensors["fc.codes"].float() * tensors["fc.steps"].float().unsqueeze(1), "fc.bias": tensors["fc.bias"]}
     state["conv1.weight"] = tensors["conv1.codes"].float()
     books = {name: tensors[str(i)].float() for i, names in enumerate(layout.values()) for name in names}

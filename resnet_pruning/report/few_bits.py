@@ -107,8 +107,9 @@ def kinds(table: pd.DataFrame) -> pd.Series:
     weighted = table.weighting.map(lambda power: "" if power == 0 else ", weighted" + ("" if power == 1 else f" to the power of {power:g}"))
     counted = table.bit_cost.gt(0).map({True: ", entropy-constrained", False: ""})
     contexts = table.contexts.map({True: ", coded in contexts", False: ""})
+    finer = table.own_steps.map({True: ", representatives with steps of their own", False: ""})
     scope = table.scope.map({"network": "", "stage": ", one per stage", "layer": ", one per layer"})
-    return table.method.map(METHODS).fillna(table.granularity.map(PIECES)) + scope + weighted + counted + renewed + contexts
+    return table.method.map(METHODS).fillna(table.granularity.map(PIECES)) + scope + weighted + counted + renewed + contexts + finer
 
 
 def numbers_of(table: pd.DataFrame, pieces: bool = False) -> pd.Series:

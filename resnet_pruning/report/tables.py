@@ -52,7 +52,7 @@ def networks(figures: Path) -> pd.DataFrame:
     pruned = kept(newest(figures / "kept_networks.csv"))
     pruned = pruned.assign(macs=100 * pruned.macs_share, parameters=100 * pruned.parameters_share)
     few = pd.read_csv(figures / "bytes.csv")
-    settings = [*few.loc[:, "method":"renewals"], "stream_bits", "weighting", "bit_cost", "compact_file", "contexts", "epochs"]
+    settings = [*few.loc[:, "method":"renewals"], *few.loc[:, "stream_bits":"own_steps"], "epochs"]
     few = few.assign(network=few.groupby(settings, dropna=False).checkpoint.transform("first")).dropna(subset="network")
     few = few.groupby("network", sort=False).agg(**OVER_SEEDS, epochs=("epochs", "first"), made_of=("pruned", "first"))
     few = few.assign(**{size: few.made_of.map(pruned[size]).fillna(100.0) for size in ("macs", "parameters")})

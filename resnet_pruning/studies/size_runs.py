@@ -35,6 +35,9 @@ RENEWALS = 50  # of assignments in each epoch, of the numbers in `trial_points` 
 # in the trials by more than chance.
 RATES = {"learned steps": {2: 0.003, 3: 0.001, 4: 0.0003}, "codebook": {0: 0.03, RENEWALS: 0.003}}
 SMALLER_RATE = 0.0015  # of codebooks whose bits are counted, and of rows of kernels; see the trials of `EPOCHS`
+# Of rows whose bits are counted, by epochs. The longer a training, the smaller its rate: weights grow by about the sum of its squares over
+# the steps, and a bit becomes cheap beside the errors of larger weights.
+ROW_RATES = {EPOCHS: SMALLER_RATE, 15: 0.0009, LONGER: 0.0006}
 # Of errors by what they cost the logits, in k-means: the best of the trials before training, where bits cost nothing and where they do.
 WEIGHTING, COUNTED_WEIGHTING = 1.0, 0.5
 # Representatives of codebooks that are not trained, by what shares one, so that the files have similar sizes.
@@ -89,6 +92,7 @@ class SizePoint:
     weighting, bit_cost : see `quantization.coded`
     compact_file, contexts : whether the file is compact, and its indices have a code of their own, see `quantization.save_coded`; False for
         the other methods
+    own_steps : of representatives in a compact file, see `quantization.save_coded`; the first files had none
     """
 
     base: str
@@ -112,6 +116,7 @@ class SizePoint:
     bit_cost: float = 0.0
     compact_file: bool = False
     contexts: bool = False
+    own_steps: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +189,8 @@ class SizeRuns(FineTuningRuns):
     def _written(self, path: Path, network: nn.Module, point: SizePoint, facts: dict[str, Any]) -> nn.Module:
         """Write a network to a file, and return the network that is read back from it."""
         if point.method == "codebook":
-            quantization.save_coded(path, network, facts, compact=point.compact_file, contexts=point.contexts)
+            file = {"compact": point.compact_file, "contexts": point.contexts, "own_steps": point.own_steps}
+            quantization.save_coded(path, network, facts, **file)
             return quantization.load_coded(path)[0]
         small = quantization.integers(network) if point.method == "learned steps" else network
         quantization.save_quantized(path, small, facts)
@@ -273,9 +279,15 @@ def counted_trained_points(runs: SizeRuns) -> list[SizePoint]:
     gently = in_contexts | {"weighting": [COUNTED_WEIGHTING]}
     points += runs.size_points("codebook", **half, **gently, bit_cost=[0.46, 0.49])
     points += runs.size_points("codebook", **gently, bit_cost=[0.6, 0.85])
-    for name, bit_cost in (("resnet20_32kB", 0.385), ("resnet20_16kB", 0.79)):
-        points += runs.size_points("codebook", **gently, bit_cost=[bit_cost], checkpoint=[name])
-        points += runs.size_points("codebook", **gently, bit_cost=[bit_cost], seed=[1, 2])
+    points += runs.size_points("codebook", **gently, bit_cost=[0.385, 0.79], seed=[0, 1, 2])
+    finer = gently | {"own_steps": [True]}
+    points += runs.size_points("codebook", **finer, bit_cost=[0.6, 0.85])  # these and the next ones are networks from above in other files
+    points += runs.size_points("codebook", **finer, bit_cost=[0.385], checkpoint=["resnet20_32kB"])
+    points += runs.size_points("codebook", **finer, bit_cost=[0.79], checkpoint=["resnet20_16kB"])
+    points += runs.size_points("codebook", **finer, bit_cost=[0.79], seed=[1, 2])
+    for epochs, bit_costs in ((15, [0.415, 0.79, 0.865]), (LONGER, [0.88])):
+        longer = {"epochs": [epochs], "learning_rate": [ROW_RATES[epochs]]}
+        points += runs.size_points("codebook", **finer | longer, bit_cost=bit_costs)
     return points
 
 
