@@ -35,8 +35,8 @@ RENEWALS = 50  # of assignments in each epoch, of the numbers in `trial_points` 
 # in the trials by more than chance.
 RATES = {"learned steps": {2: 0.003, 3: 0.001, 4: 0.0003}, "codebook": {0: 0.03, RENEWALS: 0.003}}
 SMALLER_RATE = 0.0015  # of codebooks whose bits are counted, and of rows of kernels; see the trials of `EPOCHS`
-# Of rows whose bits are counted, by epochs. The longer a training, the smaller its rate: weights grow by about the sum of its squares over
-# the steps, and a bit becomes cheap beside the errors of larger weights.
+# Of rows whose bits are counted, by epochs. The longer a training, the smaller its rate: weights grow with each step, and a bit becomes
+# cheap beside the errors of larger weights.
 ROW_RATES = {EPOCHS: SMALLER_RATE, 15: 0.0009, LONGER: 0.0006}
 # Of errors by what they cost the logits, in k-means: the best of the trials before training, where bits cost nothing and where they do.
 WEIGHTING, COUNTED_WEIGHTING = 1.0, 0.5
@@ -92,7 +92,7 @@ class SizePoint:
     weighting, bit_cost : see `quantization.coded`
     compact_file, contexts : whether the file is compact, and its indices have a code of their own, see `quantization.save_coded`; False for
         the other methods
-    own_steps : of representatives in a compact file, see `quantization.save_coded`; the first files had none
+    own_steps : of representatives in a compact file, see `quantization.save_coded`; False in rows that are older than these steps
     """
 
     base: str
@@ -281,8 +281,8 @@ def counted_trained_points(runs: SizeRuns) -> list[SizePoint]:
     points += runs.size_points("codebook", **gently, bit_cost=[0.6, 0.85])
     points += runs.size_points("codebook", **gently, bit_cost=[0.385, 0.79], seed=[0, 1, 2])
     finer = gently | {"own_steps": [True]}
-    points += runs.size_points("codebook", **finer, bit_cost=[0.6, 0.85])  # these and the next ones are networks from above in other files
     points += runs.size_points("codebook", **finer, bit_cost=[0.385], checkpoint=["resnet20_32kB"])
+    points += runs.size_points("codebook", **finer, bit_cost=[0.6, 0.85])  # these and the next ones are networks from above in other files
     points += runs.size_points("codebook", **finer, bit_cost=[0.79], checkpoint=["resnet20_16kB"])
     points += runs.size_points("codebook", **finer, bit_cost=[0.79], seed=[1, 2])
     for epochs, bit_costs in ((15, [0.415, 0.79, 0.865]), (LONGER, [0.88])):
