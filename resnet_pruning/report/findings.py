@@ -287,7 +287,7 @@ FINDINGS: dict[str, tuple[str, str, Callable[[Path], str]]] = {
     "09_compact": ("compact_speed", "Accuracy by speed-up in two runtimes, for each committed network", _compact_networks),
     "10_codebooks": (
         "bytes_on_disk",
-        "Accuracy by bytes on disk, for integers and codebooks; the best at each size are labelled",
+        "Accuracy by bytes on disk, for integers and codebooks, and published networks (bytes of their weights); the best are labelled",
         _few_bytes,
     ),
 }
