@@ -66,7 +66,7 @@ def save_coded(
             book, own = book[order][: int((counts > 0).sum())], order.argsort()[own]
         books.append(book)
         labels.append(own)
-    stored = _stored(network, codes, books, own_steps) if compact else _stored(network, codes, books)
+    stored = _stored(network, codes, books, own_steps if compact else None)
     values = [tensor.flatten().view(torch.uint8) for tensor in stored.values()]
     content = {"config": network.config, "coding": network.coding, "sizes": [len(book) for book in books], "facts": dict(facts)}
     if compact:
@@ -142,7 +142,7 @@ def _symbols(n_representatives: Integer) -> set[int]:
 
 @torch.no_grad()
 def _stored(
-    network: nn.Module, codes: Mapping[str, Coded | LearnedSteps], books: Sequence[Tensor], own_steps: bool | None = None
+    network: nn.Module, codes: Mapping[str, Coded | LearnedSteps], books: Sequence[Tensor], own_steps: bool | None
 ) -> dict[str, Tensor]:
     """The tensors that a file holds besides indices, in order, on the CPU. `own_steps` is None if it is not compact."""
     values = {str(i): book for i, book in enumerate(books)}

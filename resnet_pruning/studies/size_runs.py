@@ -28,6 +28,7 @@ from .protocol import TEACHER
 from .sweeps import expanded, run_sweep
 
 EPOCHS, LONGER = 5, 30  # of the networks that are compared, and of those that are kept
+BETWEEN = 15  # of some rows of kernels
 LONGEST = 60  # for 2 bits: are the epochs of the kept ones too few?
 STREAM = 8  # bits of the residual stream, where it is not as coarse as the inputs of convolutions
 RENEWALS = 50  # of assignments in each epoch, of the numbers in `trial_points` the best one
@@ -37,7 +38,7 @@ RATES = {"learned steps": {2: 0.003, 3: 0.001, 4: 0.0003}, "codebook": {0: 0.03,
 SMALLER_RATE = 0.0015  # of codebooks whose bits are counted, and of rows of kernels; see the trials of `EPOCHS`
 # Of rows whose bits are counted, by epochs. The longer a training, the smaller its rate: weights grow with each step, and a bit becomes
 # cheap beside the errors of larger weights.
-ROW_RATES = {EPOCHS: SMALLER_RATE, 15: 0.0009, LONGER: 0.0006}
+ROW_RATES = {EPOCHS: SMALLER_RATE, BETWEEN: 0.0009, LONGER: 0.0006}
 # Of errors by what they cost the logits, in k-means: the best of the trials before training, where bits cost nothing and where they do.
 WEIGHTING, COUNTED_WEIGHTING = 1.0, 0.5
 # Representatives of codebooks that are not trained, by what shares one, so that the files have similar sizes.
@@ -285,7 +286,7 @@ def counted_trained_points(runs: SizeRuns) -> list[SizePoint]:
     points += runs.size_points("codebook", **finer, bit_cost=[0.6, 0.85])  # these and the next ones are networks from above in other files
     points += runs.size_points("codebook", **finer, bit_cost=[0.79], checkpoint=["resnet20_16kB"])
     points += runs.size_points("codebook", **finer, bit_cost=[0.79], seed=[1, 2])
-    for epochs, bit_costs in ((15, [0.415, 0.79, 0.865]), (LONGER, [0.88])):
+    for epochs, bit_costs in ((BETWEEN, [0.415, 0.79, 0.865]), (LONGER, [0.88])):
         longer = {"epochs": [epochs], "learning_rate": [ROW_RATES[epochs]]}
         points += runs.size_points("codebook", **finer | longer, bit_cost=bit_costs)
     return points
